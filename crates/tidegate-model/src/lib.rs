@@ -1,0 +1,42 @@
+//! The vocabulary that the control side and the data plane share.
+//!
+//! ```text
+//! objects ─► translate() ─► Snapshot ─► SnapshotStore ─► data plane ─► Observed
+//! ```
+//!
+//! Plain values only: no I/O, no Kubernetes, no serde. Everything here is already parsed and valid:
+//! a hostname is a [`HostName`], a certificate holds its parsed key, a filter holds typed headers.
+//! What crosses a boundary (custom resources, admin JSON) has its own type there and is converted.
+
+mod backend;
+mod certificate;
+mod filter;
+mod names;
+mod observed;
+mod rule;
+mod secret;
+mod snapshot;
+mod store;
+
+pub use backend::{
+    ActiveHealthCheck, BackendGroup, CircuitLimits, Cluster, ClusterKey, HashKey, LoadBalancing,
+    PassiveHealthCheck, ProxyProtocolVersion, Target, UpstreamProtocol, UpstreamTls,
+    WeightedBackend,
+};
+pub use certificate::{Certificate, CertificateOrigin, Fingerprint};
+pub use filter::{
+    BasicAuth, Compression, CompressionAlgorithm, Cors, Filters, ForwardAuth, HeaderEdits,
+    IpAccess, Mirror, OriginPattern, PathRewrite, RateLimit, RateLimitKey, Rewrite,
+};
+pub use names::{HostName, HostPattern, NameError, ObjectName, RouteId};
+pub use observed::{EndpointState, ListenerState, Observed, ObservedCluster, ObservedListener};
+pub use rule::{
+    Action, FixedResponse, HeaderMatch, Limits, PathMatch, QueryMatch, Redirect, RedirectPath,
+    RequestMatch, RouteEntry, Rule, StaticFolder, Timeouts, ValueMatch,
+};
+pub use secret::Secret;
+pub use snapshot::{
+    ClientAuth, ClientAuthMode, HostMap, PlainHttp, Snapshot, TlsMode, TlsPolicy, TlsVersion,
+    VirtualHost,
+};
+pub use store::{Published, SnapshotStore};

@@ -1,0 +1,20 @@
+//! The data plane: accepts connections, terminates TLS, routes and forwards requests.
+//!
+//! The life of a request, one file per phase:
+//!
+//! ```text
+//! accept → PROXY protocol → ClientHello → certificate or passthrough → codec → snapshot → normalise → route
+//! listener   proxy_protocol   tls           tls          passthrough     http    http       normalize   router
+//!   → filters → choose upstream → connect → forward or upgrade → respond → access log
+//!     filters/   balance           upstream/  upstream/  upgrade   respond    access_log
+//! ```
+//!
+//! Knows neither Kubernetes nor ACME: everything it serves is a value in the
+//! [`Snapshot`](tidegate_model::Snapshot).
+
+mod body;
+mod edge;
+mod settings;
+
+pub use edge::{Edge, RunningEdge, StartError};
+pub use settings::{AccessLogSettings, EdgeLimits, EdgeTimeouts, ProxyProtocolMode, Settings};
