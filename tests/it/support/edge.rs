@@ -1,0 +1,215 @@
+//! The real `tidegate` binary on free ports of loopback, over a folder of the test's own.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::program::{Program, succeed};
+use super::{Client, Reply, eventually, ports};
+
+/// How long anything asked of the edge may take on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How an edge is to be started.
+pub(crate) struct Builder {
+    objects: Vec<(String, String)>,
+    args: Vec<String>,
+}
+
+impl Builder {
+    /// Adds an object in a file of its own.
+    pub(crate) fn object(mut self, yaml: impl Into<String>) -> Self {
+        let name = format!("object-{}.yaml", self.objects.len());
+        self.objects.push((name, yaml.into()));
+        self
+    }
+
+    /// Adds a command-line argument of `tidegate run`.
+    pub(crate) fn arg(mut self, arg: &str) -> Self {
+        self.args.push(arg.to_owned());
+        self
+    }
+
+    /// Starts it and waits until it is ready.
+    #[track_caller]
+    pub(crate) fn start(self) -> Edge {
+        let folder = tempfile::Builder::new().prefix("tidegate-it-").tempdir().unwrap();
+        let objects = folder.path().join("objects");
+        fs::create_dir(&objects).unwrap();
+        for (name, yaml) in &self.objects {
+            fs::write(objects.join(name), yaml).unwrap();
+        }
+        let (http, https, admin) = (ports::free(), ports::free(), ports::free());
+        let mut command = Edge::command();
+        command
+            .arg("run")
+            .arg(&objects)
+            .args(["--http", &format!("127.0.0.1:{http}")])
+            .args(["--https", &format!("127.0.0.1:{https}")])
+            .args(["--admin", &format!("127.0.0.1:{admin}")])
+            .arg("--state-dir")
+            .arg(folder.path().join("state"))
+            .args(["--workers", "1"])
+            .args(&self.args);
+        let program = Program::start(&mut command).wait_for_port(admin);
+        let edge = Edge { program, folder, http, https, admin };
+        eventually("readiness", PATIENCE, || match edge.admin("/readyz") {
+            Ok(reply) if reply.starts_with("HTTP/1.1 200") => Ok(()),
+            other => Err(format!("{other:?}; log:\n{}", edge.log())),
+        });
+        edge
+    }
+}
+
+/// A running edge. Dropping ends it.
+pub(crate) struct Edge {
+    program: Program,
+    folder: TempDir,
+    /// Port of plain HTTP.
+    pub(crate) http: u16,
+    /// Port of HTTPS.
+    pub(crate) https: u16,
+    /// Port of the admin listener.
+    pub(crate) admin: u16,
+}
+
+impl Edge {
+    /// An edge without objects yet.
+    pub(crate) fn builder() -> Builder {
+        Builder { objects: Vec::new(), args: Vec::new() }
+    }
+
+    /// An edge that serves these objects.
+    #[track_caller]
+    pub(crate) fn start(objects: &[String]) -> Self {
+        objects
+            .iter()
+            .fold(Self::builder(), |builder, yaml| builder.object(yaml.clone()))
+            .start()
+    }
+
+    /// The binary, with an environment of its own.
+    pub(crate) fn command() -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+        command.env_remove("SSL_CERT_FILE").env("NO_COLOR", "1");
+        command
+    }
+
+    /// Everything logged so far.
+    pub(crate) fn log(&self) -> String {
+        self.program.log()
+    }
+
+    /// The process.
+    pub(crate) fn program(&mut self) -> &mut Program {
+        &mut self.program
+    }
+
+    /// The watched folder.
+    pub(crate) fn objects(&self) -> PathBuf {
+        self.folder.path().join("objects")
+    }
+
+    /// A folder that ends with the test.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Writes or replaces a file of the watched folder in one step, as an editor or a sync tool does.
+    pub(crate) fn write(&self, name: &str, yaml: &str) {
+        let next = self.folder.path().join(format!("{name}.next"));
+        fs::write(&next, yaml).unwrap();
+        fs::rename(&next, self.objects().join(name)).unwrap();
+    }
+
+    /// Removes a file of the watched folder.
+    pub(crate) fn remove(&self, name: &str) {
+        fs::remove_file(self.objects().join(name)).unwrap();
+    }
+
+    /// The file with the edge's own root certificate.
+    #[track_caller]
+    pub(crate) fn ca_file(&self) -> PathBuf {
+        let file = self.folder.path().join("state/ca/ca.crt");
+        assert!(file.exists(), "no root certificate at {}", file.display());
+        file
+    }
+
+    /// A GET on the admin listener: head and body as text.
+    pub(crate) fn admin(&self, path: &str) -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.admin))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply)?;
+        Ok(reply)
+    }
+
+    /// A client that trusts the edge.
+    pub(crate) fn client(&self) -> Client {
+        Client::new(self.https, &fs::read(self.ca_file()).unwrap())
+    }
+
+    /// `GET https://host/path`.
+    #[track_caller]
+    pub(crate) fn get(&self, host: &str, path: &str) -> Reply {
+        self.client().get(host, path)
+    }
+
+    /// Waits until a GET of this host answers with the status.
+    #[track_caller]
+    pub(crate) fn wait_for_status(&self, host: &str, path: &str, status: u16) -> Reply {
+        let client = self.client();
+        eventually(&format!("{status} from {host}{path}"), PATIENCE, || {
+            match client.try_get(host, path) {
+                Ok(reply) if reply.status == status => Ok(reply),
+                Ok(reply) => Err(format!("{} {}", reply.status, reply.text())),
+                Err(error) => Err(error),
+            }
+        })
+    }
+
+    /// curl that finds the hosts here and trusts this edge.
+    pub(crate) fn curl(&self, hosts: &[&str]) -> Command {
+        let mut command = Command::new("curl");
+        command
+            .args(["-sS", "--max-time", "60"])
+            .arg("--cacert")
+            .arg(self.ca_file())
+            .env_remove("CURL_CA_BUNDLE");
+        for host in hosts {
+            command.arg("--resolve").arg(format!("{host}:{}:127.0.0.1", self.https));
+            command.arg("--resolve").arg(format!("{host}:{}:127.0.0.1", self.http));
+        }
+        command
+    }
+
+    /// `https://host:port/path`.
+    pub(crate) fn url(&self, host: &str, path: &str) -> String {
+        format!("https://{host}:{}{path}", self.https)
+    }
+
+    /// Runs another subcommand of the binary; panics unless it succeeds.
+    #[track_caller]
+    pub(crate) fn run(args: &[&str]) -> String {
+        succeed(Self::command().args(args))
+    }
+}
+
+/// A route from one host to one address.
+pub(crate) fn route(name: &str, host: &str, address: impl std::fmt::Display) -> String {
+    format!(
+        "apiVersion: edge.tidegate.dev/v1alpha1\n\
+         kind: TlsRoute\n\
+         metadata: {{name: {name}}}\n\
+         spec:\n\
+         \x20 hostnames: [{host}]\n\
+         \x20 rules:\n\
+         \x20 - backends: [{{address: \"{address}\"}}]\n"
+    )
+}

@@ -1,0 +1,171 @@
+//! A real program run by a test: started with its output kept, ended by its pid.
+
+use std::ffi::OsStr;
+use std::io::{BufRead as _, BufReader, Read};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::eventually;
+
+/// How long a program may take to listen on a busy machine.
+const START: Duration = Duration::from_secs(60);
+
+/// A running program. Dropping ends it.
+pub(crate) struct Program {
+    name: String,
+    child: Child,
+    log: Arc<Mutex<String>>,
+}
+
+impl Program {
+    /// Starts it. Its stdout and stderr are collected.
+    #[track_caller]
+    pub(crate) fn start(command: &mut Command) -> Self {
+        let name = command.get_program().to_string_lossy().into_owned();
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("start {name}: {error}"));
+        let log = Arc::new(Mutex::new(String::new()));
+        collect(child.stdout.take().unwrap(), Arc::clone(&log));
+        collect(child.stderr.take().unwrap(), Arc::clone(&log));
+        Self { name, child, log }
+    }
+
+    /// Waits until somebody listens on the port.
+    #[track_caller]
+    pub(crate) fn wait_for_port(mut self, port: u16) -> Self {
+        let what = format!("{} listening on {port}", self.name);
+        eventually(&what, START, || {
+            if let Some(status) = self.ended() {
+                panic!("{} ended with {status}:\n{}", self.name, self.log());
+            }
+            TcpStream::connect(("127.0.0.1", port)).map(drop).map_err(|error| error.to_string())
+        });
+        self
+    }
+
+    /// Everything printed so far.
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The exit status, if it is over.
+    pub(crate) fn ended(&mut self) -> Option<std::process::ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// Sends a signal by name, such as `TERM`.
+    pub(crate) fn signal(&self, signal: &str) {
+        let status = Command::new("kill")
+            .arg(format!("-{signal}"))
+            .arg(self.pid().to_string())
+            .status()
+            .unwrap();
+        assert!(status.success(), "kill -{signal} {}", self.pid());
+    }
+
+    /// Waits for the end.
+    #[track_caller]
+    pub(crate) fn wait(&mut self, patience: Duration) -> std::process::ExitStatus {
+        let what = format!("the end of {}", self.name);
+        eventually(&what, patience, || {
+            self.child.try_wait().unwrap().ok_or_else(|| "still running".to_owned())
+        })
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn collect(stream: impl Read + Send + 'static, log: Arc<Mutex<String>>) {
+    std::thread::spawn(move || {
+        let mut lines = BufReader::new(stream);
+        let mut line = Vec::new();
+        while matches!(lines.read_until(b'\n', &mut line), Ok(1..)) {
+            log.lock().unwrap().push_str(&String::from_utf8_lossy(&line));
+            line.clear();
+        }
+    });
+}
+
+/// Runs to the end and returns stdout and stderr together; panics with them unless the status is 0.
+#[track_caller]
+pub(crate) fn succeed(command: &mut Command) -> String {
+    let (ok, text) = run(command);
+    assert!(ok, "{command:?} failed:\n{text}");
+    text
+}
+
+/// Runs to the end: whether the status was 0, and stdout and stderr together.
+#[track_caller]
+pub(crate) fn run(command: &mut Command) -> (bool, String) {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("run {command:?}: {error}"));
+    let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.push_str(&String::from_utf8_lossy(&output.stderr));
+    (output.status.success(), text)
+}
+
+/// The program on the search path, with the folders that unprivileged shells often lack.
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from))
+        .map(|folder| folder.join(program))
+        .find(|candidate| candidate.is_file())
+}
+
+/// Where `cargo xtask tools` puts what it installs.
+pub(crate) fn tools() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools")
+}
+
+/// A program of the tests' Python environment.
+pub(crate) fn python(program: &str) -> PathBuf {
+    tools().join("python-test/bin").join(program)
+}
+
+/// A file beside the real-program tests.
+pub(crate) fn real_file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/real").join(name)
+}
+
+/// Whether a program the test needs is missing. Says so loudly; under `CI` it is a failure.
+#[track_caller]
+pub(crate) fn missing<S: AsRef<OsStr>>(programs: &[S]) -> bool {
+    for program in programs {
+        let path = Path::new(program.as_ref());
+        let found = if path.is_absolute() {
+            path.exists()
+        } else {
+            find(&path.to_string_lossy()).is_some()
+        };
+        if !found {
+            let name = path.display();
+            assert!(
+                std::env::var_os("CI").is_none(),
+                "{name} is not installed, and nothing may be skipped under CI: `cargo xtask tools`"
+            );
+            eprintln!("SKIPPED: {name} is not installed; `cargo xtask tools` does it");
+            return true;
+        }
+    }
+    false
+}

