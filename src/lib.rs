@@ -1,1 +1,4 @@
-//! x
+//! Tidegate: the TLS edge for people who host their own services.
+
+pub mod api;
+pub mod translate;

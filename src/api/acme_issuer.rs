@@ -1,0 +1,229 @@
+//! AcmeIssuer: a certification authority that speaks ACME (RFC 8555), and how challenges are answered.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// An AcmeIssuer is an account at a certification authority that speaks ACME.
+#[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[kube(
+    group = "edge.tidegate.dev",
+    version = "v1alpha1",
+    kind = "AcmeIssuer",
+    plural = "acmeissuers",
+    shortname = "acmei",
+    category = "edge",
+    status = "AcmeIssuerStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    doc = "An AcmeIssuer is an account at a certification authority that speaks ACME.",
+    printcolumn(name = "Default", type_ = "boolean", json_path = ".spec.default"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].status"
+    ),
+    printcolumn(
+        name = "Directory",
+        type_ = "string",
+        priority = 1,
+        json_path = ".spec.directory"
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    )
+)]
+#[x_kube(validation = Rule::new("has(self.termsOfServiceAgreed) && self.termsOfServiceAgreed")
+    .message("read the authority's terms of service and set termsOfServiceAgreed: true")
+    .reason(Reason::FieldValueInvalid))]
+#[serde(rename_all = "camelCase")]
+pub struct AcmeIssuerSpec {
+    /// Whether routes that name no issuer use this one. At most one AcmeIssuer may say so; of several, the
+    /// oldest wins. Default: `false`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default: Option<bool>,
+
+    /// URL of the directory, such as `https://acme-v02.api.letsencrypt.org/directory`.
+    #[schemars(length(min = 1, max = 1024))]
+    pub directory: String,
+
+    /// Where the authority may write to, such as `["mailto:admin@example.com"]`. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), inner(length(min = 1, max = 256)))]
+    pub contact: Vec<String>,
+
+    /// Whether you agree to the authority's terms of service. Must be `true`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terms_of_service_agreed: Option<bool>,
+
+    /// Profile of the certificates, such as `tlsserver` or `shortlived`. Default: the authority's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    pub profile: Option<String>,
+
+    /// Key type of the certificates: `P256`, `P384` or `RSA2048`. Default: `P256`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16), extend("enum" = ["P256", "P384", "RSA2048"]))]
+    pub key_type: Option<String>,
+
+    /// External account binding, where the authority asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external_account_binding: Option<ExternalAccountBinding>,
+
+    /// Name of the Secret with the account's key in the operator's namespace; made if absent.
+    /// Default: `acme-account-` and the issuer's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub account_secret_name: Option<String>,
+
+    /// Name of a Secret in the operator's namespace whose key `ca.crt` holds the CAs that the directory's
+    /// certificate is verified with, for private authorities. Default: the system's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub ca_secret_name: Option<String>,
+
+    /// Whom to ask when to renew: `ARI` (the authority, RFC 9773) or `Lifetime` (at two thirds of the
+    /// certificate's life). Default: `ARI`, and `Lifetime` where the authority does not offer it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16), extend("enum" = ["ARI", "Lifetime"]))]
+    pub renewal_information_source: Option<String>,
+
+    /// Name of another AcmeIssuer that is asked while this one fails, such as `zerossl`. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub fallback_issuer: Option<String>,
+
+    /// How challenges are answered; the first solver whose selector fits a hostname is used. Wildcards
+    /// need `dns01`. Default: `tlsAlpn01`, then `http01`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(min = 1, max = 16),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
+    )]
+    pub solvers: Vec<Solver>,
+}
+
+/// External account binding (RFC 8555 §7.3.4).
+#[derive(JsonSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExternalAccountBinding {
+    /// Identifier of the key, as the authority shows it.
+    #[schemars(length(min = 1, max = 256))]
+    pub key_id: String,
+
+    /// Where the HMAC key is, base64url as the authority shows it.
+    pub key_secret_ref: SecretKeyRef,
+}
+
+/// One key of a Secret in the operator's namespace.
+#[derive(JsonSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretKeyRef {
+    /// Name of the Secret, such as `hetzner-dns`.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+
+    /// Key within it, such as `token`.
+    #[schemars(length(min = 1, max = 253))]
+    pub key: String,
+}
+
+/// A way to answer challenges: exactly one of `http01`, `tlsAlpn01` and `dns01`.
+#[derive(KubeSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[x_kube(validation = Rule::new("[has(self.http01), has(self.tlsAlpn01), has(self.dns01)].filter(x, x).size() == 1")
+    .message("set exactly one of http01, tlsAlpn01 and dns01"))]
+#[serde(rename_all = "camelCase")]
+pub struct Solver {
+    /// Name, unique within the issuer, such as `wildcard`.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+
+    /// Hostnames that this solver is for. Default: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<SolverSelector>,
+
+    /// A file under `/.well-known/acme-challenge/` on port 80.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http01: Option<Http01Solver>,
+
+    /// A certificate on port 443.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_alpn01: Option<TlsAlpn01Solver>,
+
+    /// A TXT record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns01: Option<Dns01Solver>,
+}
+
+/// Which hostnames a solver is for; all given conditions must hold.
+#[derive(JsonSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SolverSelector {
+    /// Zones that the hostname is in, such as `[example.com]`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 253)))]
+    pub dns_zones: Vec<String>,
+
+    /// Hostnames as such, such as `["*.example.com"]`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 253)))]
+    pub dns_names: Vec<String>,
+}
+
+/// http-01 has no settings: the edge answers by itself.
+#[derive(JsonSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Http01Solver {}
+
+/// tls-alpn-01 has no settings: the edge answers by itself.
+#[derive(JsonSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TlsAlpn01Solver {}
+
+/// dns-01 through a provider of DNS.
+#[derive(JsonSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Dns01Solver {
+    /// The provider, such as `hetzner`, `cloudflare` or `rfc2136`.
+    #[schemars(length(min = 1, max = 63))]
+    pub provider: String,
+
+    /// Where its token is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential_secret_ref: Option<SecretKeyRef>,
+
+    /// Zone to write to, if it cannot be found by asking, such as `example.com`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub zone: Option<String>,
+
+    /// How long to wait for the record to be seen, such as `2m`. Default: `2m`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 32))]
+    pub propagation_timeout: Option<String>,
+}
+
+/// What the edge reports about an AcmeIssuer.
+#[derive(JsonSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AcmeIssuerStatus {
+    /// The generation of the object that this status speaks of; -1 until an edge has looked at it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+
+    /// The state, one entry per type. See the page on conditions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 16),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"])
+    )]
+    pub conditions: Vec<Condition>,
+
+    /// URL of the account at the authority.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub account_url: Option<String>,
+}

@@ -1,0 +1,249 @@
+//! The one list of condition types and reasons, and the helper that sets a condition.
+//!
+//! Whatever reports a state to people (statuses, events, metric labels, `check`) takes its words from
+//! here; `docs/reference/conditions.md` is generated from the same tables.
+
+pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+use std::time::SystemTime;
+
+use k8s_openapi::jiff::Timestamp;
+
+/// Declares an enum whose variants carry their documentation as text, so that code and page agree.
+macro_rules! words {
+    ($(#[$outer:meta])* $name:ident { $($(#[doc = $doc:literal])+ $variant:ident,)* }) => {
+        $(#[$outer])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum $name {
+            $($(#[doc = $doc])+ $variant,)*
+        }
+
+        impl $name {
+            /// Every variant, in the order of the reference page.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The word as statuses show it.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => stringify!($variant),)* }
+            }
+
+            /// What it means, in one or more sentences.
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc,)+),)* }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+words! {
+    /// Types of conditions.
+    ConditionType {
+        /// The object is valid and its hostnames are its own.
+        Accepted,
+        /// Everything the object names exists: Secrets, ConfigMaps, agents, issuers.
+        ResolvedRefs,
+        /// A certificate that is valid now and covers the hostnames is being served.
+        CertificateReady,
+        /// The data plane serves this generation of the object.
+        Programmed,
+        /// Backends see the address of the client.
+        ClientAddressPreserved,
+        /// The credential of an agent is there and usable.
+        CredentialReady,
+        /// At least one session of the agent is alive.
+        Connected,
+        /// All of the above that apply; the message is that of the first which fails.
+        Ready,
+        /// Present only while work is in progress.
+        Reconciling,
+        /// Present only while nothing will change until a person acts.
+        Stalled,
+    }
+}
+
+words! {
+    /// Reasons of conditions.
+    Reason {
+        /// Nothing to complain about.
+        Accepted,
+        /// Every reference was found.
+        ResolvedRefs,
+        /// A valid certificate is served.
+        CertificateReady,
+        /// The TLS connection is not opened here, so no certificate is needed.
+        NotNeeded,
+        /// The data plane serves this object.
+        Programmed,
+        /// Everything is well.
+        Ready,
+        /// The client's address is sent in X-Forwarded-For and X-Real-IP.
+        ForwardedHeaders,
+        /// The client's address is sent in a PROXY protocol header.
+        ProxyProtocol,
+        /// TLS is passed through without a PROXY protocol header, so the backend sees the edge's address.
+        AddressLost,
+        /// `spec.suspend` is true: the object is not served and its certificate is not renewed.
+        Suspended,
+        /// A field has a value that cannot be used. The message names the field.
+        Invalid,
+        /// A value is valid, but this edge cannot do it.
+        UnsupportedValue,
+        /// An older object owns a hostname that this one also claims.
+        HostnameConflict,
+        /// Some HTTP trackers of one process go through the TLS proxy and some do not.
+        MixedTrackerProxy,
+        /// A Secret does not exist.
+        SecretNotFound,
+        /// A Secret exists but lacks a key, or has the wrong type or content.
+        InvalidSecret,
+        /// A ConfigMap does not exist or lacks a key.
+        ConfigMapNotFound,
+        /// The certificate or key of a Secret cannot be used: unreadable, or the two do not belong together.
+        InvalidCertificate,
+        /// The certificate does not cover every hostname of the route.
+        NameMismatch,
+        /// The certificate's validity has ended.
+        Expired,
+        /// The certificate's validity has not begun.
+        NotYetValid,
+        /// A TunnelAgent does not exist.
+        AgentNotFound,
+        /// A TunnelAgent exists, but no session of it is alive.
+        AgentNotConnected,
+        /// The agent may not serve a hostname, because its `allowedHostnames` do not cover it.
+        HostnameNotAllowed,
+        /// An AcmeIssuer does not exist.
+        IssuerNotFound,
+        /// The backend's name or Service does not exist.
+        BackendNotFound,
+        /// The certificate is being issued; a placeholder is served if there is one.
+        Issuing,
+        /// This edge does not order certificates by ACME; its internal CA stands in.
+        AcmeNotEnabled,
+        /// Nothing of the object can be served.
+        NothingToServe,
+        /// The new version of the object is bad; the last good one stays in use.
+        LastGoodKept,
+        /// Not yet looked at.
+        Pending,
+    }
+}
+
+/// Sets a condition. `lastTransitionTime` moves only when the status changes, as Kubernetes' contract
+/// says; conditions stay in the order of [`ConditionType::ALL`].
+pub fn set_condition(
+    conditions: &mut Vec<Condition>,
+    type_: ConditionType,
+    status: bool,
+    reason: Reason,
+    message: impl Into<String>,
+    observed_generation: Option<i64>,
+    now: SystemTime,
+) {
+    let status = if status { "True" } else { "False" };
+    let since = conditions
+        .iter()
+        .find(|existing| existing.type_ == type_.as_str() && existing.status == status)
+        .map_or_else(
+            || timestamp(now),
+            |existing| existing.last_transition_time.clone(),
+        );
+    remove_condition(conditions, type_);
+    conditions.push(Condition {
+        last_transition_time: since,
+        message: bounded(message.into()),
+        observed_generation,
+        reason: reason.as_str().to_owned(),
+        status: status.to_owned(),
+        type_: type_.as_str().to_owned(),
+    });
+    conditions.sort_by_key(|condition| {
+        ConditionType::ALL
+            .iter()
+            .position(|known| known.as_str() == condition.type_)
+    });
+}
+
+/// Removes a condition, for those that are present only while true.
+pub fn remove_condition(conditions: &mut Vec<Condition>, type_: ConditionType) {
+    conditions.retain(|condition| condition.type_ != type_.as_str());
+}
+
+/// The condition of that type.
+pub fn find_condition(conditions: &[Condition], type_: ConditionType) -> Option<&Condition> {
+    conditions
+        .iter()
+        .find(|condition| condition.type_ == type_.as_str())
+}
+
+/// Whether the condition of that type is there and true.
+pub fn is_true(conditions: &[Condition], type_: ConditionType) -> bool {
+    find_condition(conditions, type_).is_some_and(|condition| condition.status == "True")
+}
+
+/// A moment as Kubernetes writes it, to the second.
+pub fn timestamp(moment: SystemTime) -> Time {
+    let seconds = moment
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .ok()
+        .and_then(|since| i64::try_from(since.as_secs()).ok())
+        .unwrap_or_default();
+    Time(Timestamp::from_second(seconds).unwrap_or(Timestamp::UNIX_EPOCH))
+}
+
+/// The API server refuses messages over 32 KiB; an object with very many mistakes must still get a status.
+fn bounded(mut message: String) -> String {
+    const LIMIT: usize = 32 * 1024;
+    if message.len() > LIMIT {
+        let mut end = LIMIT - 4;
+        while !message.is_char_boundary(end) {
+            end -= 1;
+        }
+        message.truncate(end);
+        message.push_str(" …");
+    }
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_transition_time_moves_only_with_the_status() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let mut conditions = Vec::new();
+        let mut set = |status, message: &str, now| {
+            set_condition(
+                &mut conditions,
+                ConditionType::Ready,
+                status,
+                Reason::Ready,
+                message,
+                Some(1),
+                at(now),
+            );
+            (
+                conditions[0].last_transition_time.clone(),
+                conditions[0].message.clone(),
+            )
+        };
+        assert_eq!(set(true, "a", 10), (timestamp(at(10)), "a".to_owned()));
+        assert_eq!(set(true, "b", 20), (timestamp(at(10)), "b".to_owned()));
+        assert_eq!(set(false, "c", 30), (timestamp(at(30)), "c".to_owned()));
+    }
+
+    #[test]
+    fn a_message_is_cut_at_a_character() {
+        let long = bounded("ä".repeat(40_000));
+        assert!(long.len() <= 32 * 1024 && long.ends_with('…'));
+    }
+}

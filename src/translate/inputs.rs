@@ -1,0 +1,98 @@
+//! What `translate` looks at: objects as they were written, and what is true of this edge.
+//!
+//! Plain data without clocks, files or clients, so that `check`, `explain`, the standalone loader and the
+//! operator can all ask the same question.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tidegate_model::{Certificate, ObjectName, RouteId};
+
+use super::LastGood;
+use crate::api::{AcmeIssuer, TlsRoute, TunnelAgent};
+
+/// Everything that decides what the data plane serves.
+#[derive(Debug, Clone, Default)]
+pub struct Inputs {
+    /// Routes in any order. Of two with one name the first counts and the second is reported.
+    pub routes: Vec<Arc<TlsRoute>>,
+    /// Agents in any order.
+    pub agents: Vec<Arc<TunnelAgent>>,
+    /// Issuers in any order.
+    pub issuers: Vec<Arc<AcmeIssuer>>,
+    /// Secrets that routes may name.
+    pub secrets: BTreeMap<ObjectName, Arc<SecretData>>,
+    /// ConfigMaps that routes may name.
+    pub config_maps: BTreeMap<ObjectName, Arc<ConfigMapData>>,
+    /// Certificates that were already issued for routes, by the internal CA or by ACME.
+    pub issued: BTreeMap<RouteId, Arc<Certificate>>,
+    /// Served to clients without SNI, and until a route's own certificate exists.
+    pub default_certificate: Option<Arc<Certificate>>,
+    /// What is true of this edge.
+    pub environment: Environment,
+    /// What the last translation returned; empty at the start.
+    pub last_good: Arc<LastGood>,
+}
+
+/// What is true of this edge, whatever the objects say.
+#[derive(Debug, Clone, Default)]
+pub struct Environment {
+    /// The class of routes that this edge serves; None serves those that name no class.
+    pub class_name: Option<String>,
+    /// How `service` backends become addresses.
+    pub services: ServiceResolution,
+    /// Where `static` backends may lie.
+    pub static_files: StaticFilesPolicy,
+    /// Whether this edge can order certificates by ACME. If not, its internal CA stands in and says so.
+    pub acme: bool,
+}
+
+/// How `service: {name, port}` becomes addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ServiceResolution {
+    /// The name is a DNS name, as in Compose or `/etc/hosts`.
+    #[default]
+    Dns,
+}
+
+/// Where the folders of `static` backends may lie.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StaticFilesPolicy {
+    /// Anywhere; relative paths start at this folder.
+    RelativeTo(PathBuf),
+    /// Only within this folder; absolute paths are refused.
+    Within(PathBuf),
+}
+
+impl Default for StaticFilesPolicy {
+    fn default() -> Self {
+        Self::RelativeTo(PathBuf::new())
+    }
+}
+
+/// Type and content of a Secret.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct SecretData {
+    /// Such as `kubernetes.io/tls`; `Opaque` when none is given.
+    pub type_: String,
+    /// Values by key, decoded.
+    pub data: BTreeMap<String, Vec<u8>>,
+}
+
+impl fmt::Debug for SecretData {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SecretData")
+            .field("type_", &self.type_)
+            .field("keys", &self.data.keys().collect::<Vec<_>>())
+            .finish()
+    }
+}
+
+/// Content of a ConfigMap.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ConfigMapData {
+    /// Values by key.
+    pub data: BTreeMap<String, String>,
+}

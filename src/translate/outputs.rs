@@ -1,0 +1,149 @@
+//! What `translate` says.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use tidegate_model::{Certificate, HostPattern, ObjectName, RouteId, Snapshot};
+
+use crate::api::conditions::Reason;
+use crate::api::{AcmeIssuerStatus, TlsRouteSpec, TlsRouteStatus, TunnelAgentStatus};
+
+/// The result of a translation.
+#[derive(Debug, Default)]
+pub struct Translation {
+    /// What the data plane serves.
+    pub snapshot: Snapshot,
+    /// The status of each object.
+    pub statuses: Statuses,
+    /// Everything that is wrong, one entry each, in the order of objects and fields. Statuses say the
+    /// same in their conditions.
+    pub problems: Vec<Problem>,
+    /// Certificates that somebody must issue or keep renewed. Complete: what is not here is not needed.
+    pub wanted_certificates: Vec<WantedCertificate>,
+    /// What the next translation needs as [`Inputs::last_good`](super::Inputs::last_good).
+    pub last_good: LastGood,
+}
+
+/// Statuses by object.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Statuses {
+    /// Of TlsRoutes.
+    pub routes: BTreeMap<RouteId, TlsRouteStatus>,
+    /// Of TunnelAgents.
+    pub agents: BTreeMap<ObjectName, TunnelAgentStatus>,
+    /// Of AcmeIssuers, by name.
+    pub issuers: BTreeMap<String, AcmeIssuerStatus>,
+}
+
+/// The kinds that problems speak of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// A route.
+    TlsRoute,
+    /// An agent.
+    TunnelAgent,
+    /// An issuer.
+    AcmeIssuer,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TlsRoute => "TlsRoute",
+            Self::TunnelAgent => "TunnelAgent",
+            Self::AcmeIssuer => "AcmeIssuer",
+        })
+    }
+}
+
+/// An object that a problem belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectRef {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its namespace, if the kind has one.
+    pub namespace: Option<String>,
+    /// Its name.
+    pub name: String,
+}
+
+impl fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.namespace {
+            Some(namespace) => write!(f, "{} {namespace}/{}", self.kind, self.name),
+            None => write!(f, "{} {}", self.kind, self.name),
+        }
+    }
+}
+
+/// One thing that is wrong with one object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The object.
+    pub object: ObjectRef,
+    /// The field, such as `spec.rules[1].timeouts.idle`.
+    pub field: String,
+    /// The condition reason.
+    pub reason: Reason,
+    /// What was found, quoting the value.
+    pub message: String,
+    /// What to do about it, in one sentence without full stop.
+    pub hint: Option<String>,
+}
+
+impl Problem {
+    /// Field, message and hint in one line, as conditions show it.
+    pub fn summary(&self) -> String {
+        match &self.hint {
+            Some(hint) => format!("{}: {}; {hint}", self.field, self.message),
+            None => format!("{}: {}", self.field, self.message),
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.object, self.summary())
+    }
+}
+
+/// A certificate that somebody must issue or keep renewed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WantedCertificate {
+    /// The route it is for; [`Inputs::issued`](super::Inputs::issued) is searched by it.
+    pub route: RouteId,
+    /// Names it must cover, sorted, without duplicates, never empty.
+    pub names: Vec<HostPattern>,
+    /// Who issues it.
+    pub issuer: IssuerChoice,
+}
+
+/// Who issues a certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum IssuerChoice {
+    /// The edge's own CA.
+    InternalCa,
+    /// The AcmeIssuer of that name.
+    Acme(String),
+}
+
+/// The last good version of each object. Opaque to callers, who hand it back.
+#[derive(Debug, Clone, Default)]
+pub struct LastGood {
+    /// By route.
+    pub routes: BTreeMap<RouteId, GoodRoute>,
+    /// The statuses that the last translation reported, for the times of transitions.
+    pub statuses: Statuses,
+}
+
+/// What was last good about a route.
+#[derive(Debug, Clone)]
+pub struct GoodRoute {
+    /// Its specification.
+    pub spec: Arc<TlsRouteSpec>,
+    /// The generation of that specification.
+    pub generation: Option<i64>,
+    /// The certificate it was served with.
+    pub certificate: Option<Arc<Certificate>>,
+}
