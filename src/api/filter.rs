@@ -146,7 +146,7 @@ pub struct RewriteFilter {
 #[serde(rename_all = "camelCase")]
 pub struct PathModifier {
     /// `ReplaceFullPath`, `ReplacePrefixMatch` (the part that the rule's prefix matched) or
-    /// `RegularExpression` (only in URLRewrite).
+    /// `RegularExpression` (only in `URLRewrite`).
     #[serde(rename = "type")]
     #[schemars(
         length(max = 32),

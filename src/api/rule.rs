@@ -1,4 +1,4 @@
-//! Rules of a TlsRoute: which requests, within which bounds. Words and shapes of Gateway API's HTTPRoute.
+//! Rules of a TlsRoute: which requests, within which bounds. Words and shapes of Gateway API's `HTTPRoute`.
 
 use kube::KubeSchema;
 use schemars::JsonSchema;
