@@ -14,7 +14,20 @@
 
 mod body;
 mod edge;
+#[allow(dead_code, reason = "wired by the http phase")]
+mod forwarded;
+#[allow(dead_code, unused_imports, reason = "wired by the http phase")]
+mod normalize;
+#[allow(dead_code, reason = "wired by the http phase")]
+mod path;
+#[allow(dead_code, reason = "wired by the http phase")]
+mod redirect;
+#[allow(dead_code, reason = "wired by the http phase")]
+mod rewrite;
+#[allow(dead_code, reason = "wired by the http phase")]
+mod router;
 mod settings;
 
 pub use edge::{Edge, RunningEdge, StartError};
+pub use router::{ExplainRequest, ExplainedEntry, Verdict, explain};
 pub use settings::{AccessLogSettings, EdgeLimits, EdgeTimeouts, ProxyProtocolMode, Settings};
