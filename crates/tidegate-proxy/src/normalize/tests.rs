@@ -70,15 +70,15 @@ async fn serve(raw: &str) -> Vec<Outcome> {
     let (mut reader, mut writer) = tokio::io::split(client);
     writer.write_all(raw.as_bytes()).await.unwrap();
     writer.shutdown().await.unwrap();
-    let serving = http1::Builder::new()
+    let connection = http1::Builder::new()
         .half_close(true)
         .serve_connection(TokioIo::new(server), handler);
-    let (served, ()) = tokio::join!(serving, async {
+    let (done, ()) = tokio::join!(connection, async {
         let mut answer = Vec::new();
         let _ = reader.read_to_end(&mut answer).await;
     });
     let mut outcomes = std::mem::take(&mut *outcomes.lock().unwrap());
-    if served.is_err() {
+    if done.is_err() {
         outcomes.push(Outcome::Codec);
     }
     outcomes
