@@ -1,11 +1,19 @@
 //! The one body type of responses and of requests to backends. Bodies stream; nothing here buffers.
 
+use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
+
+use crate::upstream::Lease;
+use crate::upstream::cluster::ActiveRequest;
 
 /// Error of any body.
 pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -19,9 +27,11 @@ pub(crate) enum Body {
     Empty,
     /// Bytes at hand; None once they are sent.
     Full(Option<Bytes>),
-    /// From the other side, passed on as it comes.
-    Incoming(Incoming),
-    /// Files, compressed streams, bodies under a clock.
+    /// A client's request body.
+    Request(Box<RequestBody>),
+    /// A backend's response body.
+    Upstream(Box<UpstreamBody>),
+    /// Files, compressed streams, copies.
     Boxed(BoxBody),
 }
 
@@ -56,7 +66,8 @@ impl HttpBody for Body {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Incoming(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Self::Request(body) => Pin::new(&mut **body).poll_frame(cx),
+            Self::Upstream(body) => Pin::new(&mut **body).poll_frame(cx),
             Self::Boxed(body) => body.as_mut().poll_frame(cx),
         }
     }
@@ -65,7 +76,8 @@ impl HttpBody for Body {
         match self {
             Self::Empty => true,
             Self::Full(bytes) => bytes.is_none(),
-            Self::Incoming(body) => body.is_end_stream(),
+            Self::Request(body) => body.incoming.is_end_stream(),
+            Self::Upstream(body) => body.incoming.is_end_stream(),
             Self::Boxed(body) => body.is_end_stream(),
         }
     }
@@ -74,8 +86,255 @@ impl HttpBody for Body {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
-            Self::Incoming(body) => body.size_hint(),
+            Self::Request(body) => body.incoming.size_hint(),
+            Self::Upstream(body) => body.incoming.size_hint(),
             Self::Boxed(body) => body.size_hint(),
+        }
+    }
+}
+
+/// A timer that runs only while somebody makes us wait.
+#[derive(Debug, Default)]
+struct WaitClock {
+    limit: Option<Duration>,
+    sleep: Option<Pin<Box<Sleep>>>,
+    waiting: bool,
+}
+
+impl WaitClock {
+    fn new(limit: Option<Duration>) -> Self {
+        Self {
+            limit,
+            sleep: None,
+            waiting: false,
+        }
+    }
+
+    fn progressed(&mut self) {
+        self.waiting = false;
+    }
+
+    /// Ready when the wait has lasted for the limit.
+    fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<Duration> {
+        let Some(limit) = self.limit else {
+            return Poll::Pending;
+        };
+        let deadline = Instant::now() + limit;
+        let sleep = self
+            .sleep
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        if !self.waiting {
+            self.waiting = true;
+            sleep.as_mut().reset(deadline);
+        }
+        ready!(sleep.as_mut().poll(cx));
+        Poll::Ready(limit)
+    }
+}
+
+/// Why a request body ended early; told by the body to whoever waits for the exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BodyOutcome {
+    /// Nothing bad so far.
+    Fine,
+    /// More than the rule's limit.
+    TooLarge,
+    /// Nothing came for the idle time.
+    TimedOut,
+    /// The client broke off.
+    Aborted,
+}
+
+/// Shared view of a request body's outcome.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct BodyWatch(Arc<BodyProgress>);
+
+#[derive(Debug, Default)]
+struct BodyProgress {
+    outcome: AtomicU8,
+    ended: AtomicBool,
+}
+
+impl BodyWatch {
+    pub(crate) fn outcome(&self) -> BodyOutcome {
+        match self.0.outcome.load(Ordering::Relaxed) {
+            1 => BodyOutcome::TooLarge,
+            2 => BodyOutcome::TimedOut,
+            3 => BodyOutcome::Aborted,
+            _ => BodyOutcome::Fine,
+        }
+    }
+
+    /// Whether the whole body was read, or nobody will read more of it.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.0.ended.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, outcome: BodyOutcome) {
+        self.0.outcome.store(outcome as u8, Ordering::Relaxed);
+    }
+}
+
+/// Error of a request body that the edge itself ended.
+#[derive(Debug, thiserror::Error)]
+enum RequestBodyError {
+    #[error("the request body is longer than {0} bytes")]
+    TooLarge(u64),
+    #[error("nothing of the request body came for {0:?}")]
+    TimedOut(Duration),
+}
+
+/// A client's request body under the rule's size limit and idle clock.
+pub(crate) struct RequestBody {
+    incoming: Incoming,
+    limit: Option<u64>,
+    read: u64,
+    clock: WaitClock,
+    watch: BodyWatch,
+}
+
+impl RequestBody {
+    /// Wraps the body; the watch tells how it went.
+    pub(crate) fn new(
+        incoming: Incoming,
+        limit: Option<u64>,
+        idle: Option<Duration>,
+    ) -> (Self, BodyWatch) {
+        let watch = BodyWatch::default();
+        let clock = WaitClock::new(idle);
+        (
+            Self {
+                incoming,
+                limit,
+                read: 0,
+                clock,
+                watch: watch.clone(),
+            },
+            watch,
+        )
+    }
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(cx) else {
+            let limit = ready!(this.clock.poll_wait(cx));
+            this.watch.set(BodyOutcome::TimedOut);
+            return Poll::Ready(Some(Err(RequestBodyError::TimedOut(limit).into())));
+        };
+        this.clock.progressed();
+        match frame {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    this.read += data.len() as u64;
+                    if let Some(limit) = this.limit
+                        && this.read > limit
+                    {
+                        this.watch.set(BodyOutcome::TooLarge);
+                        return Poll::Ready(Some(Err(RequestBodyError::TooLarge(limit).into())));
+                    }
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                this.watch.set(BodyOutcome::Aborted);
+                Poll::Ready(Some(Err(error.into())))
+            }
+            None => Poll::Ready(None),
+        }
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        self.watch.0.ended.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Error of a response body that the edge itself ended.
+#[derive(Debug, thiserror::Error)]
+enum UpstreamBodyError {
+    #[error("nothing of the response body came for {0:?}")]
+    TimedOut(Duration),
+    #[error("the request took longer than its limit")]
+    Deadline,
+}
+
+/// A backend's response body; gives the connection back when it has ended.
+pub(crate) struct UpstreamBody {
+    incoming: Incoming,
+    clock: WaitClock,
+    deadline: Option<Pin<Box<Sleep>>>,
+    lease: Option<Lease>,
+    ended: bool,
+    keep_trailers: bool,
+    _active: ActiveRequest,
+}
+
+impl UpstreamBody {
+    pub(crate) fn new(
+        incoming: Incoming,
+        lease: Option<Lease>,
+        active: ActiveRequest,
+        idle: Option<Duration>,
+        deadline: Option<Instant>,
+        keep_trailers: bool,
+    ) -> Self {
+        Self {
+            incoming,
+            clock: WaitClock::new(idle),
+            deadline: deadline.map(|at| Box::pin(tokio::time::sleep_until(at))),
+            lease,
+            ended: false,
+            keep_trailers,
+            _active: active,
+        }
+    }
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        loop {
+            let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(cx) else {
+                if let Some(deadline) = &mut this.deadline
+                    && deadline.as_mut().poll(cx).is_ready()
+                {
+                    return Poll::Ready(Some(Err(UpstreamBodyError::Deadline.into())));
+                }
+                let limit = ready!(this.clock.poll_wait(cx));
+                return Poll::Ready(Some(Err(UpstreamBodyError::TimedOut(limit).into())));
+            };
+            this.clock.progressed();
+            return match frame {
+                Some(Ok(mut frame)) => {
+                    if let Some(trailers) = frame.trailers_mut() {
+                        if !this.keep_trailers {
+                            continue;
+                        }
+                        crate::normalize::trailers(trailers);
+                    }
+                    Poll::Ready(Some(Ok(frame)))
+                }
+                Some(Err(error)) => Poll::Ready(Some(Err(error.into()))),
+                None => {
+                    this.ended = true;
+                    Poll::Ready(None)
+                }
+            };
+        }
+    }
+}
+
+impl Drop for UpstreamBody {
+    fn drop(&mut self) {
+        if let Some(lease) = self.lease.take()
+            && (self.ended || self.incoming.is_end_stream())
+        {
+            lease.release();
         }
     }
 }

@@ -1,12 +1,26 @@
 //! Binds listeners, starts one worker per core, drains them.
+//!
+//! A worker is a thread with its own current-thread runtime, its own `SO_REUSEPORT` sockets and its own
+//! upstream connections; workers share only what must be one: snapshot, health, limits, counters.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tidegate_model::{Observed, SnapshotStore};
+use socket2::{Domain, Protocol, Socket, Type};
+use tidegate_model::{ListenerState, Observed, ObservedListener, SnapshotStore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::Settings;
+use crate::listener::{self, ListenerKind};
+use crate::metrics::Metrics;
+use crate::tls::TlsConfigs;
+use crate::upstream::Upstreams;
+use crate::upstream::watch::{self, Clusters};
 
 /// Why the edge could not start.
 #[derive(Debug, thiserror::Error)]
@@ -20,72 +34,337 @@ pub enum StartError {
         address: SocketAddr,
         /// What the system said.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
     /// A worker thread or its runtime could not be started.
     #[error("start a worker thread")]
-    Worker(#[source] std::io::Error),
-    /// The TLS set-up was refused.
-    #[error("set up TLS")]
-    Tls(#[source] rustls::Error),
+    Worker(#[source] io::Error),
+}
+
+/// Connections the kernel keeps for us between accepts.
+const BACKLOG: i32 = 4096;
+
+/// What all workers share.
+pub(crate) struct Shared {
+    pub(crate) settings: Settings,
+    pub(crate) store: Arc<SnapshotStore>,
+    pub(crate) tls: TlsConfigs,
+    pub(crate) clusters: Arc<Clusters>,
+    pub(crate) metrics: Metrics,
+    /// The port that clients use for HTTPS; None without such a listener.
+    pub(crate) https_port: Option<u16>,
+    /// No new connections; open ones are asked to go.
+    pub(crate) draining: CancellationToken,
+    /// Whatever is still open ends now.
+    pub(crate) cut: CancellationToken,
+    /// Connections and upgraded streams of all workers.
+    pub(crate) tasks: TaskTracker,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What one worker has for itself.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) upstreams: Upstreams,
+}
+
+/// One listener socket of one worker.
+#[derive(Debug)]
+struct Bound {
+    kind: ListenerKind,
+    listener: TcpListener,
 }
 
 /// Sockets are bound, nothing is served yet.
 #[derive(Debug)]
 pub struct Edge {
-    settings: Settings,
-    store: Arc<SnapshotStore>,
+    shared: Arc<Shared>,
+    /// One list per worker.
+    sockets: Vec<Vec<Bound>>,
+    addresses: Vec<(&'static str, SocketAddr)>,
 }
 
 impl Edge {
     /// Binds every listener of the settings, so that a port in use is an error before anything starts.
     /// Port 0 takes any free port, see [`Edge::addresses`].
+    ///
+    /// A port that another process holds is refused even where `SO_REUSEPORT` would let both have it.
     pub fn bind(settings: Settings, store: Arc<SnapshotStore>) -> Result<Self, StartError> {
-        Ok(Self { settings, store })
+        Self::bind_with(settings, store, true)
+    }
+
+    /// As [`Edge::bind`], but shares the ports with a running edge of the same user, which is how a
+    /// new binary takes over from an old one without a refused connection.
+    pub fn bind_shared(settings: Settings, store: Arc<SnapshotStore>) -> Result<Self, StartError> {
+        Self::bind_with(settings, store, false)
+    }
+
+    fn bind_with(
+        settings: Settings,
+        store: Arc<SnapshotStore>,
+        exclusive: bool,
+    ) -> Result<Self, StartError> {
+        let wanted = settings
+            .http
+            .iter()
+            .map(|address| (ListenerKind::Http, *address));
+        let wanted: Vec<_> = wanted
+            .chain(
+                settings
+                    .https
+                    .iter()
+                    .map(|address| (ListenerKind::Https, *address)),
+            )
+            .collect();
+        let workers = settings.workers.get();
+        let mut sockets: Vec<Vec<Bound>> = (0..workers).map(|_| Vec::new()).collect();
+        let mut addresses = Vec::new();
+        for (kind, address) in wanted {
+            let name = kind.name();
+            let failed = |source| StartError::Bind {
+                name,
+                address,
+                source,
+            };
+            if exclusive && address.port() != 0 {
+                probe_free(address).map_err(failed)?;
+            }
+            let mut bound = address;
+            for sockets in &mut sockets {
+                let listener = listen(bound).map_err(failed)?;
+                bound = listener.local_addr().map_err(failed)?;
+                sockets.push(Bound { kind, listener });
+            }
+            addresses.push((name, bound));
+        }
+        let https_port = settings.public_https_port.or_else(|| {
+            addresses
+                .iter()
+                .find(|(name, _)| *name == "https")
+                .map(|(_, address)| address.port())
+        });
+        let shared = Arc::new(Shared {
+            tls: TlsConfigs::new(Arc::clone(&store)),
+            clusters: Arc::new(Clusters::default()),
+            metrics: Metrics::new(),
+            https_port,
+            draining: CancellationToken::new(),
+            cut: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            settings,
+            store,
+        });
+        Ok(Self {
+            shared,
+            sockets,
+            addresses,
+        })
     }
 
     /// Bound addresses with their listener's name (`http`, `https`).
     pub fn addresses(&self) -> Vec<(&'static str, SocketAddr)> {
-        let http = self.settings.http.iter().map(|address| ("http", *address));
-        http.chain(
-            self.settings
-                .https
-                .iter()
-                .map(|address| ("https", *address)),
-        )
-        .collect()
+        self.addresses.clone()
     }
 
     /// Starts the workers.
     pub fn start(self) -> Result<RunningEdge, StartError> {
+        let Self {
+            shared,
+            sockets,
+            addresses,
+        } = self;
+        let mut threads = Vec::new();
+        let watcher = Arc::clone(&shared);
+        threads.push(spawn_thread("edge-watch".to_owned(), async move {
+            let stop = watcher.cut.clone();
+            watch::watch(
+                Arc::clone(&watcher.clusters),
+                Arc::clone(&watcher.store),
+                stop,
+            )
+            .await;
+        })?);
+        for (index, sockets) in sockets.into_iter().enumerate() {
+            let worker = Arc::new(Worker {
+                upstreams: Upstreams::new(Arc::clone(&shared.clusters)),
+                shared: Arc::clone(&shared),
+            });
+            threads.push(spawn_thread(
+                format!("edge-{index}"),
+                serve(worker, sockets),
+            )?);
+        }
+        let running = Running {
+            shared,
+            addresses,
+            threads: Mutex::new(threads),
+            stopped: AtomicBool::new(false),
+        };
         Ok(RunningEdge {
-            _edge: Arc::new(self),
+            running: Arc::new(running),
         })
     }
+}
+
+/// A thread with a current-thread runtime that runs the future to its end.
+fn spawn_thread<F>(name: String, future: F) -> Result<std::thread::JoinHandle<()>, StartError>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(StartError::Worker)?;
+    std::thread::Builder::new()
+        .name(name)
+        .spawn(move || runtime.block_on(future))
+        .map_err(StartError::Worker)
+}
+
+async fn serve(worker: Arc<Worker>, sockets: Vec<Bound>) {
+    let accepting = TaskTracker::new();
+    for Bound { kind, listener } in sockets {
+        accepting.spawn(listener::accept(Arc::clone(&worker), kind, listener));
+    }
+    accepting.close();
+    let cut = worker.shared.cut.clone();
+    let reaping = Arc::clone(&worker);
+    let reaper = async move {
+        let mut tick = tokio::time::interval(Duration::from_secs(5));
+        loop {
+            tick.tick().await;
+            reaping.upstreams.reap();
+        }
+    };
+    tokio::select! {
+        () = async { accepting.wait().await; worker.shared.tasks.wait().await } => {}
+        () = async { cut.cancelled().await; cut_grace().await } => {}
+        () = reaper => {}
+    }
+}
+
+/// Tasks see the cut and write their last bytes.
+async fn cut_grace() {
+    tokio::time::sleep(Duration::from_millis(250)).await;
 }
 
 /// A serving edge. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct RunningEdge {
-    _edge: Arc<Edge>,
+    running: Arc<Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    shared: Arc<Shared>,
+    addresses: Vec<(&'static str, SocketAddr)>,
+    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    stopped: AtomicBool,
 }
 
 impl RunningEdge {
     /// What is really so at this moment.
     pub fn observe(&self) -> Observed {
-        Observed::default()
+        let shared = &self.running.shared;
+        let state = if shared.draining.is_cancelled() {
+            ListenerState::Draining
+        } else {
+            ListenerState::Accepting
+        };
+        let listeners = self
+            .running
+            .addresses
+            .iter()
+            .map(|(name, address)| ObservedListener {
+                name: (*name).to_owned(),
+                address: *address,
+                state,
+            });
+        Observed {
+            listeners: listeners.collect(),
+            clusters: shared.clusters.observe(),
+            connections: u64::try_from(shared.metrics.connections.get()).unwrap_or_default(),
+            requests: u64::try_from(shared.metrics.in_flight.get()).unwrap_or_default(),
+        }
     }
 
-    /// Stops accepting, asks every connection to go (GOAWAY, `Connection: close`), cuts what is left
-    /// after `deadline`. Returns the number of connections cut.
-    #[allow(clippy::unused_async, reason = "contract")]
+    /// Stops accepting (what the kernel has queued is still served), asks every connection to go
+    /// (GOAWAY, `Connection: close`), cuts what is left after `deadline`. Returns the number of
+    /// connections and upgraded streams cut. A second call returns at once.
     pub async fn drain(&self, deadline: Duration) -> usize {
-        let _ = deadline;
-        0
+        if self.running.stopped.swap(true, Ordering::AcqRel) {
+            return 0;
+        }
+        let shared = &self.running.shared;
+        shared.draining.cancel();
+        shared.tasks.close();
+        let drained = tokio::time::timeout(deadline, shared.tasks.wait()).await;
+        let left = if drained.is_ok() {
+            0
+        } else {
+            shared.tasks.len()
+        };
+        shared.cut.cancel();
+        let threads = std::mem::take(
+            &mut *self
+                .running
+                .threads
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+        let joined = tokio::task::spawn_blocking(move || {
+            for thread in threads {
+                if thread.join().is_err() {
+                    tracing::error!("a worker thread panicked");
+                }
+            }
+        });
+        if joined.await.is_err() {
+            tracing::error!("the workers could not be joined");
+        }
+        left
     }
 
     /// The metrics of the data plane in the OpenMetrics text format, without the `# EOF` line.
     pub fn metrics(&self) -> String {
-        String::new()
+        self.running.shared.metrics.encode()
     }
+}
+
+fn socket(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    if let IpAddr::V6(ip) = address.ip() {
+        // `[::]` serves both families; addresses are made canonical on accept.
+        socket.set_only_v6(!ip.is_unspecified())?;
+    }
+    Ok(socket)
+}
+
+/// Whether nobody else listens there: without `SO_REUSEPORT` the kernel tells.
+fn probe_free(address: SocketAddr) -> io::Result<()> {
+    let socket = socket(address)?;
+    socket.bind(&address.into())?;
+    socket.listen(1)
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = socket(address)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }

@@ -13,20 +13,28 @@
 //! [`Snapshot`](tidegate_model::Snapshot).
 
 mod body;
+mod connection;
 mod edge;
-#[allow(dead_code, reason = "wired by the http phase")]
+mod error;
+mod exchange;
 mod forwarded;
-#[allow(dead_code, unused_imports, reason = "wired by the http phase")]
+mod http;
+mod interim;
+mod io;
+mod listener;
+mod metrics;
 mod normalize;
-#[allow(dead_code, reason = "wired by the http phase")]
+mod passthrough;
 mod path;
-#[allow(dead_code, reason = "wired by the http phase")]
 mod redirect;
-#[allow(dead_code, reason = "wired by the http phase")]
 mod rewrite;
-#[allow(dead_code, reason = "wired by the http phase")]
 mod router;
 mod settings;
+mod tls;
+mod upgrade;
+mod upstream;
+
+use interim::{access, balance, filters, proxy_protocol, respond};
 
 pub use edge::{Edge, RunningEdge, StartError};
 pub use router::{ExplainRequest, ExplainedEntry, Verdict, explain};

@@ -1,0 +1,117 @@
+//! Why a request could not be served, and what that means for the client, the log and a retry.
+
+use std::time::Duration;
+
+use http::StatusCode;
+
+/// Failure of a request after it was routed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ProxyError {
+    #[error("find an address of {cluster}: {detail}")]
+    Resolve { cluster: String, detail: String },
+    #[error("{cluster} already has its {limit} requests in flight")]
+    CircuitOpen { cluster: String, limit: u32 },
+    #[error("connect to {endpoint}")]
+    Connect {
+        endpoint: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("connect to {endpoint} within {limit:?}")]
+    ConnectTimeout { endpoint: String, limit: Duration },
+    #[error("agree on HTTP with {endpoint}")]
+    Handshake {
+        endpoint: String,
+        #[source]
+        source: hyper::Error,
+    },
+    #[error("exchange a request with {endpoint}")]
+    Exchange {
+        endpoint: String,
+        #[source]
+        source: hyper::Error,
+    },
+    #[error("get a response head from {endpoint} within {limit:?}")]
+    FirstByteTimeout { endpoint: String, limit: Duration },
+    #[error("finish the request within {limit:?}")]
+    RequestTimeout { limit: Duration },
+    #[error("use the response of {endpoint}: {detail}")]
+    BadResponse {
+        endpoint: String,
+        detail: &'static str,
+    },
+    #[error("read the request body: it is longer than {limit} bytes")]
+    BodyTooLarge { limit: u64 },
+    #[error("read the request body: nothing came for {limit:?}")]
+    BodyTimeout { limit: Duration },
+    #[error("read the request body: the client broke off")]
+    BodyAborted,
+    #[error("set up TLS to {endpoint}")]
+    UpstreamTls {
+        endpoint: String,
+        #[source]
+        source: rustls::Error,
+    },
+}
+
+impl ProxyError {
+    /// Metric label and reason in the log.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::Resolve { .. } => "BackendUnresolved",
+            Self::CircuitOpen { .. } => "CircuitOpen",
+            Self::Connect { .. } => "ConnectFailed",
+            Self::ConnectTimeout { .. } => "ConnectTimeout",
+            Self::Handshake { .. } => "UpstreamHandshakeFailed",
+            Self::Exchange { .. } => "UpstreamClosed",
+            Self::FirstByteTimeout { .. } => "FirstByteTimeout",
+            Self::RequestTimeout { .. } => "RequestTimeout",
+            Self::BadResponse { .. } => "BadUpstreamResponse",
+            Self::BodyTooLarge { .. } => "BodyTooLarge",
+            Self::BodyTimeout { .. } => "BodyTimeout",
+            Self::BodyAborted => "BodyAborted",
+            Self::UpstreamTls { .. } => "UpstreamTls",
+        }
+    }
+
+    /// What the client is told.
+    pub(crate) fn status(&self) -> StatusCode {
+        match self {
+            Self::Resolve { .. } | Self::CircuitOpen { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Connect { .. }
+            | Self::Handshake { .. }
+            | Self::Exchange { .. }
+            | Self::BadResponse { .. }
+            | Self::UpstreamTls { .. } => StatusCode::BAD_GATEWAY,
+            Self::ConnectTimeout { .. }
+            | Self::FirstByteTimeout { .. }
+            | Self::RequestTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
+            Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::BodyAborted => StatusCode::BAD_REQUEST,
+        }
+    }
+
+    /// Whether nothing of the request can have reached a backend.
+    pub(crate) fn nothing_sent(&self) -> bool {
+        matches!(
+            self,
+            Self::Resolve { .. }
+                | Self::Connect { .. }
+                | Self::ConnectTimeout { .. }
+                | Self::Handshake { .. }
+        )
+    }
+
+    /// Whether the failure speaks against the endpoint (and not against the client).
+    pub(crate) fn blames_endpoint(&self) -> bool {
+        matches!(
+            self,
+            Self::Connect { .. }
+                | Self::ConnectTimeout { .. }
+                | Self::Handshake { .. }
+                | Self::Exchange { .. }
+                | Self::FirstByteTimeout { .. }
+        )
+    }
+}

@@ -1,0 +1,285 @@
+//! What lives as long as a request: counters, the access-log record, and the response body that carries
+//! both until its last byte.
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, Uri, Version};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tidegate_model::{HostName, RouteId, Rule};
+
+use crate::body::{Body, BodyError};
+use crate::connection::Connection;
+use crate::error::ProxyError;
+use crate::metrics::RouteMetrics;
+
+/// Counts a request as in flight until it is dropped, then logs it.
+pub(crate) struct RequestGuard {
+    connection: Arc<Connection>,
+    started: Instant,
+    served: u64,
+    version: Version,
+    status: StatusCode,
+    metrics: Option<Arc<RouteMetrics>>,
+    sent: u64,
+    id: u128,
+    record: Option<Box<Record>>,
+}
+
+/// What only the access log needs; absent when it is off.
+struct Record {
+    method: Method,
+    target: Uri,
+    host: Option<HostName>,
+    route: Option<RouteId>,
+    rule: Option<Arc<Rule>>,
+    client: Option<IpAddr>,
+    upstream: Option<SocketAddr>,
+    retries: usize,
+    reason: Option<&'static str>,
+    error: Option<String>,
+    aborted: bool,
+}
+
+impl RequestGuard {
+    pub(crate) fn begin<B>(connection: &Arc<Connection>, request: &Request<B>) -> Self {
+        let shared = &connection.worker.shared;
+        shared.metrics.in_flight.inc();
+        let record = shared.settings.access_log.enabled.then(|| {
+            Box::new(Record {
+                method: request.method().clone(),
+                target: request.uri().clone(),
+                host: None,
+                route: None,
+                rule: None,
+                client: None,
+                upstream: None,
+                retries: 0,
+                reason: None,
+                error: None,
+                aborted: false,
+            })
+        });
+        Self {
+            served: connection.clock.request_begins(),
+            connection: Arc::clone(connection),
+            started: Instant::now(),
+            version: request.version(),
+            status: StatusCode::OK,
+            metrics: None,
+            sent: 0,
+            id: fastrand::u128(..),
+            record,
+        }
+    }
+
+    pub(crate) const fn version(&self) -> Version {
+        self.version
+    }
+
+    /// 32 hex digits, the same in error page and log.
+    pub(crate) fn request_id(&self) -> String {
+        let mut id = String::with_capacity(32);
+        // Writing to a String cannot fail.
+        let _ = write!(id, "{:032x}", self.id);
+        id
+    }
+
+    pub(crate) fn is_last_of_connection(&self) -> bool {
+        self.served
+            >= self
+                .connection
+                .worker
+                .shared
+                .settings
+                .limits
+                .requests_per_connection
+    }
+
+    pub(crate) fn host(&mut self, host: &HostName) {
+        if let Some(record) = &mut self.record {
+            record.host = Some(host.clone());
+        }
+    }
+
+    pub(crate) fn route(&mut self, route: &RouteId, metrics: &Arc<RouteMetrics>) {
+        self.metrics = Some(Arc::clone(metrics));
+        if let Some(record) = &mut self.record {
+            record.route = Some(route.clone());
+        }
+    }
+
+    pub(crate) fn rule(&mut self, rule: &Arc<Rule>) {
+        if let Some(record) = &mut self.record {
+            record.rule = Some(Arc::clone(rule));
+        }
+    }
+
+    pub(crate) fn client(&mut self, client: IpAddr) {
+        if let Some(record) = &mut self.record {
+            record.client = Some(client);
+        }
+    }
+
+    pub(crate) fn upstream(&mut self, address: SocketAddr, retries: usize) {
+        if retries > 0 {
+            let retries = u64::try_from(retries).unwrap_or_default();
+            self.connection
+                .worker
+                .shared
+                .metrics
+                .retries
+                .inc_by(retries);
+        }
+        if let Some(record) = &mut self.record {
+            record.upstream = Some(address);
+            record.retries = retries;
+        }
+    }
+
+    /// The edge itself refused.
+    pub(crate) fn refused(&mut self, reason: &'static str) {
+        self.connection
+            .worker
+            .shared
+            .metrics
+            .request_refused(reason);
+        if let Some(record) = &mut self.record {
+            record.reason = Some(reason);
+        }
+    }
+
+    /// No backend answered.
+    pub(crate) fn failed(&mut self, error: &ProxyError) {
+        let reason = error.reason();
+        let shared = &self.connection.worker.shared;
+        shared.metrics.upstream_failed(reason);
+        let text = tidegate_telemetry::chain(error).to_string();
+        if error.blames_endpoint() {
+            let route = self
+                .record
+                .as_ref()
+                .and_then(|record| record.route.as_ref());
+            let route = route.map(ToString::to_string);
+            tracing::warn!(reason, error = text, route, "no answer from the backend");
+        }
+        if let Some(record) = &mut self.record {
+            record.reason = Some(reason);
+            record.error = Some(text);
+        }
+    }
+
+    pub(crate) fn answered(&mut self, status: StatusCode) {
+        self.status = status;
+    }
+
+    /// Keeps the connection counted as busy for as long as the upgraded stream lives.
+    pub(crate) fn split_for_upgrade(&self) -> Busy {
+        self.connection.clock.request_begins();
+        Busy(Arc::clone(&self.connection))
+    }
+
+    fn log(&self, record: &Record) {
+        let settings = &self.connection.worker.shared.settings.access_log;
+        crate::access::emit(
+            settings,
+            &crate::access::Line {
+                request_id: self.id,
+                client: record
+                    .client
+                    .unwrap_or_else(|| self.connection.facts.client.ip()),
+                method: &record.method,
+                host: record.host.as_ref().map(HostName::as_str),
+                target: &record.target,
+                version: self.version,
+                status: self.status,
+                sent: self.sent,
+                duration: self.started.elapsed(),
+                route: record.route.as_ref(),
+                rule: record.rule.as_ref().map(|rule| rule.name.as_str()),
+                upstream: record.upstream,
+                retries: record.retries,
+                reason: record.reason,
+                error: record.error.as_deref(),
+                aborted: record.aborted,
+            },
+        );
+    }
+}
+
+impl Drop for RequestGuard {
+    fn drop(&mut self) {
+        self.connection.clock.request_ends();
+        let metrics = &self.connection.worker.shared.metrics;
+        metrics.in_flight.dec();
+        metrics.sent_bytes.inc_by(self.sent);
+        if let Some(route) = &self.metrics {
+            route.record(self.status, self.started.elapsed().as_secs_f64());
+        }
+        if let Some(record) = &self.record {
+            self.log(record);
+        }
+    }
+}
+
+/// An upgraded stream: its connection is not idle.
+pub(crate) struct Busy(Arc<Connection>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.clock.request_ends();
+    }
+}
+
+/// A response body with the guard of its request.
+pub(crate) struct ResponseBody {
+    body: Body,
+    guard: RequestGuard,
+}
+
+impl ResponseBody {
+    pub(crate) fn new(body: Body, guard: RequestGuard) -> Self {
+        Self { body, guard }
+    }
+}
+
+impl HttpBody for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    self.guard.sent += data.len() as u64;
+                }
+            }
+            Some(Err(error)) => {
+                let text = tidegate_telemetry::chain(&**error).to_string();
+                if let Some(record) = &mut self.guard.record {
+                    record.aborted = true;
+                    record.error = Some(text);
+                }
+            }
+            None => {}
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,418 @@
+//! Client sockets with clocks: unread prefixes, stalled writes, slow heads, floods of control frames.
+//!
+//! Everything here costs a compare and a store while data moves; timers exist only while a peer makes us wait.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Sleep;
+
+// === Socket ===
+
+/// A TCP socket that first yields bytes read ahead (PROXY header leftovers, ClientHello) and fails a
+/// write that makes no progress for `write_stall`.
+pub(crate) struct Socket {
+    tcp: TcpStream,
+    ahead: Bytes,
+    write_stall: Duration,
+    stalled: Option<Pin<Box<Sleep>>>,
+    waiting: bool,
+}
+
+impl Socket {
+    pub(crate) fn new(tcp: TcpStream, ahead: Bytes, write_stall: Duration) -> Self {
+        Self {
+            tcp,
+            ahead,
+            write_stall,
+            stalled: None,
+            waiting: false,
+        }
+    }
+
+    fn check_stall(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let deadline = tokio::time::Instant::now() + self.write_stall;
+        let sleep = self
+            .stalled
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        if !self.waiting {
+            self.waiting = true;
+            sleep.as_mut().reset(deadline);
+        }
+        ready!(sleep.as_mut().poll(cx));
+        Poll::Ready(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "the client does not read",
+        ))
+    }
+
+    fn after_write<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        result: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if result.is_pending() {
+            return self.check_stall(cx).map(Err);
+        }
+        self.waiting = false;
+        result
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.ahead.has_remaining() {
+            let n = self.ahead.len().min(buf.remaining());
+            buf.put_slice(&self.ahead.split_to(n));
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.tcp).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.tcp).poll_write(cx, buf);
+        self.after_write(cx, result)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.tcp).poll_write_vectored(cx, bufs);
+        self.after_write(cx, result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(cx)
+    }
+}
+
+// === ConnectionClock ===
+
+/// When what happened on a connection, in milliseconds since its start.
+#[derive(Debug)]
+pub(crate) struct ConnectionClock {
+    start: Instant,
+    /// Requests in flight, upgraded ones included.
+    in_flight: AtomicU32,
+    served: AtomicU64,
+    /// 0: no head is being read; else the moment of its first byte plus one.
+    head_since: AtomicU64,
+    idle_since: AtomicU64,
+}
+
+/// What the clock says about an open connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ClockVerdict {
+    Fine,
+    SlowHead,
+    Idle,
+}
+
+impl ConnectionClock {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            start: Instant::now(),
+            in_flight: AtomicU32::new(0),
+            served: AtomicU64::new(0),
+            // A connection owes its first head from the start.
+            head_since: AtomicU64::new(1),
+            idle_since: AtomicU64::new(0),
+        })
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn on_read(&self) {
+        if self.in_flight.load(Ordering::Relaxed) == 0
+            && self.head_since.load(Ordering::Relaxed) == 0
+        {
+            self.head_since.store(self.now() + 1, Ordering::Relaxed);
+        }
+    }
+
+    /// A head is complete. Returns how many requests the connection has had, this one included.
+    pub(crate) fn request_begins(&self) -> u64 {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.head_since.store(0, Ordering::Relaxed);
+        self.served.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// A response is complete or given up.
+    pub(crate) fn request_ends(&self) {
+        if self.in_flight.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.idle_since.store(self.now(), Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn age(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// Judges. `head` is None where heads have no clock of their own (HTTP/2, whose control frames
+    /// also arrive between requests).
+    pub(crate) fn verdict(&self, head: Option<Duration>, idle: Duration) -> ClockVerdict {
+        if self.in_flight.load(Ordering::Relaxed) > 0 {
+            return ClockVerdict::Fine;
+        }
+        let now = self.now();
+        let since = |then: u64| Duration::from_millis(now.saturating_sub(then));
+        let head_since = self.head_since.load(Ordering::Relaxed);
+        if let Some(limit) = head
+            && head_since > 0
+            && since(head_since - 1) >= limit
+        {
+            return ClockVerdict::SlowHead;
+        }
+        if since(self.idle_since.load(Ordering::Relaxed)) >= idle {
+            return ClockVerdict::Idle;
+        }
+        ClockVerdict::Fine
+    }
+}
+
+// === ClientStream ===
+
+/// What hyper reads requests from: plain or decrypted, with the clock and the frame budget.
+pub(crate) struct ClientStream {
+    inner: Transport,
+    clock: Arc<ConnectionClock>,
+    frames: Option<FrameBudget>,
+}
+
+/// The two kinds of transport.
+pub(crate) enum Transport {
+    Plain(Socket),
+    Tls(Box<tokio_rustls::server::TlsStream<Socket>>),
+}
+
+impl ClientStream {
+    pub(crate) fn new(
+        inner: Transport,
+        clock: Arc<ConnectionClock>,
+        frames: Option<FrameBudget>,
+    ) -> Self {
+        Self {
+            inner,
+            clock,
+            frames,
+        }
+    }
+}
+
+macro_rules! on_transport {
+    ($self:ident, $io:ident => $body:expr) => {
+        match &mut $self.get_mut().inner {
+            Transport::Plain($io) => $body,
+            Transport::Tls($io) => $body,
+        }
+    };
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        ready!(match &mut this.inner {
+            Transport::Plain(io) => Pin::new(io).poll_read(cx, buf),
+            Transport::Tls(io) => Pin::new(io).poll_read(cx, buf),
+        })?;
+        let read = &buf.filled()[before..];
+        if !read.is_empty() {
+            this.clock.on_read();
+            if let Some(frames) = &mut this.frames {
+                frames.account(read)?;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        on_transport!(self, io => Pin::new(io).poll_write(cx, buf))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        on_transport!(self, io => Pin::new(io).poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.inner {
+            Transport::Plain(io) => io.is_write_vectored(),
+            Transport::Tls(io) => io.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        on_transport!(self, io => Pin::new(io).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        on_transport!(self, io => Pin::new(io).poll_shutdown(cx))
+    }
+}
+
+// === FrameBudget ===
+
+/// Counts HTTP/2 control frames that cost the sender nothing (PING, SETTINGS, PRIORITY; RFC 9113 §10.5)
+/// and ends connections that flood with them. hyper has no such limit.
+#[derive(Debug)]
+pub(crate) struct FrameBudget {
+    limit: u32,
+    window_start: Instant,
+    seen: u32,
+    /// Bytes of the preface or of the current frame's payload still to come.
+    skip: usize,
+    head: [u8; 9],
+    head_len: usize,
+}
+
+const FRAME_WINDOW: Duration = Duration::from_secs(10);
+const PREFACE_LEN: usize = 24;
+
+impl FrameBudget {
+    /// At most `limit` such frames in ten seconds.
+    pub(crate) fn new(limit: u32) -> Self {
+        Self {
+            limit,
+            window_start: Instant::now(),
+            seen: 0,
+            skip: PREFACE_LEN,
+            head: [0; 9],
+            head_len: 0,
+        }
+    }
+
+    fn account(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        loop {
+            let skipped = self.skip.min(bytes.len());
+            self.skip -= skipped;
+            bytes = &bytes[skipped..];
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            let n = (9 - self.head_len).min(bytes.len());
+            self.head[self.head_len..self.head_len + n].copy_from_slice(&bytes[..n]);
+            self.head_len += n;
+            bytes = &bytes[n..];
+            if self.head_len < 9 {
+                return Ok(());
+            }
+            self.head_len = 0;
+            self.skip = usize::from(self.head[0]) << 16
+                | usize::from(self.head[1]) << 8
+                | usize::from(self.head[2]);
+            // PRIORITY, SETTINGS, PING.
+            if matches!(self.head[3], 0x2 | 0x4 | 0x6) {
+                self.count()?;
+            }
+        }
+    }
+
+    fn count(&mut self) -> io::Result<()> {
+        self.seen += 1;
+        if self.seen <= self.limit {
+            return Ok(());
+        }
+        let now = Instant::now();
+        if now.duration_since(self.window_start) < FRAME_WINDOW {
+            return Err(io::Error::other("too many HTTP/2 control frames"));
+        }
+        self.window_start = now;
+        self.seen = 1;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, len: u8) -> Vec<u8> {
+        let mut bytes = vec![0, 0, len, kind, 0, 0, 0, 0, 1];
+        bytes.extend(std::iter::repeat_n(0x6, usize::from(len)));
+        bytes
+    }
+
+    #[test]
+    fn only_control_frames_are_counted_however_they_are_cut() {
+        let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        for _ in 0..3 {
+            bytes.extend(frame(0x0, 40));
+            bytes.extend(frame(0x6, 8));
+        }
+        for piece in [1, 2, 7, 1000] {
+            let mut budget = FrameBudget::new(3);
+            for chunk in bytes.chunks(piece) {
+                budget.account(chunk).unwrap();
+            }
+            assert_eq!(budget.seen, 3, "in pieces of {piece}");
+            budget.account(&frame(0x0, 3)).unwrap();
+            assert!(budget.account(&frame(0x2, 5)).is_err());
+        }
+    }
+
+    #[test]
+    fn a_connection_owes_a_head_but_not_while_a_request_runs() {
+        let clock = ConnectionClock::new();
+        let idle = Duration::from_secs(60);
+        assert_eq!(
+            clock.verdict(Some(Duration::ZERO), idle),
+            ClockVerdict::SlowHead
+        );
+        assert_eq!(clock.verdict(None, idle), ClockVerdict::Fine);
+        assert_eq!(clock.verdict(None, Duration::ZERO), ClockVerdict::Idle);
+        assert_eq!(clock.request_begins(), 1);
+        assert_eq!(
+            clock.verdict(Some(Duration::ZERO), Duration::ZERO),
+            ClockVerdict::Fine
+        );
+        clock.request_ends();
+        assert_eq!(
+            clock.verdict(Some(Duration::ZERO), idle),
+            ClockVerdict::Fine
+        );
+    }
+}

@@ -1,0 +1,285 @@
+//! Accepts connections and brings each to its protocol: limits, PROXY protocol, TLS, then HTTP or
+//! passthrough. Nothing slow happens in the accept loop itself.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::Version;
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::ProxyProtocolMode;
+use crate::connection::{self, ConnectionFacts};
+use crate::edge::Worker;
+use crate::io::{Socket, Transport};
+use crate::proxy_protocol::{self, Parsed};
+use crate::tls::{self, Decision, TlsError};
+use crate::{passthrough, upstream};
+
+/// The two kinds of listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ListenerKind {
+    Http,
+    Https,
+}
+
+impl ListenerKind {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+}
+
+/// Pause after an error that the next accept would meet again (no file descriptors left).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Accepts until the edge drains, then takes what the kernel has queued and closes the socket.
+pub(crate) async fn accept(worker: Arc<Worker>, kind: ListenerKind, listener: StdListener) {
+    let listener = match TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(listener = kind.name(), %error, "listener lost");
+            return;
+        }
+    };
+    let draining = worker.shared.draining.clone();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((tcp, peer)) => begin(&worker, kind, tcp, peer),
+                Err(error) => {
+                    if !is_about_one_connection(&error) {
+                        tracing::warn!(listener = kind.name(), %error, "accept failed");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                }
+            },
+            () = draining.cancelled() => break,
+        }
+    }
+    // Connections that finished their TCP handshake would be reset by closing the socket.
+    while let Ok(Ok((tcp, peer))) =
+        tokio::time::timeout(Duration::from_millis(1), listener.accept()).await
+    {
+        begin(&worker, kind, tcp, peer);
+    }
+}
+
+fn is_about_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+    )
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+fn begin(worker: &Arc<Worker>, kind: ListenerKind, tcp: TcpStream, peer: SocketAddr) {
+    let shared = &worker.shared;
+    let peer = canonical(peer);
+    shared.metrics.accepted(kind.name());
+    let limits = &shared.settings.limits;
+    let open = usize::try_from(shared.metrics.connections.get()).unwrap_or_default();
+    if open >= limits.connections {
+        shared.metrics.connection_refused("TooManyConnections");
+        return;
+    }
+    // Behind a trusted proxy all clients share its address; the limit is for direct clients.
+    let trusted = is_trusted(worker, peer.ip());
+    let worker = Arc::clone(worker);
+    let tracker = shared.tasks.clone();
+    tracker.spawn(async move {
+        let gauge = worker.shared.metrics.connections.clone();
+        gauge.inc();
+        run(worker, kind, tcp, peer, trusted).await;
+        gauge.dec();
+    });
+}
+
+pub(crate) fn is_trusted(worker: &Worker, peer: IpAddr) -> bool {
+    worker
+        .shared
+        .settings
+        .trusted_proxies
+        .iter()
+        .any(|net| net.contains(&peer))
+}
+
+async fn run(
+    worker: Arc<Worker>,
+    kind: ListenerKind,
+    mut tcp: TcpStream,
+    peer: SocketAddr,
+    trusted: bool,
+) {
+    // Failing to set an option is no reason to refuse the client.
+    let _ = tcp.set_nodelay(true);
+    let Ok(local) = tcp.local_addr().map(canonical) else {
+        return;
+    };
+    let deadline = tokio::time::Instant::now() + worker.shared.settings.timeouts.tls_handshake;
+    let mode = worker.shared.settings.proxy_protocol;
+    let (client, ahead) = if trusted && mode != ProxyProtocolMode::Off {
+        let reading = read_proxy_header(&mut tcp, mode);
+        match tokio::time::timeout_at(deadline, reading).await {
+            Ok(Ok((source, ahead))) => (source.map_or(peer, canonical), ahead),
+            Ok(Err(error)) => {
+                tracing::debug!(%peer, %error, "PROXY header refused");
+                worker.shared.metrics.connection_refused("BadProxyHeader");
+                return;
+            }
+            Err(_) => {
+                worker
+                    .shared
+                    .metrics
+                    .connection_refused("ProxyHeaderTimeout");
+                return;
+            }
+        }
+    } else {
+        (peer, Bytes::new())
+    };
+    let facts = ConnectionFacts {
+        client,
+        local,
+        tls: None,
+    };
+    match kind {
+        ListenerKind::Http => run_plain(worker, tcp, ahead, facts).await,
+        ListenerKind::Https => {
+            let limit = worker.shared.settings.timeouts.tls_handshake;
+            let outcome = run_tls(&worker, tcp, ahead, facts, deadline, limit).await;
+            if let Err(error) = outcome {
+                worker.shared.metrics.tls_failed(error.reason());
+                let error = tidegate_telemetry::chain(&error);
+                tracing::debug!(%client, %error, "TLS connection failed");
+            }
+        }
+    }
+}
+
+async fn run_plain(worker: Arc<Worker>, mut tcp: TcpStream, ahead: Bytes, facts: ConnectionFacts) {
+    let deadline = worker.shared.settings.timeouts.request_head;
+    let Ok(Ok((version, ahead))) =
+        tokio::time::timeout(deadline, sniff_version(&mut tcp, ahead)).await
+    else {
+        return;
+    };
+    let stall = worker.shared.settings.timeouts.write_stall;
+    let socket = Socket::new(tcp, ahead, stall);
+    connection::serve(worker, Transport::Plain(socket), version, facts).await;
+}
+
+/// HTTP/2 with prior knowledge begins with a preface that is no HTTP/1 request (RFC 9113 §3.4).
+async fn sniff_version(tcp: &mut TcpStream, ahead: Bytes) -> io::Result<(Version, Bytes)> {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let mut read = BytesMut::from(&ahead[..]);
+    loop {
+        let n = read.len().min(PREFACE.len());
+        if n > 0 && read[..n] != PREFACE[..n] {
+            return Ok((Version::HTTP_11, read.freeze()));
+        }
+        if n == PREFACE.len() {
+            return Ok((Version::HTTP_2, read.freeze()));
+        }
+        if tcp.read_buf(&mut read).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}
+
+async fn run_tls(
+    worker: &Arc<Worker>,
+    mut tcp: TcpStream,
+    ahead: Bytes,
+    mut facts: ConnectionFacts,
+    deadline: tokio::time::Instant,
+    limit: Duration,
+) -> Result<(), TlsError> {
+    let shared = &worker.shared;
+    let timed_out = |_| TlsError::Timeout(limit);
+    let hello = tokio::time::timeout_at(deadline, tls::read_hello(&mut tcp, ahead))
+        .await
+        .map_err(timed_out)??;
+    let published = shared.store.load_full();
+    let decision = tls::decide(
+        &shared.tls,
+        &published.snapshot,
+        &hello.accepted.client_hello(),
+    )?;
+    drop(published);
+    match decision {
+        Decision::Passthrough(cluster) => {
+            let proxied = upstream::connect::ProxiedAddresses {
+                client: facts.client,
+                local: facts.local,
+            };
+            passthrough::run(worker, tcp, hello.raw, &cluster, proxied).await;
+            Ok(())
+        }
+        Decision::Terminate {
+            config,
+            facts: pending,
+        } => {
+            let socket = Socket::new(tcp, Bytes::new(), shared.settings.timeouts.write_stall);
+            let handshake = tokio_rustls::StartHandshake::from_parts(hello.accepted, socket)
+                .into_stream(config);
+            let stream = tokio::time::timeout_at(deadline, handshake)
+                .await
+                .map_err(timed_out)?
+                .map_err(TlsError::Handshake)?;
+            shared.metrics.handshakes.inc();
+            let session = stream.get_ref().1;
+            let version = match session.alpn_protocol() {
+                Some(b"h2") => Version::HTTP_2,
+                _ => Version::HTTP_11,
+            };
+            facts.tls = Some(pending.negotiated(session.protocol_version()));
+            let transport = Transport::Tls(Box::new(stream));
+            connection::serve(Arc::clone(worker), transport, version, facts).await;
+            Ok(())
+        }
+    }
+}
+
+/// Reads a PROXY header. Returns the client it names (None for health checks of the proxy itself and,
+/// where the header is optional, when there is none) and what was read beyond it.
+async fn read_proxy_header(
+    tcp: &mut TcpStream,
+    mode: ProxyProtocolMode,
+) -> io::Result<(Option<SocketAddr>, Bytes)> {
+    let mut read = BytesMut::with_capacity(1024);
+    loop {
+        let parsed = proxy_protocol::parse(&read)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        match parsed {
+            Parsed::Header { source, len, .. } => {
+                let rest = read.split_off(len).freeze();
+                return Ok((Some(source), rest));
+            }
+            Parsed::Local { len } => return Ok((None, read.split_off(len).freeze())),
+            Parsed::NotProxy if mode == ProxyProtocolMode::Optional => {
+                return Ok((None, read.freeze()));
+            }
+            Parsed::NotProxy => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "a PROXY header is required and none came",
+                ));
+            }
+            Parsed::Incomplete => {}
+        }
+        if tcp.read_buf(&mut read).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}

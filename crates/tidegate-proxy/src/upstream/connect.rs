@@ -1,0 +1,350 @@
+//! Opens connections to backends: TCP, PROXY header, TLS, HTTP.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use http::{Request, StatusCode};
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use tidegate_model::{Cluster, Fingerprint, Target, UpstreamProtocol, UpstreamTls};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::body::Body;
+use crate::error::ProxyError;
+
+/// A connection to a backend before HTTP.
+pub(crate) enum UpstreamStream {
+    Plain(TcpStream),
+    Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+}
+
+impl UpstreamStream {
+    fn speaks_h2(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            Self::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
+        }
+    }
+}
+
+/// Addresses written into a PROXY header.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ProxiedAddresses {
+    pub(crate) client: SocketAddr,
+    pub(crate) local: SocketAddr,
+}
+
+/// Connects, sends the PROXY header if the cluster wants one, does TLS if it wants that.
+/// `http1_only` keeps HTTP/2 out of ALPN, for upgrades.
+pub(crate) async fn transport(
+    cluster: &Cluster,
+    address: SocketAddr,
+    proxied: Option<ProxiedAddresses>,
+    http1_only: bool,
+) -> Result<UpstreamStream, ProxyError> {
+    let endpoint = || format!("{} ({address})", cluster.name);
+    let connecting = async {
+        let failed = |source| ProxyError::Connect {
+            endpoint: endpoint(),
+            source,
+        };
+        let mut tcp = TcpStream::connect(address).await.map_err(failed)?;
+        // Small requests must not wait for acknowledgements.
+        tcp.set_nodelay(true).map_err(failed)?;
+        if let Some(version) = cluster.proxy_protocol {
+            let header = crate::proxy_protocol::encode(
+                version,
+                proxied.map(|addresses| (addresses.client, addresses.local)),
+            );
+            tcp.write_all(&header).await.map_err(failed)?;
+        }
+        let Some(tls) = &cluster.tls else {
+            return Ok(UpstreamStream::Plain(tcp));
+        };
+        let protocol = if http1_only {
+            UpstreamProtocol::Http1
+        } else {
+            cluster.protocol
+        };
+        let config = client_config(tls, protocol).map_err(|source| ProxyError::UpstreamTls {
+            endpoint: endpoint(),
+            source,
+        })?;
+        let name = server_name(cluster, tls, address).map_err(failed)?;
+        let stream = TlsConnector::from(config)
+            .connect(name, tcp)
+            .await
+            .map_err(failed)?;
+        Ok(UpstreamStream::Tls(Box::new(stream)))
+    };
+    tokio::time::timeout(cluster.connect_timeout, connecting)
+        .await
+        .unwrap_or_else(|_| {
+            Err(ProxyError::ConnectTimeout {
+                endpoint: endpoint(),
+                limit: cluster.connect_timeout,
+            })
+        })
+}
+
+fn server_name(
+    cluster: &Cluster,
+    tls: &UpstreamTls,
+    address: SocketAddr,
+) -> io::Result<ServerName<'static>> {
+    let name = match (&tls.server_name, &cluster.target) {
+        (Some(name), _) => name.clone(),
+        (None, Target::Host { host, .. }) => host.clone(),
+        (None, Target::Addresses(_)) => address.ip().to_string(),
+    };
+    ServerName::try_from(name).map_err(io::Error::other)
+}
+
+/// HTTP on a connection.
+pub(crate) enum HttpConnection {
+    H1(http1::SendRequest<Body>),
+    H2 {
+        sender: http2::SendRequest<Body>,
+        /// Streams in use, of all requests of the worker.
+        streams: Arc<AtomicUsize>,
+    },
+}
+
+/// Largest response head taken from a backend, in bytes.
+const MAX_RESPONSE_HEAD: usize = 128 * 1024;
+
+/// Speaks HTTP on the connection; its driver runs as a task of this worker.
+pub(crate) async fn http(
+    cluster: &Cluster,
+    address: SocketAddr,
+    stream: UpstreamStream,
+) -> Result<HttpConnection, ProxyError> {
+    let failed = |source| ProxyError::Handshake {
+        endpoint: format!("{} ({address})", cluster.name),
+        source,
+    };
+    let h2 = match (cluster.protocol, &stream) {
+        (UpstreamProtocol::Http2, _) => true,
+        (UpstreamProtocol::Auto, stream) => stream.speaks_h2(),
+        (UpstreamProtocol::Http1, _) => false,
+    };
+    let io = TokioIo::new(stream);
+    if h2 {
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(1024 * 1024)
+            .initial_connection_window_size(4 * 1024 * 1024)
+            .max_header_list_size(u32::try_from(MAX_RESPONSE_HEAD).unwrap_or(u32::MAX))
+            .keep_alive_interval(std::time::Duration::from_secs(30))
+            .keep_alive_timeout(std::time::Duration::from_secs(15))
+            .handshake(io)
+            .await
+            .map_err(failed)?;
+        tokio::spawn(quietly(connection));
+        Ok(HttpConnection::H2 {
+            sender,
+            streams: Arc::default(),
+        })
+    } else {
+        let (sender, connection) = http1::Builder::new()
+            // Some backends match header names by case; aquatic exits without this.
+            .title_case_headers(true)
+            .max_buf_size(MAX_RESPONSE_HEAD)
+            .handshake(io)
+            .await
+            .map_err(failed)?;
+        tokio::spawn(quietly(connection.with_upgrades()));
+        Ok(HttpConnection::H1(sender))
+    }
+}
+
+/// Drives a connection. Its errors reach whoever waits for a response; here they would be said twice.
+async fn quietly(connection: impl Future<Output = hyper::Result<()>>) {
+    if let Err(error) = connection.await {
+        tracing::debug!(error = %tidegate_telemetry::chain(&error), "upstream connection ended");
+    }
+}
+
+/// One request on a connection of its own; for probes.
+pub(crate) async fn exchange_once(
+    stream: UpstreamStream,
+    request: Request<Body>,
+) -> Result<StatusCode, hyper::Error> {
+    let h2 = stream.speaks_h2();
+    let io = TokioIo::new(stream);
+    if h2 {
+        let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .handshake(io)
+            .await?;
+        tokio::spawn(quietly(connection));
+        Ok(sender.send_request(request).await?.status())
+    } else {
+        let (mut sender, connection) = http1::Builder::new()
+            .title_case_headers(true)
+            .handshake(io)
+            .await?;
+        tokio::spawn(quietly(connection));
+        Ok(sender.send_request(request).await?.status())
+    }
+}
+
+type ConfigKey = (Option<Fingerprint>, bool, UpstreamProtocol);
+
+static CONFIGS: LazyLock<Mutex<HashMap<ConfigKey, Arc<ClientConfig>>>> =
+    LazyLock::new(|| Mutex::new(HashMap::new()));
+
+/// The system's CAs, read once.
+static SYSTEM_ROOTS: LazyLock<Arc<RootCertStore>> = LazyLock::new(|| {
+    let mut roots = RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    for error in &found.errors {
+        tracing::warn!(%error, "system CA not read");
+    }
+    roots.add_parsable_certificates(found.certs);
+    Arc::new(roots)
+});
+
+fn client_config(
+    tls: &UpstreamTls,
+    protocol: UpstreamProtocol,
+) -> Result<Arc<ClientConfig>, rustls::Error> {
+    let key = (tls.roots_fingerprint, tls.insecure_skip_verify, protocol);
+    let mut configs = CONFIGS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(config) = configs.get(&key) {
+        return Ok(Arc::clone(config));
+    }
+    if configs.len() >= 256 {
+        configs.clear();
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()?;
+    let mut config = if tls.insecure_skip_verify {
+        builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(AcceptAny { provider }))
+            .with_no_client_auth()
+    } else {
+        let roots = tls
+            .roots
+            .clone()
+            .unwrap_or_else(|| Arc::clone(&SYSTEM_ROOTS));
+        builder.with_root_certificates(roots).with_no_client_auth()
+    };
+    config.alpn_protocols = match protocol {
+        UpstreamProtocol::Auto => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+        UpstreamProtocol::Http1 => vec![b"http/1.1".to_vec()],
+        UpstreamProtocol::Http2 => vec![b"h2".to_vec()],
+    };
+    let config = Arc::new(config);
+    configs.insert(key, Arc::clone(&config));
+    Ok(config)
+}
+
+/// `insecureSkipVerify`: any certificate will do, but the handshake's signature must still be right.
+#[derive(Debug)]
+struct AcceptAny {
+    provider: Arc<rustls::crypto::CryptoProvider>,
+}
+
+impl ServerCertVerifier for AcceptAny {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
+
+macro_rules! on_stream {
+    ($self:ident, $io:ident => $body:expr) => {
+        match $self.get_mut() {
+            UpstreamStream::Plain($io) => $body,
+            UpstreamStream::Tls($io) => $body,
+        }
+    };
+}
+
+impl AsyncRead for UpstreamStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        on_stream!(self, io => Pin::new(io).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for UpstreamStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        on_stream!(self, io => Pin::new(io).poll_write(cx, buf))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        on_stream!(self, io => Pin::new(io).poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(io) => io.is_write_vectored(),
+            Self::Tls(io) => io.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        on_stream!(self, io => Pin::new(io).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        on_stream!(self, io => Pin::new(io).poll_shutdown(cx))
+    }
+}

@@ -1,0 +1,425 @@
+//! From a cluster and a request to a response head: choose an address, take or open a connection, send,
+//! and send again where that is safe.
+//!
+//! The rule for sending again: a connection that was reused and dies before the first byte of a response
+//! has most likely been closed by the backend while the request was on its way. A request that never left
+//! is sent again whatever it is; one that may have left only when it has no body and is idempotent
+//! (RFC 9110 §9.2.2). Failures to connect try another address.
+
+pub(crate) mod cluster;
+pub(crate) mod connect;
+mod pool;
+pub(crate) mod watch;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderValue, Method, Request, Response, Uri, Version, header, request};
+use hyper::body::Incoming;
+use tidegate_model::{Cluster, LoadBalancing};
+
+use crate::balance::{self, EndpointView};
+use crate::body::{Body, BodyWatch};
+use crate::error::ProxyError;
+use cluster::{ActiveRequest, ClusterState, Endpoint};
+use connect::{HttpConnection, ProxiedAddresses};
+pub(crate) use pool::{Lease, Upstreams};
+use pool::{StreamCount, WorkerCluster};
+
+/// Addresses tried for one request, and connections tried after a reused one died.
+const MAX_ATTEMPTS: usize = 4;
+
+/// How a request is to be sent.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SendOptions {
+    /// Key for consistent hashing.
+    pub(crate) hash: Option<u64>,
+    /// The address that a sticky cookie names.
+    pub(crate) sticky: Option<u64>,
+    /// For the PROXY header.
+    pub(crate) proxied: Option<ProxiedAddresses>,
+    /// Time from the end of the request to the response's head.
+    pub(crate) first_byte: Option<Duration>,
+    /// Tells when the request's body has ended; None without one.
+    pub(crate) body: Option<BodyWatch>,
+    /// A connection of its own that speaks HTTP/1.1, because it will be upgraded.
+    pub(crate) upgrade: bool,
+}
+
+/// A response head with what must live as long as its body.
+pub(crate) struct Answer {
+    pub(crate) response: Response<Incoming>,
+    /// Gives the connection back when the body has ended.
+    pub(crate) lease: Option<Lease>,
+    /// Counts the request as in flight.
+    pub(crate) active: ActiveRequest,
+    pub(crate) endpoint: Arc<Endpoint>,
+    /// Attempts beyond the first.
+    pub(crate) retries: usize,
+}
+
+/// Sends the request to one of the cluster's addresses. Expects an origin-form target and a Host field.
+pub(crate) async fn send(
+    upstreams: &Upstreams,
+    cluster: &Arc<Cluster>,
+    request: Request<Body>,
+    options: &SendOptions,
+) -> Result<Answer, ProxyError> {
+    let worker = upstreams.cluster(cluster);
+    let state = Arc::clone(&worker.state);
+    let Some(mut active) = ActiveRequest::begin(&state) else {
+        return Err(ProxyError::CircuitOpen {
+            cluster: cluster.name.clone(),
+            limit: cluster.circuit.max_requests.unwrap_or_default(),
+        });
+    };
+    if !state.addresses().resolved {
+        // The first request to a name may be faster than its first resolution.
+        let _ = tokio::time::timeout(cluster.connect_timeout, state.until_resolved()).await;
+    }
+
+    let mut attempt = Attempt::new(request);
+    let mut tried: Vec<SocketAddr> = Vec::new();
+    let mut retries = 0;
+    loop {
+        let endpoint = choose(&worker, &tried, options)?;
+        active.at(&endpoint);
+        match attempt.make(&worker, &endpoint, options).await {
+            Ok((response, lease)) => {
+                endpoint.succeeded();
+                return Ok(Answer {
+                    response,
+                    lease,
+                    active,
+                    endpoint,
+                    retries,
+                });
+            }
+            Err(failure) => {
+                let error = failure.error;
+                if failure.blame && error.blames_endpoint() {
+                    state.failed(&endpoint, tidegate_telemetry::chain(&error).to_string());
+                    state.refresh.notify_one();
+                }
+                if !failure.again || retries + 1 >= MAX_ATTEMPTS {
+                    return Err(error);
+                }
+                if error.nothing_sent() {
+                    tried.push(endpoint.address);
+                    if tried.len() >= state.addresses().endpoints.len() {
+                        return Err(error);
+                    }
+                }
+                retries += 1;
+            }
+        }
+    }
+}
+
+fn choose(
+    worker: &WorkerCluster,
+    tried: &[SocketAddr],
+    options: &SendOptions,
+) -> Result<Arc<Endpoint>, ProxyError> {
+    let state: &ClusterState = &worker.state;
+    let addresses = state.addresses();
+    let endpoints = &addresses.endpoints;
+    if let [only] = &endpoints[..]
+        && tried.is_empty()
+    {
+        return Ok(Arc::clone(only));
+    }
+    let views: Vec<EndpointView> = endpoints
+        .iter()
+        .map(|endpoint| EndpointView {
+            address: endpoint.address,
+            healthy: !tried.contains(&endpoint.address) && state.is_healthy(endpoint),
+            active: endpoint.active.load(std::sync::atomic::Ordering::Relaxed),
+        })
+        .collect();
+    if let Some(wanted) = options.sticky
+        && let Some(index) = balance::sticky_endpoint(&views, wanted)
+    {
+        return Ok(Arc::clone(&endpoints[index]));
+    }
+    let index = worker.pick(&state.cluster.load_balancing, &views, options.hash);
+    // With every address unhealthy the chooser uses all of them; one that was just tried comes last.
+    let index = match index {
+        Some(index) if tried.contains(&views[index].address) => {
+            views.iter().position(|view| !tried.contains(&view.address))
+        }
+        index => index,
+    };
+    index
+        .map(|index| Arc::clone(&endpoints[index]))
+        .ok_or_else(|| ProxyError::Resolve {
+            cluster: state.cluster.name.clone(),
+            detail: addresses
+                .error
+                .clone()
+                .unwrap_or_else(|| "it has no address".to_owned()),
+        })
+}
+
+/// The cookie value that names the endpoint, when the cluster wants one.
+pub(crate) fn sticky_cookie(cluster: &Cluster, endpoint: &Endpoint) -> Option<HeaderValue> {
+    let LoadBalancing::StickyCookie { name, max_age } = &cluster.load_balancing else {
+        return None;
+    };
+    HeaderValue::from_str(&balance::sticky_cookie(name, endpoint.address, *max_age)).ok()
+}
+
+struct Failure {
+    error: ProxyError,
+    /// Whether another attempt is safe and may help.
+    again: bool,
+    /// Whether the endpoint is to blame: a reused connection that was closed is nobody's fault.
+    blame: bool,
+}
+
+/// The request while it is being tried; None while it is on its way.
+struct Attempt {
+    request: Option<Request<Body>>,
+    repeatable: bool,
+    fresh: bool,
+}
+
+impl Attempt {
+    fn new(request: Request<Body>) -> Self {
+        let repeatable = matches!(request.body(), Body::Empty) && is_idempotent(request.method());
+        Self {
+            request: Some(request),
+            repeatable,
+            fresh: false,
+        }
+    }
+
+    async fn make(
+        &mut self,
+        worker: &Arc<WorkerCluster>,
+        endpoint: &Arc<Endpoint>,
+        options: &SendOptions,
+    ) -> Result<(Response<Incoming>, Option<Lease>), Failure> {
+        let cluster = &worker.state.cluster;
+        let shared = !options.upgrade && cluster.proxy_protocol.is_none();
+        let (connection, reused) = worker
+            .connection(endpoint.address, shared && !self.fresh, options)
+            .await
+            .map_err(|error| Failure {
+                again: error.nothing_sent(),
+                error,
+                blame: true,
+            })?;
+        let Some(mut request) = self.request.take() else {
+            // Unreachable by construction: every failure that allows another attempt restores it.
+            let detail = "the request was already sent";
+            let endpoint = cluster.name.clone();
+            let error = ProxyError::BadResponse { endpoint, detail };
+            return Err(Failure {
+                error,
+                again: false,
+                blame: false,
+            });
+        };
+        prepare(
+            &mut request,
+            matches!(connection, HttpConnection::H2 { .. }),
+            cluster,
+        );
+        // Only a reused connection can die of the race that makes repeating safe.
+        let replay = (reused && self.repeatable).then(|| copy_head(&request));
+        let name = || format!("{} ({})", cluster.name, endpoint.address);
+
+        let sending = exchange(connection, request, worker, endpoint, shared);
+        let sending = within_first_byte(sending, options);
+        let Ok(outcome) = sending.await else {
+            let limit = options.first_byte.unwrap_or_default();
+            let endpoint = name();
+            let error = ProxyError::FirstByteTimeout { endpoint, limit };
+            return Err(Failure {
+                error,
+                again: false,
+                blame: true,
+            });
+        };
+        outcome.map_err(|(source, unsent)| {
+            let unsent = unsent.map(|request| *request);
+            let before_any_byte = !source.is_parse();
+            self.request = match (unsent, replay) {
+                (Some(request), _) => Some(request),
+                (None, Some(replay)) if before_any_byte => Some(replay),
+                _ => None,
+            };
+            // The other idle connections to this address are likely to be as dead.
+            self.fresh = true;
+            let again = self.request.is_some();
+            let error = ProxyError::Exchange {
+                endpoint: name(),
+                source,
+            };
+            Failure {
+                error,
+                again,
+                blame: !reused,
+            }
+        })
+    }
+}
+
+/// The clock for the response's head starts when the request's body has ended: a long upload is no slow
+/// answer, and has an idle clock of its own.
+async fn within_first_byte<F: Future>(sending: F, options: &SendOptions) -> Result<F::Output, ()> {
+    let Some(limit) = options.first_byte else {
+        return Ok(sending.await);
+    };
+    let mut sending = std::pin::pin!(sending);
+    let mut body_had_ended = options.body.as_ref().is_none_or(BodyWatch::has_ended);
+    loop {
+        if let Ok(output) = tokio::time::timeout(limit, sending.as_mut()).await {
+            return Ok(output);
+        }
+        if body_had_ended {
+            return Err(());
+        }
+        body_had_ended = options.body.as_ref().is_none_or(BodyWatch::has_ended);
+    }
+}
+
+type ExchangeError = (hyper::Error, Option<Box<Request<Body>>>);
+
+async fn exchange(
+    connection: HttpConnection,
+    request: Request<Body>,
+    worker: &Arc<WorkerCluster>,
+    endpoint: &Arc<Endpoint>,
+    shared: bool,
+) -> Result<(Response<Incoming>, Option<Lease>), ExchangeError> {
+    match connection {
+        HttpConnection::H1(mut sender) => {
+            let response = sender.try_send_request(request).await.map_err(split)?;
+            let pool = Arc::clone(worker);
+            let address = endpoint.address;
+            let lease = shared.then(|| Lease::Whole {
+                pool,
+                address,
+                sender,
+            });
+            Ok((response, lease))
+        }
+        HttpConnection::H2 {
+            mut sender,
+            streams,
+        } => {
+            let count = StreamCount::begin(&streams);
+            let response = sender.try_send_request(request).await.map_err(split)?;
+            Ok((response, Some(Lease::Stream(count))))
+        }
+    }
+}
+
+fn split(
+    mut error: hyper::client::conn::TrySendError<Request<Body>>,
+) -> (hyper::Error, Option<Box<Request<Body>>>) {
+    let unsent = error.take_message().map(Box::new);
+    (error.into_error(), unsent)
+}
+
+/// RFC 9110 §9.2.2.
+fn is_idempotent(method: &Method) -> bool {
+    method.is_idempotent()
+}
+
+fn copy_head(request: &Request<Body>) -> Request<Body> {
+    let mut copy = Request::new(Body::Empty);
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
+    *copy.headers_mut() = request.headers().clone();
+    copy
+}
+
+/// Gives target and Host the form of the protocol: origin-form and Host, or absolute and no Host.
+fn prepare(request: &mut Request<Body>, h2: bool, cluster: &Cluster) {
+    if h2 {
+        *request.version_mut() = Version::HTTP_2;
+        if request.uri().authority().is_some() {
+            return;
+        }
+        if let Some(host) = request.headers_mut().remove(header::HOST) {
+            let scheme = if cluster.tls.is_some() {
+                "https"
+            } else {
+                "http"
+            };
+            let mut parts = std::mem::take(request.uri_mut()).into_parts();
+            parts.scheme = scheme.parse().ok();
+            parts.authority = http::uri::Authority::try_from(host.as_bytes()).ok();
+            if let Ok(uri) = Uri::from_parts(parts) {
+                *request.uri_mut() = uri;
+            }
+        }
+    } else {
+        *request.version_mut() = Version::HTTP_11;
+        if request.uri().authority().is_some() {
+            // Prepared for HTTP/2 by an earlier attempt.
+            let mut parts = std::mem::take(request.uri_mut()).into_parts();
+            if let Some(authority) = parts.authority.take()
+                && let Ok(value) = HeaderValue::from_str(authority.as_str())
+            {
+                request.headers_mut().insert(header::HOST, value);
+            }
+            parts.scheme = None;
+            if let Ok(uri) = Uri::from_parts(parts) {
+                *request.uri_mut() = uri;
+            }
+        }
+    }
+}
+
+/// Builds the request to a backend from the client's head.
+pub(crate) fn request(parts: request::Parts, body: Body) -> Request<Body> {
+    let mut request = Request::new(body);
+    *request.method_mut() = parts.method;
+    *request.uri_mut() = parts.uri;
+    *request.headers_mut() = parts.headers;
+    request
+}
+
+/// Opens a bare connection to one of the cluster's addresses, for passthrough.
+pub(crate) async fn open(
+    upstreams: &Upstreams,
+    cluster: &Arc<Cluster>,
+    options: &SendOptions,
+) -> Result<(connect::UpstreamStream, ActiveRequest), ProxyError> {
+    let worker = upstreams.cluster(cluster);
+    let state = Arc::clone(&worker.state);
+    let Some(mut active) = ActiveRequest::begin(&state) else {
+        return Err(ProxyError::CircuitOpen {
+            cluster: cluster.name.clone(),
+            limit: cluster.circuit.max_requests.unwrap_or_default(),
+        });
+    };
+    if !state.addresses().resolved {
+        let _ = tokio::time::timeout(cluster.connect_timeout, state.until_resolved()).await;
+    }
+    let mut tried = Vec::new();
+    loop {
+        let endpoint = choose(&worker, &tried, options)?;
+        active.at(&endpoint);
+        match connect::transport(cluster, endpoint.address, options.proxied, true).await {
+            Ok(stream) => {
+                endpoint.succeeded();
+                return Ok((stream, active));
+            }
+            Err(error) => {
+                state.failed(&endpoint, tidegate_telemetry::chain(&error).to_string());
+                tried.push(endpoint.address);
+                let all = state.addresses().endpoints.len();
+                if tried.len() >= all.min(MAX_ATTEMPTS) {
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
