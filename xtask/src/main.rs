@@ -12,6 +12,7 @@
     reason = "a developer's tool talks to its terminal"
 )]
 
+mod bench;
 mod gate;
 mod quickstart;
 mod shell;
@@ -28,6 +29,7 @@ usage: cargo xtask COMMAND [OPTIONS]
   codegen               rewrites generated and golden files from their sources
   tools [test|bench]    installs programs the tests or the benchmark use
   quickstart [--check]  serves examples/quickstart at https://localhost:8443
+  bench [OPTIONS]       measures Tidegate beside other proxies; `bench --help`
 ";
 
 fn main() -> ExitCode {
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         "codegen" => gate::codegen(),
         "tools" => tools::install(rest.first().map_or("test", String::as_str)),
         "quickstart" => quickstart::run(rest),
+        "bench" => bench::run(rest),
         "help" | "--help" | "-h" => {
             print!("{HELP}");
             Ok(())

@@ -1,0 +1,386 @@
+//! `cargo xtask bench`: Tidegate beside other proxies, as equals, on this machine.
+//!
+//! ```text
+//! for each workload:  start the origin and every proxy   (proxies on one core; origin, client on another)
+//!   warm up, then rounds: proxy a, b, c, … a, b, c, …    (interleaved: noise hits all alike)
+//!   median of the rounds ─► table ─► docs/benchmarks.md
+//! ```
+//!
+//! Loopback only, bounded counts. What is compared is CPU time per request and memory: both belong to
+//! the proxy alone. Requests per second depend on the client and the origin too.
+
+mod load;
+mod process;
+mod proxies;
+mod report;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{shell, tools};
+use load::{Kind, Sample, Target};
+use process::Running;
+use proxies::{Proxy, Setup};
+
+const HELP: &str = "\
+usage: cargo xtask bench [--quick] [--only WORKLOAD,…] [--proxies NAME,…] [--rounds N]
+
+  --quick      2 rounds with small counts; prints, but leaves docs/benchmarks.md alone
+  --only       workloads: small-h1 small-h2 large-h1 large-h2 upload handshake websocket idle
+               routes-1000 routes-10000
+  --proxies    tidegate nginx haproxy caddy traefik
+  --rounds     rounds to take the median of (default 5)
+";
+
+/// Ports of 127.0.0.1: the origin's, then one for each proxy.
+const FIRST_PORT: u16 = 17_400;
+const START: Duration = Duration::from_mins(2);
+
+struct Options {
+    quick: bool,
+    rounds: usize,
+    only: Option<Vec<String>>,
+    proxies: Vec<Proxy>,
+}
+
+/// What is measured.
+struct Workload {
+    name: &'static str,
+    title: &'static str,
+    kind: Kind,
+    origin: OriginKind,
+    hosts: usize,
+}
+
+/// What answers behind the proxies.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum OriginKind {
+    Files,
+    Sink,
+    Echo,
+}
+
+/// The samples of one proxy in one workload.
+struct Row {
+    proxy: Proxy,
+    samples: Vec<Sample>,
+    /// From start until the first right answer.
+    start: Duration,
+    /// Resident before the load, in KiB.
+    rss_kib: u64,
+}
+
+/// One workload's rows.
+struct Table {
+    name: &'static str,
+    title: &'static str,
+    rows: Vec<Row>,
+}
+
+pub(crate) fn run(args: &[String]) -> Result<()> {
+    if args.iter().any(|arg| arg == "--help" || arg == "-h") {
+        print!("{HELP}");
+        return Ok(());
+    }
+    let options = parse(args)?;
+    tools::install("bench")?;
+    if options.proxies.contains(&Proxy::Tidegate) {
+        shell::run(&mut shell::cargo(&[
+            "build",
+            "--release",
+            "--bin",
+            "tidegate",
+        ]))?;
+    }
+    let folder = shell::root().join("target/bench");
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder).context("clear the scratch folder")?;
+    }
+    std::fs::create_dir_all(&folder).context("create the scratch folder")?;
+    certificate(&folder)?;
+    let body = folder.join("10m");
+    std::fs::write(&body, vec![b'x'; 10 << 20]).context("write the upload")?;
+
+    let mut tables = Vec::new();
+    for workload in workloads(options.quick, &body) {
+        let wanted = options
+            .only
+            .as_ref()
+            .is_none_or(|names| names.iter().any(|name| name == workload.name));
+        if wanted {
+            let table = measure(&workload, &options, &folder)
+                .with_context(|| format!("workload {}", workload.name))?;
+            print!("{}", report::table(&table));
+            tables.push(table);
+        }
+    }
+    if options.quick || options.only.is_some() {
+        return Ok(());
+    }
+    let path = shell::root().join("docs/benchmarks.md");
+    std::fs::write(
+        &path,
+        report::document(&tables, &options.proxies, options.rounds)?,
+    )
+    .with_context(|| format!("write {}", path.display()))?;
+    println!("wrote docs/benchmarks.md");
+    Ok(())
+}
+
+fn parse(args: &[String]) -> Result<Options> {
+    let mut options = Options {
+        quick: false,
+        rounds: 0,
+        only: None,
+        proxies: proxies::ALL.to_vec(),
+    };
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
+        match arg.as_str() {
+            "--quick" => options.quick = true,
+            "--rounds" => options.rounds = value()?.parse().context("--rounds")?,
+            "--only" => options.only = Some(value()?.split(',').map(str::to_owned).collect()),
+            "--proxies" => {
+                options.proxies = value()?
+                    .split(',')
+                    .map(Proxy::parse)
+                    .collect::<Result<_>>()?;
+            }
+            other => bail!("no option {other:?}\n\n{HELP}"),
+        }
+    }
+    if options.rounds == 0 {
+        options.rounds = if options.quick { 2 } else { 5 };
+    }
+    Ok(options)
+}
+
+fn workloads(quick: bool, body: &Path) -> Vec<Workload> {
+    let scale = |count: u64| if quick { (count / 10).max(16) } else { count };
+    let h2load = |h1, connections, streams, count, path, body: Option<&Path>| Kind::H2load {
+        h1,
+        connections,
+        streams,
+        count: scale(count),
+        path,
+        body: body.map(PathBuf::from),
+    };
+    let files = |name, title, kind| Workload {
+        name,
+        title,
+        kind,
+        origin: OriginKind::Files,
+        hosts: 1,
+    };
+    let routes = |name, title, hosts| Workload {
+        hosts,
+        ..files(
+            name,
+            title,
+            h2load(
+                false,
+                16,
+                16,
+                if hosts > 1000 { 6000 } else { 20_000 },
+                "/1k",
+                None,
+            ),
+        )
+    };
+    let idle = Kind::Idle {
+        connections: if quick { 500 } else { 5000 },
+    };
+    vec![
+        files(
+            "small-h1",
+            "1 KiB, HTTP/1.1, 32 kept connections",
+            h2load(true, 32, 1, 60_000, "/1k", None),
+        ),
+        files(
+            "small-h2",
+            "1 KiB, HTTP/2, 16 connections of 16 streams",
+            h2load(false, 16, 16, 60_000, "/1k", None),
+        ),
+        files(
+            "large-h1",
+            "1 MiB, HTTP/1.1, 8 connections",
+            h2load(true, 8, 1, 2000, "/1m", None),
+        ),
+        files(
+            "large-h2",
+            "1 MiB, HTTP/2, 4 connections of 4 streams",
+            h2load(false, 4, 4, 2000, "/1m", None),
+        ),
+        Workload {
+            origin: OriginKind::Sink,
+            ..files(
+                "upload",
+                "10 MiB upload, HTTP/1.1, 4 connections",
+                h2load(true, 4, 1, 160, "/upload", Some(body)),
+            )
+        },
+        files(
+            "handshake",
+            "1 KiB, a new TLS connection for each request, 8 at a time",
+            Kind::Handshakes { count: scale(4000) },
+        ),
+        Workload {
+            origin: OriginKind::Echo,
+            ..files(
+                "websocket",
+                "WebSocket echo of 128 bytes, 16 connections",
+                Kind::WebSocket {
+                    connections: 16,
+                    count: scale(32_000),
+                },
+            )
+        },
+        files("idle", "Idle TLS connections after one request each", idle),
+        routes("routes-1000", "1 KiB, HTTP/2, 1,000 routes", 1000),
+        routes("routes-10000", "1 KiB, HTTP/2, 10,000 routes", 10_000),
+    ]
+}
+
+fn measure(workload: &Workload, options: &Options, folder: &Path) -> Result<Table> {
+    eprintln!("== {}", workload.title);
+    // The proxies get a core for themselves where there are two; the origin shares the client's.
+    let several = std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1);
+    let (proxy_core, other_core) = if several {
+        (Some(1), Some(0))
+    } else {
+        (None, None)
+    };
+
+    let origin_port = FIRST_PORT;
+    let mut origin_command = match workload.origin {
+        OriginKind::Files => proxies::origin(origin_port, &folder.join("origin"))?,
+        OriginKind::Sink => load::peers_command(&["sink", &origin_port.to_string()]),
+        OriginKind::Echo => load::peers_command(&["echo", &origin_port.to_string()]),
+    };
+    let mut origin = Running::start(&mut origin_command, other_core, &folder.join("origin.log"))?;
+    origin.wait_for_port(origin_port, START)?;
+
+    let hosts: Vec<String> = (0..workload.hosts)
+        .map(|index| format!("h{index}.bench.test"))
+        .collect();
+    let host = hosts.last().context("a workload without hosts")?;
+    let mut running = Vec::new();
+    for (index, proxy) in (1..).zip(&options.proxies) {
+        let port = FIRST_PORT + index;
+        let own = folder.join(format!("{}-{}", workload.name, proxy.name()));
+        let setup = Setup {
+            port,
+            origin: origin_port,
+            hosts: &hosts,
+            certificate: &folder.join("certificate.pem"),
+            key: &folder.join("key.pem"),
+            folder: &own,
+        };
+        let mut command = proxy.command(&setup)?;
+        let log = folder.join(format!("{}-{}.log", workload.name, proxy.name()));
+        let mut process = Running::start(&mut command, proxy_core, &log)?;
+        let began = Instant::now();
+        process
+            .wait_for_port(port, START)
+            .and_then(|()| serves(port, host, workload))
+            .with_context(|| format!("{}; see {}", proxy.name(), log.display()))?;
+        let start = began.elapsed();
+        let rss_kib = process.rss_kib();
+        let row = Row {
+            proxy: *proxy,
+            samples: Vec::new(),
+            start,
+            rss_kib,
+        };
+        running.push((process, port, row));
+    }
+    for round in 0..=options.rounds {
+        for (process, port, row) in &mut running {
+            let target = Target {
+                port: *port,
+                host,
+                core: other_core,
+                folder,
+            };
+            // Memory of idle connections is measured on fresh allocations: no warm-up.
+            if round == 0 && matches!(workload.kind, Kind::Idle { .. }) {
+                continue;
+            }
+            let sample = load::measure(process, &workload.kind, &target)
+                .with_context(|| format!("load on {}", row.proxy.name()))?;
+            if round > 0 {
+                row.samples.push(sample);
+            }
+        }
+        eprint!("{}", if round == 0 { "warm" } else { " ." });
+        // Memory that a process keeps after the first time would hide what connections cost.
+        if matches!(workload.kind, Kind::Idle { .. }) && round == 1 {
+            break;
+        }
+    }
+    eprintln!();
+    let rows = running.into_iter().map(|(_, _, row)| row).collect();
+    Ok(Table {
+        name: workload.name,
+        title: workload.title,
+        rows,
+    })
+}
+
+/// Waits for a right answer: listening is not yet serving.
+fn serves(port: u16, host: &str, workload: &Workload) -> Result<()> {
+    if workload.origin != OriginKind::Files {
+        return Ok(());
+    }
+    let deadline = Instant::now() + START;
+    loop {
+        let resolve = format!("{host}:{port}:127.0.0.1");
+        let mut curl = Command::new("curl");
+        curl.args([
+            "-sk",
+            "--max-time",
+            "20",
+            "-o",
+            "/dev/null",
+            "-w",
+            "%{http_code} %{size_download}",
+        ])
+        .args(["--resolve", &resolve, &format!("https://{host}:{port}/1k")]);
+        let said = shell::output(&mut curl).unwrap_or_default();
+        if said == "200 1024" {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("answers {said:?} where 200 and 1024 bytes were expected");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// One P-256 certificate for everybody.
+fn certificate(folder: &Path) -> Result<()> {
+    shell::output(
+        Command::new("openssl")
+            .args([
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+                "-nodes",
+            ])
+            .args(["-days", "30", "-subj", "/CN=bench.test"])
+            .args(["-addext", "subjectAltName=DNS:*.bench.test"])
+            .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+            .arg("-keyout")
+            .arg(folder.join("key.pem"))
+            .arg("-out")
+            .arg(folder.join("certificate.pem")),
+    )
+    .map(drop)
+}

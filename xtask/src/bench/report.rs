@@ -1,0 +1,110 @@
+//! Samples into tables, tables into docs/benchmarks.md.
+
+use std::fmt::Write as _;
+use std::process::Command;
+
+use anyhow::Result;
+
+use super::load::Sample;
+use super::proxies::Proxy;
+use super::{Row, Table};
+use crate::shell;
+
+/// The middle value; of an even number the lower middle.
+fn median(samples: &[Sample], pick: impl Fn(&Sample) -> f64) -> f64 {
+    let mut values: Vec<f64> = samples.iter().map(pick).collect();
+    values.sort_by(f64::total_cmp);
+    values
+        .get(values.len().saturating_sub(1) / 2)
+        .copied()
+        .unwrap_or(0.0)
+}
+
+/// One workload as a Markdown table.
+pub(super) fn table(table: &Table) -> String {
+    let mut text = format!("\n### {}\n\n", table.title);
+    if table.name == "idle" {
+        text.push_str("| proxy | KiB per connection | CPU µs per connection | not opened |\n| --- | ---: | ---: | ---: |\n");
+        for row in &table.rows {
+            let failed: u64 = row.samples.iter().map(|sample| sample.failed).sum();
+            let _ = writeln!(
+                text,
+                "| {} | {:.1} | {:.0} | {failed} |",
+                row.proxy.name(),
+                median(&row.samples, |sample| sample.rss_kib),
+                median(&row.samples, |sample| sample.cpu_us),
+            );
+        }
+        return text;
+    }
+    let routes = table.name.starts_with("routes");
+    text.push_str(
+        "| proxy | CPU µs per request | requests/s | p50 ms | p99 ms | RSS MiB: start | loaded | failed |",
+    );
+    text.push_str(if routes { " start s |\n" } else { "\n" });
+    text.push_str("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
+    text.push_str(if routes { " ---: |\n" } else { "\n" });
+    for row in &table.rows {
+        text.push_str(&line(row));
+        if routes {
+            let _ = write!(text, " {:.1} |", row.start.as_secs_f64());
+        }
+        text.push('\n');
+    }
+    text
+}
+
+fn line(row: &Row) -> String {
+    let failed: u64 = row.samples.iter().map(|sample| sample.failed).sum();
+    format!(
+        "| {} | {:.1} | {:.0} | {:.2} | {:.2} | {} | {:.0} | {failed} |",
+        row.proxy.name(),
+        median(&row.samples, |sample| sample.cpu_us),
+        median(&row.samples, |sample| sample.per_second),
+        median(&row.samples, |sample| sample.p50_us) / 1e3,
+        median(&row.samples, |sample| sample.p99_us) / 1e3,
+        row.rss_kib / 1024,
+        median(&row.samples, |sample| sample.rss_kib) / 1024.0,
+    )
+}
+
+/// The whole page.
+pub(super) fn document(tables: &[Table], proxies: &[Proxy], rounds: usize) -> Result<String> {
+    let date = shell::output(Command::new("date").args(["-u", "+%Y-%m-%d"]))?;
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let mut versions = Vec::new();
+    for proxy in proxies {
+        versions.push(format!("{} {}", proxy.name(), proxy.version()?));
+    }
+    let mut text = format!(
+        "# Benchmarks
+
+Written by `cargo xtask bench` on {date}; run it on your own machine to compare there.
+
+{versions}, on {cores} cores, median of {rounds} interleaved rounds.
+
+## How it is measured
+
+- Every proxy runs one worker (`--workers 1`, `worker_processes 1`, `nbthread 1`, `GOMAXPROCS=1`) on one core.
+  The client and the origin share another core where the machine has two.
+- The same P-256 certificate, TLS 1.3 as every client here offers it, the same origin over kept HTTP/1.1 connections,
+  the same forwarding headers set (`X-Forwarded-For`, `-Proto`, `-Host`, `-Port`, `X-Real-IP`), no access log.
+- **CPU µs per request** is the time that the proxy's threads and children spent on a core, from /proc, divided by the
+  answers with a 2xx status. It is the figure to compare: it belongs to the proxy alone.
+- **requests/s and latencies** are what this set-up reached: client and origin cost time too, and other work on the
+  machine shows in them.
+- Load comes from h2load; new connections, WebSocket and idle connections from a small Python client whose own cost
+  bounds requests/s there, not the CPU time of the proxy.
+- **RSS** is the resident memory of the process and its children after the load; per connection it is the growth while
+  the connections are open, divided by their number.
+
+## Results
+",
+        date = date.trim(),
+        versions = versions.join(", "),
+    );
+    for one in tables {
+        text.push_str(&table(one));
+    }
+    Ok(text)
+}
