@@ -5,7 +5,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -43,7 +43,8 @@ fn serve(check: bool) -> Result<()> {
     }
     let mut edge = Edge(command.spawn().context("start the edge")?);
     wait_until_ready(&mut edge)?;
-    let ca = state.join("ca/ca.crt");
+    let ca = root.join("target/quickstart-ca.crt");
+    export_ca(&state.join("ca/root.pem"), &ca)?;
     let url = format!("https://localhost:{HTTPS}/");
     if check {
         let page = fetch(&ca, &url)?;
@@ -114,6 +115,15 @@ fn wait_until_ready(edge: &mut Edge) -> Result<()> {
     }
 }
 
+/// Writes the CA's certificate, without the key beside it, where a person may hand it around.
+fn export_ca(state: &Path, to: &Path) -> Result<()> {
+    let text = std::fs::read_to_string(state).context("read the internal CA")?;
+    let begin = text
+        .find("-----BEGIN CERTIFICATE")
+        .context("no certificate in the internal CA's file")?;
+    std::fs::write(to, &text[begin..]).with_context(|| format!("write {}", to.display()))
+}
+
 fn ready() -> bool {
     let Ok(mut stream) = TcpStream::connect(("127.0.0.1", ADMIN)) else {
         return false;
@@ -125,7 +135,7 @@ fn ready() -> bool {
         && status.contains(" 200 ")
 }
 
-fn fetch(ca: &PathBuf, url: &str) -> Result<String> {
+fn fetch(ca: &Path, url: &str) -> Result<String> {
     let mut curl = Command::new("curl");
     curl.args(["-sS", "--fail", "--max-time", "20", "--cacert"])
         .arg(ca)

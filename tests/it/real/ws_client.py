@@ -21,7 +21,7 @@ async def echo(socket, text):
 async def main(url, ca, mode, seconds=None):
     tls = ssl.create_default_context(cafile=ca)
     # Pings come from here every 20 s: the library's default, and what browsers' servers do.
-    options = dict(ssl=tls, max_size=None, ping_interval=20, open_timeout=20, compression=None)
+    options = dict(host="127.0.0.1", ssl=tls, max_size=None, ping_interval=20, open_timeout=20, compression=None)
     if mode == "refused":
         try:
             async with websockets.connect(url, **options):

@@ -34,7 +34,10 @@ impl Reply {
 
     /// A header field's value, or nothing.
     pub(crate) fn header(&self, name: &str) -> &str {
-        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+        self.headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
     }
 
     /// The body as JSON.
@@ -79,7 +82,9 @@ impl Client {
         let stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
         stream.set_nodelay(true)?;
         let name = ServerName::try_from(host.to_owned()).map_err(std::io::Error::other)?;
-        TlsConnector::from(Arc::new(config)).connect(name, stream).await
+        TlsConnector::from(Arc::new(config))
+            .connect(name, stream)
+            .await
     }
 
     /// Sends over HTTP/1.1 and reads the whole answer.
@@ -88,7 +93,10 @@ impl Client {
         host: &str,
         request: Request<Full<Bytes>>,
     ) -> Result<Reply, String> {
-        let stream = self.connect(host, &["http/1.1"]).await.map_err(|error| error.to_string())?;
+        let stream = self
+            .connect(host, &["http/1.1"])
+            .await
+            .map_err(|error| error.to_string())?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| error.to_string())?;
@@ -104,7 +112,10 @@ impl Client {
         host: &str,
         request: Request<Full<Bytes>>,
     ) -> Result<Reply, String> {
-        let stream = self.connect(host, &["h2"]).await.map_err(|error| error.to_string())?;
+        let stream = self
+            .connect(host, &["h2"])
+            .await
+            .map_err(|error| error.to_string())?;
         let (mut sender, connection) =
             hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
                 .await

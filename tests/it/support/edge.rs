@@ -38,7 +38,10 @@ impl Builder {
     /// Starts it and waits until it is ready.
     #[track_caller]
     pub(crate) fn start(self) -> Edge {
-        let folder = tempfile::Builder::new().prefix("tidegate-it-").tempdir().unwrap();
+        let folder = tempfile::Builder::new()
+            .prefix("tidegate-it-")
+            .tempdir()
+            .unwrap();
         let objects = folder.path().join("objects");
         fs::create_dir(&objects).unwrap();
         for (name, yaml) in &self.objects {
@@ -57,7 +60,13 @@ impl Builder {
             .args(["--workers", "1"])
             .args(&self.args);
         let program = Program::start(&mut command).wait_for_port(admin);
-        let edge = Edge { program, folder, http, https, admin };
+        let edge = Edge {
+            program,
+            folder,
+            http,
+            https,
+            admin,
+        };
         eventually("readiness", PATIENCE, || match edge.admin("/readyz") {
             Ok(reply) if reply.starts_with("HTTP/1.1 200") => Ok(()),
             other => Err(format!("{other:?}; log:\n{}", edge.log())),
@@ -81,7 +90,10 @@ pub(crate) struct Edge {
 impl Edge {
     /// An edge without objects yet.
     pub(crate) fn builder() -> Builder {
-        Builder { objects: Vec::new(), args: Vec::new() }
+        Builder {
+            objects: Vec::new(),
+            args: Vec::new(),
+        }
     }
 
     /// An edge that serves these objects.
@@ -89,7 +101,9 @@ impl Edge {
     pub(crate) fn start(objects: &[String]) -> Self {
         objects
             .iter()
-            .fold(Self::builder(), |builder, yaml| builder.object(yaml.clone()))
+            .fold(Self::builder(), |builder, yaml| {
+                builder.object(yaml.clone())
+            })
             .start()
     }
 
@@ -132,11 +146,19 @@ impl Edge {
         fs::remove_file(self.objects().join(name)).unwrap();
     }
 
-    /// The file with the edge's own root certificate.
+    /// A file with the edge's own root certificate, without the key that lies beside it in the state.
     #[track_caller]
     pub(crate) fn ca_file(&self) -> PathBuf {
-        let file = self.folder.path().join("state/ca/ca.crt");
-        assert!(file.exists(), "no root certificate at {}", file.display());
+        let file = self.folder.path().join("ca.crt");
+        if !file.exists() {
+            let root = self.folder.path().join("state/ca/root.pem");
+            let text = fs::read_to_string(&root)
+                .unwrap_or_else(|error| panic!("read {}: {error}", root.display()));
+            let begin = text
+                .find("-----BEGIN CERTIFICATE")
+                .expect("a certificate in root.pem");
+            fs::write(&file, &text[begin..]).unwrap();
+        }
         file
     }
 
@@ -144,7 +166,10 @@ impl Edge {
     pub(crate) fn admin(&self, path: &str) -> std::io::Result<String> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.admin))?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        )?;
         let mut reply = String::new();
         stream.read_to_string(&mut reply)?;
         Ok(reply)
@@ -165,13 +190,15 @@ impl Edge {
     #[track_caller]
     pub(crate) fn wait_for_status(&self, host: &str, path: &str, status: u16) -> Reply {
         let client = self.client();
-        eventually(&format!("{status} from {host}{path}"), PATIENCE, || {
-            match client.try_get(host, path) {
+        eventually(
+            &format!("{status} from {host}{path}"),
+            PATIENCE,
+            || match client.try_get(host, path) {
                 Ok(reply) if reply.status == status => Ok(reply),
                 Ok(reply) => Err(format!("{} {}", reply.status, reply.text())),
                 Err(error) => Err(error),
-            }
-        })
+            },
+        )
     }
 
     /// curl that finds the hosts here and trusts this edge.
@@ -183,8 +210,12 @@ impl Edge {
             .arg(self.ca_file())
             .env_remove("CURL_CA_BUNDLE");
         for host in hosts {
-            command.arg("--resolve").arg(format!("{host}:{}:127.0.0.1", self.https));
-            command.arg("--resolve").arg(format!("{host}:{}:127.0.0.1", self.http));
+            command
+                .arg("--resolve")
+                .arg(format!("{host}:{}:127.0.0.1", self.https));
+            command
+                .arg("--resolve")
+                .arg(format!("{host}:{}:127.0.0.1", self.http));
         }
         command
     }

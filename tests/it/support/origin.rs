@@ -41,7 +41,11 @@ impl Origin {
                 "version": format!("{:?}", request.version()),
                 "headers": headers,
             });
-            let bytes = request.into_body().collect().await.map_or(0, |body| body.to_bytes().len());
+            let bytes = request
+                .into_body()
+                .collect()
+                .await
+                .map_or(0, |body| body.to_bytes().len());
             let mut seen = seen;
             seen["body_bytes"] = bytes.into();
             Response::builder()
@@ -53,7 +57,9 @@ impl Origin {
 
     /// Answers every request with this text.
     pub(crate) fn text(text: &'static str) -> Self {
-        Self::serve(move |_| async move { Response::new(Full::new(Bytes::from_static(text.as_bytes()))) })
+        Self::serve(move |_| async move {
+            Response::new(Full::new(Bytes::from_static(text.as_bytes())))
+        })
     }
 
     /// Answers through a function.
@@ -78,7 +84,13 @@ impl Origin {
                 }
             });
         });
-        Self { address, requests, connections, stop: Some(stop), thread: Some(thread) }
+        Self {
+            address,
+            requests,
+            connections,
+            stop: Some(stop),
+            thread: Some(thread),
+        }
     }
 
     /// Where it listens.
@@ -125,9 +137,10 @@ async fn accept<F, R>(
                 let response = answer(request);
                 async move { Ok::<_, Infallible>(response.await) }
             });
-            let _ = hyper_util::server::conn::auto::Builder::new(hyper_util::rt::TokioExecutor::new())
-                .serve_connection_with_upgrades(TokioIo::new(stream), service)
-                .await;
+            let _ =
+                hyper_util::server::conn::auto::Builder::new(hyper_util::rt::TokioExecutor::new())
+                    .serve_connection_with_upgrades(TokioIo::new(stream), service)
+                    .await;
         });
     }
 }

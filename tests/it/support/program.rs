@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::eventually;
 
 /// How long a program may take to listen on a busy machine.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_mins(1);
 
 /// A running program. Dropping ends it.
 pub(crate) struct Program {
@@ -45,7 +45,9 @@ impl Program {
             if let Some(status) = self.ended() {
                 panic!("{} ended with {status}:\n{}", self.name, self.log());
             }
-            TcpStream::connect(("127.0.0.1", port)).map(drop).map_err(|error| error.to_string())
+            TcpStream::connect(("127.0.0.1", port))
+                .map(drop)
+                .map_err(|error| error.to_string())
         });
         self
     }
@@ -80,7 +82,10 @@ impl Program {
     pub(crate) fn wait(&mut self, patience: Duration) -> std::process::ExitStatus {
         let what = format!("the end of {}", self.name);
         eventually(&what, patience, || {
-            self.child.try_wait().unwrap().ok_or_else(|| "still running".to_owned())
+            self.child
+                .try_wait()
+                .unwrap()
+                .ok_or_else(|| "still running".to_owned())
         })
     }
 }
@@ -97,7 +102,9 @@ fn collect(stream: impl Read + Send + 'static, log: Arc<Mutex<String>>) {
         let mut lines = BufReader::new(stream);
         let mut line = Vec::new();
         while matches!(lines.read_until(b'\n', &mut line), Ok(1..)) {
-            log.lock().unwrap().push_str(&String::from_utf8_lossy(&line));
+            log.lock()
+                .unwrap()
+                .push_str(&String::from_utf8_lossy(&line));
             line.clear();
         }
     });
@@ -144,7 +151,9 @@ pub(crate) fn python(program: &str) -> PathBuf {
 
 /// A file beside the real-program tests.
 pub(crate) fn real_file(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/real").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/it/real")
+        .join(name)
 }
 
 /// Whether a program the test needs is missing. Says so loudly; under `CI` it is a failure.

@@ -72,7 +72,10 @@ impl RawOrigin {
                 std::thread::spawn(move || {
                     let rest = record(stream, &seen, answer);
                     if !rest.is_empty() {
-                        broken.lock().unwrap().push(String::from_utf8_lossy(&rest).into_owned());
+                        broken
+                            .lock()
+                            .unwrap()
+                            .push(String::from_utf8_lossy(&rest).into_owned());
                     }
                 });
             }
@@ -154,5 +157,7 @@ fn chunked_end(bytes: &[u8]) -> Option<usize> {
 
 /// Where a needle begins.
 pub(crate) fn find(bytes: &[u8], needle: &[u8]) -> Option<usize> {
-    bytes.windows(needle.len()).position(|window| window == needle)
+    bytes
+        .windows(needle.len())
+        .position(|window| window == needle)
 }
