@@ -12,9 +12,34 @@
 //! together with everything that is wrong with it. `check`, `explain`, the standalone loader and the
 //! operator call the same function.
 
+mod access;
+mod agents;
+mod assembly;
+mod backends;
+mod balancing;
+mod certificates;
+mod conflicts;
+mod durations;
+mod filters;
 mod inputs;
+mod issuers;
+mod matches;
 mod outputs;
+mod quantities;
+mod references;
+mod report;
+mod routes;
+mod rules;
+mod status;
+mod trackers;
+mod words;
 
+#[cfg(test)]
+mod tests;
+
+pub use assembly::translate;
+pub use certificates::{CertificateError, parse_certificate};
+pub use durations::{DurationError, parse_duration};
 pub use inputs::{
     ConfigMapData, Environment, Inputs, SecretData, ServiceResolution, StaticFilesPolicy,
 };
@@ -22,10 +47,4 @@ pub use outputs::{
     GoodRoute, IssuerChoice, Kind, LastGood, ObjectRef, Problem, Statuses, Translation,
     WantedCertificate,
 };
-
-use std::time::SystemTime;
-
-/// Translates everything. The same inputs at the same moment give the same result.
-pub fn translate(_inputs: &Inputs, _now: SystemTime) -> Translation {
-    Translation::default()
-}
+pub use quantities::{QuantityError, parse_quantity};

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use tidegate_model::{Certificate, HostPattern, ObjectName, RouteId, Snapshot};
 
+use super::SecretData;
 use crate::api::conditions::Reason;
 use crate::api::{AcmeIssuerStatus, TlsRouteSpec, TlsRouteStatus, TunnelAgentStatus};
 
@@ -135,6 +137,10 @@ pub struct LastGood {
     pub routes: BTreeMap<RouteId, GoodRoute>,
     /// The statuses that the last translation reported, for the times of transitions.
     pub statuses: Statuses,
+    /// When a route was first seen, which is its age if it has no creationTimestamp.
+    pub(super) first_seen: BTreeMap<RouteId, SystemTime>,
+    /// Certificates by the Secret they were read from.
+    pub(super) parsed: BTreeMap<ObjectName, (Arc<SecretData>, Arc<Certificate>)>,
 }
 
 /// What was last good about a route.

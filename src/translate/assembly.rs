@@ -1,0 +1,671 @@
+//! Puts compiled routes together: oldest first, each with its own report.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tidegate_model::{
+    Certificate, CertificateOrigin, HostPattern, ObjectName, RouteId, Snapshot, TlsMode, TlsPolicy,
+    VirtualHost,
+};
+
+use super::certificates::{complaint, covers, parse_certificate};
+use super::conflicts::{Claims, age_of, id_of};
+use super::matches::decides_by_path;
+use super::references::References;
+use super::report::{Field, Report};
+use super::routes::{
+    CertificateSource, CompiledRoute, CompiledTls, HostService, compile, note_lost_addresses,
+};
+use super::status::{Conditions, certificate_status, joined};
+use super::trackers::TrackerGroups;
+use super::{
+    GoodRoute, Inputs, IssuerChoice, Kind, ObjectRef, SecretData, Translation, WantedCertificate,
+    agents, issuers,
+};
+use crate::api::conditions::{Condition, ConditionType, Reason};
+use crate::api::{TlsRoute, TlsRouteSpec, TlsRouteStatus};
+
+/// Translates everything. The same inputs at the same moment give the same result.
+pub fn translate(inputs: &Inputs, now: SystemTime) -> Translation {
+    let mut work = Work {
+        inputs,
+        now,
+        claims: Claims::default(),
+        groups: TrackerGroups::default(),
+        result: Translation {
+            snapshot: Snapshot {
+                default_certificate: inputs.default_certificate.clone(),
+                ..Snapshot::default()
+            },
+            ..Translation::default()
+        },
+    };
+    for (id, route, age) in work.routes_by_age() {
+        work.route(&id, &route, age);
+    }
+    for agent in &inputs.agents {
+        let id = id_of(&agent.metadata);
+        let previous = inputs.last_good.statuses.agents.get(&id);
+        let previous = previous.or(agent.status.as_ref());
+        let previous = previous.map_or(&[][..], |status| &status.conditions);
+        let (status, report) = agents::check(inputs, agent, &id, previous, now);
+        work.result.problems.extend(report.into_problems());
+        work.result.statuses.agents.insert(id, status);
+    }
+    for issuer in &inputs.issuers {
+        let name = issuer.metadata.name.clone().unwrap_or_default();
+        let previous = inputs.last_good.statuses.issuers.get(&name);
+        let previous = previous.or(issuer.status.as_ref());
+        let previous = previous.map_or(&[][..], |status| &status.conditions);
+        let (status, report) = issuers::check(inputs, issuer, &name, previous, now);
+        work.result.problems.extend(report.into_problems());
+        work.result.statuses.issuers.insert(name, status);
+    }
+    let mut result = work.result;
+    result
+        .wanted_certificates
+        .sort_by(|a, b| a.route.cmp(&b.route));
+    result.last_good.statuses = result.statuses.clone();
+    result
+}
+
+/// The translation under way.
+struct Work<'a> {
+    inputs: &'a Inputs,
+    now: SystemTime,
+    claims: Claims,
+    groups: TrackerGroups,
+    result: Translation,
+}
+
+/// The specification that is served, and whether it is the current one.
+struct Chosen {
+    spec: Arc<TlsRouteSpec>,
+    compiled: CompiledRoute,
+    /// Set when an earlier version stays in use.
+    kept: Option<Kept>,
+}
+
+/// An earlier version that stays in use.
+#[derive(Clone, Copy)]
+struct Kept {
+    generation: Option<i64>,
+}
+
+/// What certificate a route gets.
+#[derive(Default)]
+struct Served {
+    certificate: Option<Arc<Certificate>>,
+    /// It was served before and stands in for what is wrong now.
+    kept: bool,
+    /// It stands in until the first one exists.
+    placeholder: bool,
+}
+
+// === impl Work ===
+
+impl Work<'_> {
+    /// Routes of this edge's class, oldest first. A second one of the same name is reported.
+    fn routes_by_age(&mut self) -> Vec<(RouteId, Arc<TlsRoute>, SystemTime)> {
+        let mut seen = BTreeSet::new();
+        let mut routes = Vec::with_capacity(self.inputs.routes.len());
+        for route in &self.inputs.routes {
+            if route.spec.class_name != self.inputs.environment.class_name {
+                continue;
+            }
+            let id = id_of(&route.metadata);
+            if !seen.insert(id.clone()) {
+                let mut report = Report::new(reference(&id));
+                report.invalid(
+                    "metadata.name",
+                    format!("there is already a TlsRoute {id}"),
+                    "give one of the two another name",
+                );
+                self.result.problems.extend(report.into_problems());
+                continue;
+            }
+            let age = age_of(self.inputs, route, &id, self.now);
+            self.result.last_good.first_seen.insert(id.clone(), age);
+            routes.push((id, Arc::clone(route), age));
+        }
+        routes.sort_by(|a, b| (a.2, &a.0).cmp(&(b.2, &b.0)));
+        routes
+    }
+
+    fn route(&mut self, id: &RouteId, route: &TlsRoute, _age: SystemTime) {
+        let mut report = Report::new(reference(id));
+        let good = self.inputs.last_good.routes.get(id);
+        let chosen = self.choose(&mut report, id, route, good);
+        if let Some(good) = good {
+            self.result
+                .last_good
+                .routes
+                .insert(id.clone(), good.clone());
+        }
+        let Some(chosen) = chosen else {
+            self.finish_unserved(id, route, report);
+            return;
+        };
+        if chosen.spec.suspend.unwrap_or(false) {
+            self.finish_suspended(id, route, report, chosen);
+            return;
+        }
+        note_lost_addresses(&mut report, &chosen.compiled);
+
+        let hosts: Vec<HostPattern> = chosen
+            .compiled
+            .hosts
+            .keys()
+            .filter(|host| self.claims.claim(&mut report, id, &chosen.spec, host))
+            .cloned()
+            .collect();
+        let served = self.certificate(&mut report, id, &chosen, &hosts);
+        let programmed = self.program(id, &chosen.compiled, &hosts, served.certificate.as_ref());
+        let previous = good.and_then(|good| good.certificate.clone());
+        let fine = served
+            .certificate
+            .as_ref()
+            .filter(|certificate| {
+                !served.placeholder && complaint(certificate, &hosts, self.now).is_none()
+            })
+            .cloned();
+        self.result.last_good.routes.insert(
+            id.clone(),
+            GoodRoute {
+                generation: match chosen.kept {
+                    Some(kept) => kept.generation,
+                    None => route.metadata.generation,
+                },
+                spec: Arc::clone(&chosen.spec),
+                certificate: fine.or(previous),
+            },
+        );
+        self.finish_served(id, route, report, &chosen, &served, programmed);
+    }
+
+    /// The current specification if it is good, else the last good one.
+    fn choose(
+        &mut self,
+        report: &mut Report,
+        id: &RouteId,
+        route: &TlsRoute,
+        good: Option<&GoodRoute>,
+    ) -> Option<Chosen> {
+        let references = References {
+            inputs: self.inputs,
+            id,
+        };
+        if let Some(compiled) = compile(report, &references, &route.spec)
+            && (route.spec.suspend.unwrap_or(false) || self.groups.admit(report, id, &route.spec))
+        {
+            let spec = match good {
+                Some(good) if *good.spec == route.spec => Arc::clone(&good.spec),
+                _ => Arc::new(route.spec.clone()),
+            };
+            return Some(Chosen {
+                spec,
+                compiled,
+                kept: None,
+            });
+        }
+        let good = good?;
+        let mut aside = Report::new(reference(id));
+        let compiled = compile(&mut aside, &references, &good.spec)?;
+        if !self.groups.admit(&mut aside, id, &good.spec) {
+            return None;
+        }
+        // What is missing counts for what is served, not for the text that was refused.
+        report.forget(ConditionType::ResolvedRefs);
+        report.append(aside);
+        Some(Chosen {
+            spec: Arc::clone(&good.spec),
+            compiled,
+            kept: Some(Kept {
+                generation: good.generation,
+            }),
+        })
+    }
+
+    fn program(
+        &mut self,
+        id: &RouteId,
+        route: &CompiledRoute,
+        hosts: &[HostPattern],
+        certificate: Option<&Arc<Certificate>>,
+    ) -> usize {
+        let mut programmed = 0;
+        for host in hosts {
+            let Some(service) = route.hosts.get(host) else {
+                continue;
+            };
+            let (tls, entries) = match (&route.tls, service) {
+                (_, HostService::Passthrough(Some(cluster))) => {
+                    (TlsMode::Passthrough(Arc::clone(cluster)), Vec::new())
+                }
+                (
+                    CompiledTls::Terminate {
+                        min_version,
+                        client_auth,
+                        ..
+                    },
+                    HostService::Rules(entries),
+                ) => (
+                    TlsMode::Terminate(TlsPolicy {
+                        certificate: certificate.cloned(),
+                        min_version: *min_version,
+                        client_auth: client_auth.clone(),
+                    }),
+                    entries.clone(),
+                ),
+                _ => continue,
+            };
+            programmed += 1;
+            self.result.snapshot.hosts.insert(
+                host.clone(),
+                Arc::new(VirtualHost {
+                    pattern: host.clone(),
+                    route: id.clone(),
+                    tls,
+                    plain_http: route.plain_http.clone(),
+                    hsts: route.hsts.clone(),
+                    guards_by_path: entries.iter().any(|entry| decides_by_path(&entry.request)),
+                    entries,
+                }),
+            );
+        }
+        programmed
+    }
+
+    /// Finds the certificate of a route and notes what is wrong with it.
+    fn certificate(
+        &mut self,
+        report: &mut Report,
+        id: &RouteId,
+        chosen: &Chosen,
+        hosts: &[HostPattern],
+    ) -> Served {
+        let CompiledTls::Terminate { source, .. } = &chosen.compiled.tls else {
+            return Served::default();
+        };
+        if hosts.is_empty() {
+            return Served::default();
+        }
+        let last = self
+            .inputs
+            .last_good
+            .routes
+            .get(id)
+            .and_then(|good| good.certificate.clone())
+            .filter(|last| hosts.iter().any(|host| covers(last, host)));
+        let tls = Field::SPEC.at("tls");
+        let found = if let CertificateSource::Secret(name) = source {
+            let found = self.secret_certificate(report, id, name);
+            if let Some(found) = &found
+                && let Some((reason, message, hint)) = complaint(found, hosts, self.now)
+            {
+                report.add(tls.at("secretName"), reason, message, hint);
+            }
+            found
+        } else {
+            let issuer = issuers::choose(self.inputs, report, source);
+            self.want(id, hosts, issuer.as_ref());
+            let found = self.inputs.issued.get(id).cloned();
+            let complaint = found
+                .as_ref()
+                .map(|found| complaint(found, hosts, self.now).map(|(_, message, _)| message));
+            let message = match complaint {
+                Some(None) => None,
+                Some(Some(message)) => Some(message),
+                None => Some("no certificate exists yet".to_owned()),
+            };
+            if let (Some(message), Some(issuer)) = (message, issuer) {
+                let hint = match issuer {
+                    IssuerChoice::InternalCa => "the internal CA is issuing one".to_owned(),
+                    IssuerChoice::Acme(name) => format!("AcmeIssuer {name} is asked for one"),
+                };
+                report.add("spec.tls", Reason::Issuing, message, hint);
+            }
+            found
+        };
+        let is_good =
+            |certificate: &Arc<Certificate>| complaint(certificate, hosts, self.now).is_none();
+        match (found, last) {
+            (Some(found), _) if is_good(&found) => Served {
+                certificate: Some(found),
+                ..Served::default()
+            },
+            (found, Some(last)) if is_good(&last) || found.is_none() => Served {
+                certificate: Some(last),
+                kept: true,
+                placeholder: false,
+            },
+            (Some(found), _) => Served {
+                certificate: Some(found),
+                ..Served::default()
+            },
+            (None, _) => Served {
+                certificate: self.inputs.default_certificate.clone(),
+                kept: false,
+                placeholder: true,
+            },
+        }
+    }
+
+    fn want(&mut self, id: &RouteId, hosts: &[HostPattern], issuer: Option<&IssuerChoice>) {
+        if let Some(issuer) = issuer {
+            self.result.wanted_certificates.push(WantedCertificate {
+                route: id.clone(),
+                names: hosts.to_vec(),
+                issuer: issuer.clone(),
+            });
+        }
+    }
+
+    fn secret_certificate(
+        &mut self,
+        report: &mut Report,
+        id: &RouteId,
+        name: &str,
+    ) -> Option<Arc<Certificate>> {
+        const TYPE: &str = "kubernetes.io/tls";
+        let references = References {
+            inputs: self.inputs,
+            id,
+        };
+        let tls = Field::SPEC.at("tls");
+        let field = tls.at("secretName");
+        let secret = references.secret(report, &field, name)?;
+        let full = references.sibling(name);
+        if let Some(known) = self.parsed(&full, secret) {
+            return Some(known);
+        }
+        if secret.type_ != TYPE {
+            report.add(
+                field,
+                Reason::InvalidSecret,
+                format!("Secret {full} has type {:?}", secret.type_),
+                format!("make it of type {TYPE}, with the keys tls.crt and tls.key"),
+            );
+            return None;
+        }
+        let certificate = references.secret_key(report, &field, name, &["tls.crt"]);
+        let key = references.secret_key(report, &field, name, &["tls.key"]);
+        let origin = CertificateOrigin::Secret(full.to_string());
+        match parse_certificate(certificate?, key?, origin) {
+            Ok(certificate) => {
+                let certificate = Arc::new(certificate);
+                self.result
+                    .last_good
+                    .parsed
+                    .insert(full, (Arc::clone(secret), Arc::clone(&certificate)));
+                Some(certificate)
+            }
+            Err(error) => {
+                report.add(
+                    field,
+                    Reason::InvalidCertificate,
+                    format!("Secret {full}: {error}"),
+                    error.hint(),
+                );
+                None
+            }
+        }
+    }
+
+    /// The certificate as it was read from the same Secret before: keys are costly to parse.
+    fn parsed(&mut self, name: &ObjectName, secret: &Arc<SecretData>) -> Option<Arc<Certificate>> {
+        let known = self
+            .result
+            .last_good
+            .parsed
+            .get(name)
+            .or_else(|| self.inputs.last_good.parsed.get(name));
+        let (data, certificate) = known?.clone();
+        if !Arc::ptr_eq(&data, secret) && data != *secret {
+            return None;
+        }
+        self.result
+            .last_good
+            .parsed
+            .insert(name.clone(), (Arc::clone(secret), Arc::clone(&certificate)));
+        Some(certificate)
+    }
+
+    fn conditions(&self, id: &RouteId, route: &TlsRoute) -> Conditions {
+        let known = self.inputs.last_good.statuses.routes.get(id);
+        let known = known.or(route.status.as_ref());
+        let previous: &[Condition] = known.map_or(&[], |status| &status.conditions);
+        Conditions::new(previous, route.metadata.generation, self.now)
+    }
+
+    fn finish_unserved(&mut self, id: &RouteId, route: &TlsRoute, report: Report) {
+        let mut conditions = self.conditions(id, route);
+        conditions.judge(&report, ConditionType::Accepted, Reason::Accepted, "valid");
+        resolved_refs(&mut conditions, &report);
+        conditions.remove(ConditionType::CertificateReady);
+        conditions.remove(ConditionType::ClientAddressPreserved);
+        conditions.remove(ConditionType::Reconciling);
+        conditions.set(
+            ConditionType::Programmed,
+            false,
+            Reason::NothingToServe,
+            "the object is not valid and no earlier version of it is known",
+        );
+        conditions.summarize(&SUMMARY);
+        self.finish(id, route, report, conditions, None, Vec::new());
+    }
+
+    fn finish_suspended(&mut self, id: &RouteId, route: &TlsRoute, report: Report, chosen: Chosen) {
+        let hostnames = names(&chosen.compiled);
+        self.result.last_good.routes.insert(
+            id.clone(),
+            GoodRoute {
+                generation: route.metadata.generation,
+                spec: chosen.spec,
+                certificate: self
+                    .inputs
+                    .last_good
+                    .routes
+                    .get(id)
+                    .and_then(|good| good.certificate.clone()),
+            },
+        );
+        let mut conditions = self.conditions(id, route);
+        conditions.judge(&report, ConditionType::Accepted, Reason::Accepted, "valid");
+        resolved_refs(&mut conditions, &report);
+        conditions.remove(ConditionType::CertificateReady);
+        conditions.remove(ConditionType::ClientAddressPreserved);
+        conditions.remove(ConditionType::Reconciling);
+        conditions.set(
+            ConditionType::Programmed,
+            false,
+            Reason::Suspended,
+            "spec.suspend is true",
+        );
+        conditions.summarize(&SUMMARY);
+        self.finish(id, route, report, conditions, None, hostnames);
+    }
+
+    fn finish_served(
+        &mut self,
+        id: &RouteId,
+        route: &TlsRoute,
+        report: Report,
+        chosen: &Chosen,
+        served: &Served,
+        programmed: usize,
+    ) {
+        let mut conditions = self.conditions(id, route);
+        let kept = chosen.kept.map(|kept| match kept.generation {
+            Some(generation) => format!("generation {generation} stays in use"),
+            None => "the last good version stays in use".to_owned(),
+        });
+        match report.of(ConditionType::Accepted).next() {
+            None => conditions.set(ConditionType::Accepted, true, Reason::Accepted, "valid"),
+            Some(first) => {
+                let mut message = joined(report.of(ConditionType::Accepted));
+                if let Some(kept) = &kept {
+                    message = format!("{message}\n{kept}");
+                }
+                conditions.set(ConditionType::Accepted, false, first.reason, message);
+            }
+        }
+        resolved_refs(&mut conditions, &report);
+        certificate_ready(&mut conditions, &report, chosen, served);
+        let claimed = chosen.compiled.hosts.len();
+        match (&kept, programmed) {
+            (Some(kept), _) => {
+                conditions.set(
+                    ConditionType::Programmed,
+                    false,
+                    Reason::LastGoodKept,
+                    kept.clone(),
+                );
+            }
+            (None, 0) => conditions.set(
+                ConditionType::Programmed,
+                false,
+                Reason::NothingToServe,
+                if claimed == 0 {
+                    "no rule of the route is served by this edge"
+                } else {
+                    "none of the hostnames can be served"
+                },
+            ),
+            (None, _) => conditions.set(
+                ConditionType::Programmed,
+                true,
+                Reason::Programmed,
+                if programmed == claimed {
+                    "served".to_owned()
+                } else {
+                    format!("{programmed} of {claimed} hostnames are served")
+                },
+            ),
+        }
+        let (reason, message) = match chosen.compiled.tls {
+            CompiledTls::Passthrough => (Reason::ProxyProtocol, "sent in a PROXY protocol header"),
+            CompiledTls::Terminate { .. } => (
+                Reason::ForwardedHeaders,
+                "sent in X-Forwarded-For and X-Real-IP",
+            ),
+        };
+        conditions.judge(
+            &report,
+            ConditionType::ClientAddressPreserved,
+            reason,
+            message,
+        );
+        conditions.summarize(&SUMMARY);
+        let certificate = served
+            .certificate
+            .as_deref()
+            .filter(|_| !served.placeholder);
+        let hostnames = names(&chosen.compiled);
+        self.finish(id, route, report, conditions, certificate, hostnames);
+    }
+
+    fn finish(
+        &mut self,
+        id: &RouteId,
+        route: &TlsRoute,
+        report: Report,
+        conditions: Conditions,
+        certificate: Option<&Certificate>,
+        hostnames: Vec<String>,
+    ) {
+        self.result.statuses.routes.insert(
+            id.clone(),
+            TlsRouteStatus {
+                observed_generation: route.metadata.generation,
+                conditions: conditions.into_inner(),
+                hostnames,
+                certificate: certificate.map(certificate_status),
+                order: None,
+                addresses: Vec::new(),
+            },
+        );
+        self.result.problems.extend(report.into_problems());
+    }
+}
+
+/// The conditions that Ready sums up.
+const SUMMARY: [ConditionType; 4] = [
+    ConditionType::Accepted,
+    ConditionType::ResolvedRefs,
+    ConditionType::CertificateReady,
+    ConditionType::Programmed,
+];
+
+fn resolved_refs(conditions: &mut Conditions, report: &Report) {
+    conditions.judge(
+        report,
+        ConditionType::ResolvedRefs,
+        Reason::ResolvedRefs,
+        "everything named here exists",
+    );
+}
+
+fn certificate_ready(
+    conditions: &mut Conditions,
+    report: &Report,
+    chosen: &Chosen,
+    served: &Served,
+) {
+    let type_ = ConditionType::CertificateReady;
+    conditions.remove(ConditionType::Reconciling);
+    if matches!(chosen.compiled.tls, CompiledTls::Passthrough) {
+        conditions.set(type_, true, Reason::NotNeeded, "the backend speaks TLS");
+        return;
+    }
+    let stays = served
+        .certificate
+        .as_ref()
+        .filter(|_| served.kept)
+        .map(|kept| {
+            let until = crate::api::conditions::timestamp(kept.not_after).0;
+            format!("the last good certificate (valid until {until}) stays in use")
+        });
+    match (report.of(type_).next(), stays, &served.certificate) {
+        (Some(first), stays, _) => {
+            let mut message = joined(report.of(type_));
+            if let Some(stays) = stays {
+                message = format!("{message}\n{stays}");
+            }
+            let reason = first.reason;
+            conditions.set(type_, false, reason, message.clone());
+            if reason == Reason::Issuing {
+                conditions.set(ConditionType::Reconciling, true, reason, message);
+            }
+        }
+        (None, Some(stays), _) => conditions.set(type_, true, Reason::LastGoodKept, stays),
+        (None, None, Some(_)) if !served.placeholder => {
+            conditions.set(type_, true, Reason::CertificateReady, "valid and served");
+        }
+        (None, None, _) => {
+            let missing = report.of(ConditionType::ResolvedRefs).next();
+            match missing {
+                Some(problem) => conditions.set(type_, false, problem.reason, problem.summary()),
+                None => conditions.set(
+                    type_,
+                    false,
+                    Reason::NothingToServe,
+                    "no hostname needs a certificate",
+                ),
+            }
+        }
+    }
+}
+
+fn names(route: &CompiledRoute) -> Vec<String> {
+    route.hosts.keys().map(ToString::to_string).collect()
+}
+
+fn reference(id: &RouteId) -> ObjectRef {
+    ObjectRef {
+        kind: Kind::TlsRoute,
+        namespace: Some(id.namespace.to_string()),
+        name: id.name.to_string(),
+    }
+}

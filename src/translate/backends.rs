@@ -1,0 +1,462 @@
+//! Backends: clusters with an identity, and folders of files.
+
+use std::fmt::Write as _;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use tidegate_model::{
+    Cluster, ClusterKey, Fingerprint, HostName, ProxyProtocolVersion, StaticFolder, Target,
+    UpstreamProtocol, UpstreamTls,
+};
+
+use super::balancing::Policy;
+use super::references::{Found, References};
+use super::report::{Field, Report};
+use super::words::one_of;
+use super::{ServiceResolution, StaticFilesPolicy};
+use crate::api::conditions::Reason;
+use crate::api::{AgentRef, Backend, BackendTls, StaticFiles};
+
+/// What a backend turned out to be.
+#[derive(Debug)]
+pub(super) enum Destination {
+    /// Something to connect to.
+    Cluster(Arc<Cluster>),
+    /// Files; `strip_prefix` is left to the rule.
+    Static(StaticFolder),
+    /// It is named well, but cannot be reached as things are.
+    Unresolved,
+}
+
+pub(super) fn port(report: &mut Report, field: &Field<'_>, written: i32) -> Option<u16> {
+    match u16::try_from(written) {
+        Ok(port) if port > 0 => Some(port),
+        _ => {
+            report.invalid(
+                field,
+                format!("{written} is not a port"),
+                "write a number from 1 to 65535",
+            );
+            None
+        }
+    }
+}
+
+/// Reads a backend of a rule.
+pub(super) fn destination(
+    report: &mut Report,
+    references: &References<'_>,
+    field: &Field<'_>,
+    wire: &Backend,
+    policy: &Policy,
+) -> Option<Destination> {
+    match exactly_one(report, field, wire)? {
+        "static" => {
+            let folder = wire.r#static.as_ref()?;
+            for (member, set) in [
+                ("weight", wire.weight.is_some()),
+                ("protocol", wire.protocol.is_some()),
+                ("tls", wire.tls.is_some()),
+                ("proxyProtocol", wire.proxy_protocol.is_some()),
+            ] {
+                if set {
+                    report.invalid(
+                        field.at(member),
+                        format!("a static backend has no {member}"),
+                        "leave it out",
+                    );
+                    return None;
+                }
+            }
+            static_folder(report, references, &field.at("static"), folder).map(Destination::Static)
+        }
+        "agent" => {
+            agent(report, references, &field.at("agent"), wire.agent.as_ref()?);
+            Some(Destination::Unresolved)
+        }
+        _ => cluster(report, references, field, wire, policy).map(|found| match found {
+            Found::Here(cluster) => Destination::Cluster(cluster),
+            Found::Missing => Destination::Unresolved,
+        }),
+    }
+}
+
+/// Reads a backend where only something to connect to will do, such as a mirror.
+pub(super) fn plain_cluster(
+    report: &mut Report,
+    references: &References<'_>,
+    field: &Field<'_>,
+    wire: &Backend,
+    connect_timeout: Option<Duration>,
+) -> Option<Found<Arc<Cluster>>> {
+    let kind = exactly_one(report, field, wire)?;
+    if matches!(kind, "static" | "agent") {
+        report.invalid(
+            field.at(kind),
+            format!("{kind} cannot be used here"),
+            "use service or address",
+        );
+        return None;
+    }
+    let mut policy = Policy::default();
+    if let Some(timeout) = connect_timeout {
+        policy.connect_timeout = policy.connect_timeout.min(timeout);
+    }
+    cluster(report, references, field, wire, &policy)
+}
+
+fn exactly_one(report: &mut Report, field: &Field<'_>, wire: &Backend) -> Option<&'static str> {
+    let set: Vec<_> = [
+        ("service", wire.service.is_some()),
+        ("address", wire.address.is_some()),
+        ("agent", wire.agent.is_some()),
+        ("static", wire.r#static.is_some()),
+    ]
+    .into_iter()
+    .filter_map(|(name, set)| set.then_some(name))
+    .collect();
+    if let [one] = set.as_slice() {
+        return Some(one);
+    }
+    let found = if set.is_empty() {
+        "it names no backend".to_owned()
+    } else {
+        format!("it names {}", set.join(" and "))
+    };
+    report.invalid(
+        field,
+        found,
+        "set exactly one of service, address, agent and static",
+    );
+    None
+}
+
+fn cluster(
+    report: &mut Report,
+    references: &References<'_>,
+    field: &Field<'_>,
+    wire: &Backend,
+    policy: &Policy,
+) -> Option<Found<Arc<Cluster>>> {
+    let target = if let Some(service) = &wire.service {
+        let at = field.at("service");
+        let ServiceResolution::Dns = references.inputs.environment.services;
+        let host = super::words::host_name(report, &at.at("name"), &service.name);
+        let port = port(report, &at.at("port"), service.port);
+        host.zip(port)
+    } else {
+        let written = wire.address.as_deref().unwrap_or_default();
+        address(report, &field.at("address"), written)
+    };
+    let protocol = one_of(
+        report,
+        &field.at("protocol"),
+        wire.protocol.as_deref(),
+        UpstreamProtocol::Auto,
+        &[
+            ("Auto", UpstreamProtocol::Auto),
+            ("HTTP1", UpstreamProtocol::Http1),
+            ("HTTP2", UpstreamProtocol::Http2),
+        ],
+    );
+    let proxy_protocol = one_of(
+        report,
+        &field.at("proxyProtocol"),
+        wire.proxy_protocol.as_deref(),
+        None,
+        &[
+            ("v1", Some(ProxyProtocolVersion::V1)),
+            ("v2", Some(ProxyProtocolVersion::V2)),
+        ],
+    );
+    let tls = match &wire.tls {
+        None => Some(Found::Here(None)),
+        Some(tls) => {
+            upstream_tls(report, references, &field.at("tls"), tls).map(|found| match found {
+                Found::Here(tls) => Found::Here(Some(tls)),
+                Found::Missing => Found::Missing,
+            })
+        }
+    };
+    let (host, port) = target?;
+    let (protocol, proxy_protocol) = (protocol?, proxy_protocol?);
+    // A missing CA must not become a connection without verification.
+    let Found::Here(tls) = tls? else {
+        return Some(Found::Missing);
+    };
+    let name = match host.ip() {
+        Some(std::net::IpAddr::V6(v6)) => format!("[{v6}]:{port}"),
+        _ => format!("{host}:{port}"),
+    };
+    let mut cluster = Cluster {
+        key: ClusterKey("".into()),
+        name,
+        target: Target::Host {
+            host: host.as_str().to_owned(),
+            port,
+        },
+        protocol,
+        tls,
+        proxy_protocol,
+        load_balancing: policy.load_balancing.clone(),
+        active_health: policy.active_health.clone(),
+        passive_health: policy.passive_health.clone(),
+        circuit: policy.circuit.clone(),
+        connect_timeout: policy.connect_timeout,
+    };
+    cluster.key = key_of(&cluster);
+    Some(Found::Here(Arc::new(cluster)))
+}
+
+/// Splits `host:port`, `1.2.3.4:80` or `[::1]:80`.
+fn address(report: &mut Report, field: &Field<'_>, written: &str) -> Option<(HostName, u16)> {
+    if let Some((scheme, rest)) = written.split_once("://") {
+        let rest = rest.trim_end_matches('/');
+        report.invalid(
+            field,
+            format!("{written:?} is a URL, not host:port"),
+            match scheme {
+                "https" => format!("write address: \"{rest}\" and tls: {{}}"),
+                _ => format!("write address: \"{rest}\""),
+            },
+        );
+        return None;
+    }
+    let Some((host, port)) = written.rsplit_once(':') else {
+        report.invalid(
+            field,
+            format!("{written:?} has no port"),
+            format!("write host and port, such as \"{written}:8080\""),
+        );
+        return None;
+    };
+    if host.contains(':') && !host.starts_with('[') {
+        report.invalid(
+            field,
+            format!("{written:?} has more than one colon"),
+            "put IPv6 addresses in brackets: \"[::1]:80\"",
+        );
+        return None;
+    }
+    let Some(number) = port.parse::<u16>().ok().filter(|port| *port > 0) else {
+        report.invalid(
+            field,
+            format!("{written:?} has no valid port"),
+            "end with a number from 1 to 65535",
+        );
+        return None;
+    };
+    let host = super::words::host_name(report, field, host)?;
+    Some((host, number))
+}
+
+/// Missing is what the CA may be.
+fn upstream_tls(
+    report: &mut Report,
+    references: &References<'_>,
+    field: &Field<'_>,
+    wire: &BackendTls,
+) -> Option<Found<UpstreamTls>> {
+    let insecure = wire.insecure_skip_verify.unwrap_or(false);
+    let trusts = [
+        wire.ca_secret_name.is_some(),
+        wire.ca_config_map_name.is_some(),
+        insecure,
+    ];
+    if trusts.iter().filter(|set| **set).count() > 1 {
+        report.invalid(
+            field,
+            "it says more than once which certificates are trusted",
+            "set at most one of caSecretName, caConfigMapName and insecureSkipVerify",
+        );
+        return None;
+    }
+    let server_name = match &wire.server_name {
+        None => None,
+        Some(name) => Some(super::words::host_name(
+            report,
+            &field.at("serverName"),
+            name,
+        )?),
+    };
+    let (roots, fingerprint) = if trusts[0] || trusts[1] {
+        let roots = references.roots(
+            report,
+            field,
+            wire.ca_secret_name.as_deref(),
+            wire.ca_config_map_name.as_deref(),
+        );
+        match roots {
+            Some((roots, fingerprint)) => (Some(roots), Some(fingerprint)),
+            None => return Some(Found::Missing),
+        }
+    } else {
+        (None, None)
+    };
+    Some(Found::Here(UpstreamTls {
+        server_name: server_name.map(|name| name.as_str().to_owned()),
+        roots,
+        roots_fingerprint: fingerprint,
+        insecure_skip_verify: insecure,
+    }))
+}
+
+fn agent(report: &mut Report, references: &References<'_>, field: &Field<'_>, wire: &AgentRef) {
+    let full = references.sibling(&wire.name);
+    let exists = references.inputs.agents.iter().any(|agent| {
+        agent.metadata.name.as_deref() == Some(&*full.name)
+            && agent.metadata.namespace.as_deref().unwrap_or("default") == &*full.namespace
+    });
+    if !super::agents::is_target(&wire.target) {
+        report.invalid(
+            field.at("target"),
+            format!("{:?} is not a target", wire.target),
+            "write a URL such as http://192.168.1.20:8123",
+        );
+    }
+    if exists {
+        report.add(
+            field.at("name"),
+            Reason::AgentNotConnected,
+            format!("TunnelAgent {full} is not connected"),
+            "start the agent",
+        );
+    } else {
+        report.add(
+            field.at("name"),
+            Reason::AgentNotFound,
+            format!("TunnelAgent {full} does not exist"),
+            format!("create it in namespace {}", full.namespace),
+        );
+    }
+}
+
+fn static_folder(
+    report: &mut Report,
+    references: &References<'_>,
+    field: &Field<'_>,
+    wire: &StaticFiles,
+) -> Option<StaticFolder> {
+    let at = field.at("path");
+    let written = Path::new(&wire.path);
+    let leaves = written
+        .components()
+        .any(|part| matches!(part, Component::ParentDir));
+    let root = match &references.inputs.environment.static_files {
+        StaticFilesPolicy::RelativeTo(base) => Some(joined(base, written)),
+        StaticFilesPolicy::Within(base) if !leaves && !written.is_absolute() => {
+            Some(joined(base, written))
+        }
+        StaticFilesPolicy::Within(base) => {
+            report.invalid(
+                at,
+                format!("{:?} leads out of the folder for static files", wire.path),
+                format!("write a path relative to {}, without ..", base.display()),
+            );
+            None
+        }
+    };
+    if wire.path.is_empty() {
+        report.invalid(at, "the path is empty", "write one such as site, or .");
+        return None;
+    }
+    let index = if wire.index.is_empty() {
+        vec!["index.html".to_owned()]
+    } else {
+        wire.index.clone()
+    };
+    let names = field.at("index");
+    for (position, name) in index.iter().enumerate() {
+        if name.is_empty() || name.contains('/') || name == ".." || name == "." {
+            report.invalid(
+                names.index(position),
+                format!("{name:?} is not the name of a file"),
+                "write a name such as index.html",
+            );
+            return None;
+        }
+    }
+    if let Some(fallback) = &wire.fallback {
+        let inside = Path::new(fallback)
+            .components()
+            .all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+        if !inside {
+            report.invalid(
+                field.at("fallback"),
+                format!("{fallback:?} leads out of the folder"),
+                "write a path relative to it, such as index.html",
+            );
+            return None;
+        }
+    }
+    Some(StaticFolder {
+        root: root?,
+        strip_prefix: String::new(),
+        index,
+        listing: wire.listing.unwrap_or(false),
+        fallback: wire.fallback.clone(),
+    })
+}
+
+/// `base/path` without `.` segments, which would make equal folders differ.
+fn joined(base: &Path, path: &Path) -> PathBuf {
+    base.join(path)
+        .components()
+        .filter(|part| !matches!(part, Component::CurDir))
+        .collect()
+}
+
+/// Writes down all that makes two clusters different. What has its default is left out, so that keys
+/// stay short where people read them.
+fn key_of(cluster: &Cluster) -> ClusterKey {
+    let default = Policy::default();
+    let mut key = cluster.name.clone();
+    let mut part = |args: std::fmt::Arguments<'_>| {
+        key.push('|');
+        // Writing to a String cannot fail.
+        let _ = key.write_fmt(args);
+    };
+    match cluster.protocol {
+        UpstreamProtocol::Auto => {}
+        UpstreamProtocol::Http1 => part(format_args!("http1")),
+        UpstreamProtocol::Http2 => part(format_args!("http2")),
+    }
+    if let Some(tls) = &cluster.tls {
+        part(format_args!(
+            "tls={}",
+            tls.server_name.as_deref().unwrap_or("")
+        ));
+        if let Some(roots) = tls.roots_fingerprint {
+            part(format_args!("ca={roots}"));
+        }
+        if tls.insecure_skip_verify {
+            part(format_args!("insecure"));
+        }
+    }
+    if let Some(version) = cluster.proxy_protocol {
+        part(format_args!("proxy={version:?}"));
+    }
+    if cluster.load_balancing != default.load_balancing {
+        part(format_args!("lb={:?}", cluster.load_balancing));
+    }
+    if let Some(check) = &cluster.active_health {
+        // Hashed: probes may carry credentials in their headers, and keys are shown to people.
+        let hash = Fingerprint(Sha256::digest(format!("{check:?}")).into()).to_string();
+        part(format_args!("active={hash:.16}"));
+    }
+    if cluster.passive_health != default.passive_health {
+        part(format_args!(
+            "passive={}/{:?}",
+            cluster.passive_health.consecutive_failures, cluster.passive_health.ejection_time
+        ));
+    }
+    if let Some(max) = cluster.circuit.max_requests {
+        part(format_args!("max={max}"));
+    }
+    if cluster.connect_timeout != default.connect_timeout {
+        part(format_args!("connect={:?}", cluster.connect_timeout));
+    }
+    ClusterKey(key.into())
+}

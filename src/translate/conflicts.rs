@@ -1,0 +1,84 @@
+//! Who owns a hostname when several routes claim it: the oldest, then the first by name.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use tidegate_model::{HostPattern, RouteId};
+
+use super::Inputs;
+use super::report::Report;
+use crate::api::conditions::Reason;
+use crate::api::{TlsRoute, TlsRouteSpec};
+
+/// Namespace and name of a route; files may leave the namespace out.
+pub(super) fn id_of(metadata: &kube::core::ObjectMeta) -> RouteId {
+    RouteId::new(
+        metadata.namespace.as_deref().unwrap_or("default"),
+        metadata.name.as_deref().unwrap_or_default(),
+    )
+}
+
+/// When a route came to be: its creation as Kubernetes knows it, else when it was first seen here, so
+/// that a new file cannot take a hostname from one that was served before.
+pub(super) fn age_of(
+    inputs: &Inputs,
+    route: &TlsRoute,
+    id: &RouteId,
+    now: SystemTime,
+) -> SystemTime {
+    match &route.metadata.creation_timestamp {
+        Some(time) => SystemTime::from(time.0),
+        None => inputs.last_good.first_seen.get(id).copied().unwrap_or(now),
+    }
+}
+
+/// The hostnames taken so far.
+#[derive(Debug, Default)]
+pub(super) struct Claims {
+    owners: BTreeMap<HostPattern, RouteId>,
+}
+
+// === impl Claims ===
+
+impl Claims {
+    /// Gives the hostname to the route, unless an older one has it; then the report names that one.
+    pub(super) fn claim(
+        &mut self,
+        report: &mut Report,
+        id: &RouteId,
+        spec: &TlsRouteSpec,
+        host: &HostPattern,
+    ) -> bool {
+        match self.owners.get(host) {
+            None => {
+                self.owners.insert(host.clone(), id.clone());
+                true
+            }
+            Some(owner) => {
+                report.add(
+                    field_of(spec, host),
+                    Reason::HostnameConflict,
+                    format!("{host} already belongs to TlsRoute {owner}, which is older"),
+                    "take the hostname out of one of the two, or put all rules into one route",
+                );
+                false
+            }
+        }
+    }
+}
+
+/// Where the object names the hostname first.
+fn field_of(spec: &TlsRouteSpec, host: &HostPattern) -> String {
+    let is_it = |name: &String| HostPattern::parse(name).is_ok_and(|pattern| pattern == *host);
+    if let Some(index) = spec.hostnames.iter().position(is_it) {
+        return format!("spec.hostnames[{index}]");
+    }
+    spec.rules
+        .iter()
+        .enumerate()
+        .find_map(|(rule, wire)| {
+            let index = wire.hostnames.iter().position(is_it)?;
+            Some(format!("spec.rules[{rule}].hostnames[{index}]"))
+        })
+        .unwrap_or_else(|| "spec.hostnames".to_owned())
+}

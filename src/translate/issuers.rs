@@ -1,0 +1,231 @@
+//! Issuers: what their objects say, checked, and which one a route means.
+
+use std::time::{Duration, SystemTime};
+
+use super::durations::positive_duration_or;
+use super::report::{Field, Report};
+use super::routes::CertificateSource;
+use super::status::Conditions;
+use super::words::{host_pattern, one_of};
+use super::{Inputs, IssuerChoice, Kind, ObjectRef};
+use crate::api::conditions::{Condition, ConditionType, Reason};
+use crate::api::{AcmeIssuer, AcmeIssuerStatus, Solver};
+
+/// The issuer that routes without `issuerRef` use: of those that say `default: true` the oldest.
+pub(super) fn default_issuer(inputs: &Inputs) -> Option<&str> {
+    inputs
+        .issuers
+        .iter()
+        .filter(|issuer| issuer.spec.default.unwrap_or(false))
+        .min_by_key(|issuer| {
+            let created = issuer
+                .metadata
+                .creation_timestamp
+                .as_ref()
+                .map(|time| time.0);
+            (created, issuer.metadata.name.clone())
+        })
+        .and_then(|issuer| issuer.metadata.name.as_deref())
+}
+
+/// Who issues the certificate of a route; None when it names an issuer that does not exist.
+pub(super) fn choose(
+    inputs: &Inputs,
+    report: &mut Report,
+    source: &CertificateSource,
+) -> Option<IssuerChoice> {
+    let name = match source {
+        CertificateSource::Secret(_) => return None,
+        CertificateSource::InternalCa => return Some(IssuerChoice::InternalCa),
+        CertificateSource::DefaultIssuer => match default_issuer(inputs) {
+            None => return Some(IssuerChoice::InternalCa),
+            Some(name) => name,
+        },
+        CertificateSource::Acme(name) => name,
+    };
+    let tls = Field::SPEC.at("tls");
+    let issuer_ref = tls.at("issuerRef");
+    let exists = inputs
+        .issuers
+        .iter()
+        .any(|issuer| issuer.metadata.name.as_deref() == Some(name));
+    if !exists {
+        let known: Vec<_> = inputs
+            .issuers
+            .iter()
+            .filter_map(|issuer| issuer.metadata.name.as_deref())
+            .collect();
+        let hint = match super::words::nearest(name, known.iter().copied()) {
+            Some(near) => format!("did you mean {near}?"),
+            None => "create it, or leave issuerRef out to use the default issuer".to_owned(),
+        };
+        report.add(
+            issuer_ref.at("name"),
+            Reason::IssuerNotFound,
+            format!("AcmeIssuer {name} does not exist"),
+            hint,
+        );
+    }
+    if !inputs.environment.acme {
+        report.add(
+            issuer_ref,
+            Reason::AcmeNotEnabled,
+            format!("this edge does not order certificates, so AcmeIssuer {name} is not asked"),
+            "its internal CA issues the certificate; set issuerRef: {kind: InternalCA} to say that this is meant, or use secretName",
+        );
+        return Some(IssuerChoice::InternalCa);
+    }
+    exists.then(|| IssuerChoice::Acme(name.to_owned()))
+}
+
+/// Checks one issuer.
+pub(super) fn check(
+    inputs: &Inputs,
+    issuer: &AcmeIssuer,
+    name: &str,
+    previous: &[Condition],
+    now: SystemTime,
+) -> (AcmeIssuerStatus, Report) {
+    let mut report = Report::new(ObjectRef {
+        kind: Kind::AcmeIssuer,
+        namespace: None,
+        name: name.to_owned(),
+    });
+    let field = Field::SPEC;
+    let spec = &issuer.spec;
+    let directory = spec.directory.parse::<http::Uri>().ok();
+    let https = directory.is_some_and(|uri| {
+        uri.scheme_str() == Some("https") && uri.host().is_some_and(|host| !host.is_empty())
+    });
+    if !https {
+        report.invalid(
+            field.at("directory"),
+            format!("{:?} is not an https URL", spec.directory),
+            "write one such as https://acme-v02.api.letsencrypt.org/directory",
+        );
+    }
+    if spec.terms_of_service_agreed != Some(true) {
+        report.invalid(
+            field.at("termsOfServiceAgreed"),
+            "the terms of service are not agreed to",
+            "read them and set termsOfServiceAgreed: true",
+        );
+    }
+    let at = field.at("contact");
+    for (index, contact) in spec.contact.iter().enumerate() {
+        let address = contact.strip_prefix("mailto:");
+        if !address.is_some_and(|address| address.contains('@')) {
+            report.invalid(
+                at.index(index),
+                format!("{contact:?} is not a contact"),
+                format!("write mailto:{}", contact.trim_start_matches("mailto:")),
+            );
+        }
+    }
+    one_of(
+        &mut report,
+        &field.at("keyType"),
+        spec.key_type.as_deref(),
+        (),
+        &[("P256", ()), ("P384", ()), ("RSA2048", ())],
+    );
+    one_of(
+        &mut report,
+        &field.at("renewalInformationSource"),
+        spec.renewal_information_source.as_deref(),
+        (),
+        &[("ARI", ()), ("Lifetime", ())],
+    );
+    if let Some(other) = &spec.fallback_issuer {
+        let at = field.at("fallbackIssuer");
+        if other == name {
+            report.invalid(at, "it names the issuer itself", "name another one");
+        } else if !inputs
+            .issuers
+            .iter()
+            .any(|issuer| issuer.metadata.name.as_deref() == Some(other))
+        {
+            report.add(
+                at,
+                Reason::IssuerNotFound,
+                format!("AcmeIssuer {other} does not exist"),
+                "create it, or leave fallbackIssuer out",
+            );
+        }
+    }
+    if spec.default == Some(true)
+        && let Some(first) = default_issuer(inputs)
+        && first != name
+    {
+        report.invalid(
+            field.at("default"),
+            format!("AcmeIssuer {first} already is the default"),
+            "set default: true in one of them only",
+        );
+    }
+    let at = field.at("solvers");
+    for (index, wire) in spec.solvers.iter().enumerate() {
+        solver(&mut report, &at.index(index), wire);
+    }
+
+    let generation = issuer.metadata.generation;
+    let mut conditions = Conditions::new(previous, generation, now);
+    conditions.judge(&report, ConditionType::Accepted, Reason::Accepted, "valid");
+    conditions.judge(
+        &report,
+        ConditionType::ResolvedRefs,
+        Reason::ResolvedRefs,
+        "everything named here exists",
+    );
+    if inputs.environment.acme {
+        conditions.summarize(&[ConditionType::Accepted, ConditionType::ResolvedRefs]);
+    } else {
+        conditions.set(
+            ConditionType::Ready,
+            false,
+            Reason::AcmeNotEnabled,
+            "this edge does not order certificates by ACME",
+        );
+    }
+    let status = AcmeIssuerStatus {
+        observed_generation: generation,
+        conditions: conditions.into_inner(),
+        ..AcmeIssuerStatus::default()
+    };
+    (status, report)
+}
+
+fn solver(report: &mut Report, field: &Field<'_>, wire: &Solver) {
+    let set = [
+        wire.http01.is_some(),
+        wire.tls_alpn01.is_some(),
+        wire.dns01.is_some(),
+    ];
+    if set.iter().filter(|set| **set).count() != 1 {
+        report.invalid(
+            field,
+            "it does not say in one way how challenges are answered",
+            "set exactly one of http01, tlsAlpn01 and dns01",
+        );
+    }
+    if let Some(selector) = &wire.selector {
+        for (member, names) in [
+            ("dnsZones", &selector.dns_zones),
+            ("dnsNames", &selector.dns_names),
+        ] {
+            let selector = field.at("selector");
+            let at = selector.at(member);
+            for (index, name) in names.iter().enumerate() {
+                host_pattern(report, &at.index(index), name);
+            }
+        }
+    }
+    if let Some(dns) = &wire.dns01 {
+        positive_duration_or(
+            report,
+            &field.at("dns01").at("propagationTimeout"),
+            dns.propagation_timeout.as_deref(),
+            Duration::from_mins(2),
+        );
+    }
+}

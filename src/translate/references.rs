@@ -1,0 +1,236 @@
+//! What objects name: Secrets and ConfigMaps of their namespace.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rustls::RootCertStore;
+use tidegate_model::{BasicAuth, Fingerprint, ObjectName, RouteId, Secret};
+
+use super::certificates::parse_roots;
+use super::report::{Field, Report};
+use super::{Inputs, SecretData};
+use crate::api::BasicAuthFilter;
+use crate::api::conditions::Reason;
+
+/// Looks things up for one object and notes what is missing.
+pub(super) struct References<'a> {
+    pub(super) inputs: &'a Inputs,
+    pub(super) id: &'a RouteId,
+}
+
+/// Something that an object names.
+#[derive(Debug)]
+pub(super) enum Found<T> {
+    /// It is there.
+    Here(T),
+    /// It is named well, but it does not exist or is not usable; the report says so.
+    Missing,
+}
+
+/// Trusted CAs and their identity.
+pub(super) type Roots = (Arc<RootCertStore>, Fingerprint);
+
+// === impl References ===
+
+impl References<'_> {
+    /// The full name of something in the object's namespace.
+    pub(super) fn sibling(&self, name: &str) -> ObjectName {
+        ObjectName::new(Arc::clone(&self.id.namespace), name)
+    }
+
+    pub(super) fn secret(
+        &self,
+        report: &mut Report,
+        field: &Field<'_>,
+        name: &str,
+    ) -> Option<&Arc<SecretData>> {
+        let full = self.sibling(name);
+        let found = self.inputs.secrets.get(&full);
+        if found.is_none() {
+            report.add(
+                field,
+                Reason::SecretNotFound,
+                format!("Secret {full} does not exist"),
+                other_namespace(&self.inputs.secrets, &full)
+                    .unwrap_or_else(|| format!("create it in namespace {}", full.namespace)),
+            );
+        }
+        found
+    }
+
+    /// One value of a Secret, under the first of the keys that is there.
+    pub(super) fn secret_key(
+        &self,
+        report: &mut Report,
+        field: &Field<'_>,
+        name: &str,
+        keys: &[&str],
+    ) -> Option<&[u8]> {
+        let secret = self.secret(report, field, name)?;
+        let found = keys.iter().find_map(|key| secret.data.get(*key));
+        if found.is_none() {
+            let present: Vec<_> = secret.data.keys().map(String::as_str).collect();
+            report.add(
+                field,
+                Reason::InvalidSecret,
+                format!(
+                    "Secret {} has no key {:?} (it has: {})",
+                    self.sibling(name),
+                    keys.first().copied().unwrap_or_default(),
+                    if present.is_empty() {
+                        "none".to_owned()
+                    } else {
+                        present.join(", ")
+                    }
+                ),
+                "add the key",
+            );
+        }
+        found.map(Vec::as_slice)
+    }
+
+    /// CAs from a Secret's or ConfigMap's `ca.crt`.
+    pub(super) fn roots(
+        &self,
+        report: &mut Report,
+        field: &Field<'_>,
+        secret: Option<&str>,
+        config_map: Option<&str>,
+    ) -> Option<Roots> {
+        const KEY: &str = "ca.crt";
+        let member = if secret.is_some() {
+            "caSecretName"
+        } else {
+            "caConfigMapName"
+        };
+        let field = field.at(member);
+        let (pem, reason) = match (secret, config_map) {
+            (Some(name), _) => {
+                let pem = self.secret_key(report, &field, name, &[KEY])?;
+                (pem, Reason::InvalidSecret)
+            }
+            (None, Some(name)) => {
+                let full = self.sibling(name);
+                let Some(map) = self.inputs.config_maps.get(&full) else {
+                    report.add(
+                        field,
+                        Reason::ConfigMapNotFound,
+                        format!("ConfigMap {full} does not exist"),
+                        format!("create it in namespace {}", full.namespace),
+                    );
+                    return None;
+                };
+                let Some(pem) = map.data.get(KEY) else {
+                    report.add(
+                        field,
+                        Reason::ConfigMapNotFound,
+                        format!("ConfigMap {full} has no key {KEY:?}"),
+                        "add the key",
+                    );
+                    return None;
+                };
+                (pem.as_bytes(), Reason::ConfigMapNotFound)
+            }
+            (None, None) => return None,
+        };
+        match parse_roots(pem) {
+            Ok(roots) => Some(roots),
+            Err(error) => {
+                report.add(
+                    field,
+                    reason,
+                    format!("key {KEY:?}: {error}"),
+                    "put the CA certificates there in PEM",
+                );
+                None
+            }
+        }
+    }
+
+    /// Users and hashes of an htpasswd file in a Secret.
+    pub(super) fn basic_auth(
+        &self,
+        report: &mut Report,
+        field: &Field<'_>,
+        wire: &BasicAuthFilter,
+    ) -> Option<Vec<(String, Secret<String>)>> {
+        let field = field.at("secretName");
+        let text = self.secret_key(report, &field, &wire.secret_name, &["auth", ".htpasswd"])?;
+        let full = self.sibling(&wire.secret_name);
+        let mut bad = |message: String, hint: &str| {
+            report.add(field, Reason::InvalidSecret, message, hint);
+        };
+        let Ok(text) = std::str::from_utf8(text) else {
+            bad(
+                format!("Secret {full} is not UTF-8"),
+                "write lines of user:hash",
+            );
+            return None;
+        };
+        let mut users = Vec::new();
+        let mut good = true;
+        for (index, line) in text.lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let number = index + 1;
+            // Neither user nor hash is quoted: a line that was written the wrong way round holds a password.
+            match line.split_once(':') {
+                Some((user, hash)) if !user.is_empty() => {
+                    let known = ["$2a$", "$2b$", "$2y$", "$argon2"]
+                        .iter()
+                        .any(|prefix| hash.starts_with(prefix));
+                    if known {
+                        users.push((user.to_owned(), Secret::new(hash.to_owned())));
+                    } else {
+                        bad(
+                            format!("line {number} of Secret {full} has no bcrypt or argon2 hash"),
+                            "make it with htpasswd -B",
+                        );
+                        good = false;
+                    }
+                }
+                _ => {
+                    bad(
+                        format!("line {number} of Secret {full} is not user:hash"),
+                        "make it with htpasswd -B",
+                    );
+                    good = false;
+                }
+            }
+        }
+        if users.is_empty() && good {
+            bad(
+                format!("Secret {full} names no user"),
+                "write lines of user:hash",
+            );
+            good = false;
+        }
+        good.then_some(users)
+    }
+}
+
+/// Puts users, realm and header together.
+pub(super) fn basic_auth_filter(
+    users: Vec<(String, Secret<String>)>,
+    realm: Option<&str>,
+    user_header: Option<http::HeaderName>,
+) -> Arc<BasicAuth> {
+    Arc::new(BasicAuth {
+        realm: realm.unwrap_or("restricted").to_owned(),
+        users,
+        user_header,
+    })
+}
+
+fn other_namespace<T>(all: &BTreeMap<ObjectName, T>, wanted: &ObjectName) -> Option<String> {
+    all.keys()
+        .find(|other| other.name == wanted.name)
+        .map(|other| {
+            format!(
+                "Secret {other} exists, but only Secrets of namespace {} are read",
+                wanted.namespace
+            )
+        })
+}

@@ -1,0 +1,168 @@
+//! Collects everything that is wrong with one object, each entry with the path of its field.
+
+use std::fmt;
+
+use super::{ObjectRef, Problem};
+use crate::api::conditions::{ConditionType, Reason};
+
+/// The path of a field, built while walking down and only written out when something is wrong.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Field<'a> {
+    parent: Option<&'a Field<'a>>,
+    part: Part<'a>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Part<'a> {
+    Name(&'a str),
+    Index(usize),
+}
+
+// === impl Field ===
+
+impl<'a> Field<'a> {
+    pub(super) const SPEC: Field<'static> = Field {
+        parent: None,
+        part: Part::Name("spec"),
+    };
+
+    pub(super) fn at(&'a self, name: &'a str) -> Field<'a> {
+        Field {
+            parent: Some(self),
+            part: Part::Name(name),
+        }
+    }
+
+    pub(super) fn index(&'a self, index: usize) -> Field<'a> {
+        Field {
+            parent: Some(self),
+            part: Part::Index(index),
+        }
+    }
+}
+
+impl fmt::Display for Field<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(parent) = self.parent {
+            parent.fmt(f)?;
+        }
+        match self.part {
+            Part::Name(name) if self.parent.is_some() => write!(f, ".{name}"),
+            Part::Name(name) => f.write_str(name),
+            Part::Index(index) => write!(f, "[{index}]"),
+        }
+    }
+}
+
+/// The problems of one object.
+#[derive(Debug)]
+pub(super) struct Report {
+    object: ObjectRef,
+    problems: Vec<Problem>,
+}
+
+// === impl Report ===
+
+impl Report {
+    pub(super) fn new(object: ObjectRef) -> Self {
+        Self {
+            object,
+            problems: Vec::new(),
+        }
+    }
+
+    /// Notes a problem: what was found and how to mend it.
+    pub(super) fn add(
+        &mut self,
+        field: impl fmt::Display,
+        reason: Reason,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) {
+        let hint = hint.into();
+        self.problems.push(Problem {
+            object: self.object.clone(),
+            field: field.to_string(),
+            reason,
+            message: message.into(),
+            hint: (!hint.is_empty()).then_some(hint),
+        });
+    }
+
+    /// Notes a value that cannot be used.
+    pub(super) fn invalid(
+        &mut self,
+        field: impl fmt::Display,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) {
+        self.add(field, Reason::Invalid, message, hint);
+    }
+
+    /// The value, or a problem in its place.
+    pub(super) fn keep<T, E: fmt::Display>(
+        &mut self,
+        field: impl fmt::Display,
+        result: Result<T, E>,
+        hint: &str,
+    ) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.invalid(field, error.to_string(), hint);
+                None
+            }
+        }
+    }
+
+    pub(super) fn of(&self, condition: ConditionType) -> impl Iterator<Item = &Problem> {
+        self.problems
+            .iter()
+            .filter(move |problem| condition_of(problem.reason) == condition)
+    }
+
+    pub(super) fn has(&self, condition: ConditionType) -> bool {
+        self.of(condition).next().is_some()
+    }
+
+    /// How many problems there are so far.
+    pub(super) fn count(&self) -> usize {
+        self.problems.len()
+    }
+
+    pub(super) fn append(&mut self, other: Report) {
+        self.problems.extend(other.problems);
+    }
+
+    /// Drops what speaks of one condition.
+    pub(super) fn forget(&mut self, condition: ConditionType) {
+        self.problems
+            .retain(|problem| condition_of(problem.reason) != condition);
+    }
+
+    pub(super) fn into_problems(self) -> Vec<Problem> {
+        self.problems
+    }
+}
+
+/// The condition that a problem makes false.
+pub(super) fn condition_of(reason: Reason) -> ConditionType {
+    match reason {
+        Reason::SecretNotFound
+        | Reason::InvalidSecret
+        | Reason::ConfigMapNotFound
+        | Reason::AgentNotFound
+        | Reason::AgentNotConnected
+        | Reason::IssuerNotFound
+        | Reason::BackendNotFound => ConditionType::ResolvedRefs,
+        Reason::InvalidCertificate
+        | Reason::NameMismatch
+        | Reason::Expired
+        | Reason::NotYetValid
+        | Reason::Issuing
+        | Reason::AcmeNotEnabled => ConditionType::CertificateReady,
+        Reason::AddressLost => ConditionType::ClientAddressPreserved,
+        Reason::Suspended | Reason::NothingToServe => ConditionType::Programmed,
+        _ => ConditionType::Accepted,
+    }
+}

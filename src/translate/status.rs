@@ -1,0 +1,130 @@
+//! Conditions from problems.
+
+use std::time::SystemTime;
+
+use tidegate_model::{Certificate, CertificateOrigin};
+
+use super::Problem;
+use super::report::Report;
+use crate::api::CertificateStatus;
+use crate::api::conditions::{
+    Condition, ConditionType, Reason, find_condition, remove_condition, set_condition, timestamp,
+};
+
+/// The conditions of one object while they are being worked out.
+pub(super) struct Conditions {
+    all: Vec<Condition>,
+    generation: Option<i64>,
+    now: SystemTime,
+}
+
+// === impl Conditions ===
+
+impl Conditions {
+    /// Starts from the last ones, so that times of transitions are kept.
+    pub(super) fn new(previous: &[Condition], generation: Option<i64>, now: SystemTime) -> Self {
+        Self {
+            all: previous.to_vec(),
+            generation,
+            now,
+        }
+    }
+
+    pub(super) fn set(
+        &mut self,
+        type_: ConditionType,
+        status: bool,
+        reason: Reason,
+        message: impl Into<String>,
+    ) {
+        set_condition(
+            &mut self.all,
+            type_,
+            status,
+            reason,
+            message,
+            self.generation,
+            self.now,
+        );
+    }
+
+    pub(super) fn remove(&mut self, type_: ConditionType) {
+        remove_condition(&mut self.all, type_);
+    }
+
+    /// True with the given words, or False with all problems that speak of this condition.
+    pub(super) fn judge(
+        &mut self,
+        report: &Report,
+        type_: ConditionType,
+        good: Reason,
+        message: &str,
+    ) {
+        match report.of(type_).next() {
+            None => self.set(type_, true, good, message),
+            Some(first) => self.set(type_, false, first.reason, joined(report.of(type_))),
+        }
+    }
+
+    /// Sets Ready to the first of the conditions that is not true, and Stalled when that can only be mended
+    /// by a person.
+    pub(super) fn summarize(&mut self, over: &[ConditionType]) {
+        let failing = over
+            .iter()
+            .filter_map(|type_| find_condition(&self.all, *type_))
+            .find(|condition| condition.status != "True")
+            .cloned();
+        match failing {
+            None => self.set(ConditionType::Ready, true, Reason::Ready, "all is well"),
+            Some(condition) => {
+                let reason = Reason::ALL
+                    .iter()
+                    .copied()
+                    .find(|reason| reason.as_str() == condition.reason)
+                    .unwrap_or(Reason::Invalid);
+                self.set(ConditionType::Ready, false, reason, condition.message);
+            }
+        }
+        match find_condition(&self.all, ConditionType::Accepted).cloned() {
+            Some(accepted) if accepted.status != "True" => {
+                let reason = Reason::ALL
+                    .iter()
+                    .copied()
+                    .find(|reason| reason.as_str() == accepted.reason)
+                    .unwrap_or(Reason::Invalid);
+                self.set(ConditionType::Stalled, true, reason, accepted.message);
+            }
+            _ => self.remove(ConditionType::Stalled),
+        }
+    }
+
+    pub(super) fn into_inner(self) -> Vec<Condition> {
+        self.all
+    }
+}
+
+/// All problems, one a line.
+pub(super) fn joined<'a>(problems: impl Iterator<Item = &'a Problem>) -> String {
+    problems
+        .map(Problem::summary)
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// What a status says about a certificate.
+pub(super) fn certificate_status(certificate: &Certificate) -> CertificateStatus {
+    CertificateStatus {
+        secret_name: match &certificate.origin {
+            CertificateOrigin::Secret(name) => {
+                Some(name.rsplit('/').next().unwrap_or(name).to_owned())
+            }
+            CertificateOrigin::InternalCa | CertificateOrigin::SelfSigned => None,
+        },
+        serial: Some(certificate.serial.clone()),
+        issuer: Some(certificate.issuer.clone()),
+        fingerprint: Some(certificate.fingerprint.to_string()),
+        not_before: Some(timestamp(certificate.not_before)),
+        not_after: Some(timestamp(certificate.not_after)),
+        renew_at: None,
+    }
+}
