@@ -94,47 +94,6 @@ pub(crate) mod proxy_protocol {
     }
 }
 
-pub(crate) mod respond {
-    use http::{HeaderValue, Response, StatusCode};
-
-    use crate::body::Body;
-
-    pub(crate) fn error_page(
-        status: StatusCode,
-        reason: &str,
-        id: &str,
-        _accept: Option<&HeaderValue>,
-        _language: Option<&HeaderValue>,
-        head_only: bool,
-    ) -> Response<Body> {
-        let body = if head_only {
-            Body::Empty
-        } else {
-            Body::full(format!("{reason} {id}\n"))
-        };
-        let mut response = Response::new(body);
-        *response.status_mut() = status;
-        response
-    }
-}
-
-pub(crate) mod filters {
-    use http::HeaderMap;
-    use tidegate_model::HeaderEdits;
-
-    pub(crate) fn edit(headers: &mut HeaderMap, edits: &HeaderEdits) {
-        for name in &edits.remove {
-            headers.remove(name);
-        }
-        for (name, value) in &edits.set {
-            headers.insert(name.clone(), value.clone());
-        }
-        for (name, value) in &edits.add {
-            headers.append(name.clone(), value.clone());
-        }
-    }
-}
-
 pub(crate) mod access {
     use std::net::{IpAddr, SocketAddr};
     use std::time::Duration;
