@@ -43,26 +43,6 @@ impl Refusal {
     }
 }
 
-/// Which protocol a client wants to change to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum UpgradeRequest {
-    /// RFC 6455, also by RFC 8441.
-    WebSocket,
-    /// Anything else, lower case.
-    Other(String),
-}
-
-impl UpgradeRequest {
-    /// Reads [`Normalized::upgrade`].
-    pub(crate) fn of(value: &HeaderValue) -> Self {
-        if value.as_bytes().eq_ignore_ascii_case(b"websocket") {
-            Self::WebSocket
-        } else {
-            Self::Other(String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase())
-        }
-    }
-}
-
 /// What was taken out of a request's header and matters to the connection alone.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Normalized {
