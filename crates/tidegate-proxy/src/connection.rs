@@ -131,16 +131,19 @@ pub(crate) async fn serve(
                     biased;
                     result = conn.as_mut() => break result,
                     () = tick.as_mut() => {
-                        match clock.verdict($head, timeouts.keep_alive_idle) {
+                        match clock.verdict($head, timeouts.keep_alive_idle, timeouts.write_stall) {
                             ClockVerdict::Fine => {}
-                            ClockVerdict::SlowHead => break Ok(()),
+                            ClockVerdict::SlowHead | ClockVerdict::Stalled => break Ok(()),
                             ClockVerdict::Idle if leaving => break Ok(()),
                             ClockVerdict::Idle => {
                                 leaving = true;
                                 conn.as_mut().graceful_shutdown();
                             }
                         }
-                        if !leaving && clock.age() >= timeouts.connection_age {
+                        if !leaving
+                            && (clock.age() >= timeouts.connection_age
+                                || clock.served() >= limits.requests_per_connection)
+                        {
                             leaving = true;
                             conn.as_mut().graceful_shutdown();
                         }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use tidegate_model::{HostName, RouteId, Rule};
 use crate::body::{Body, BodyError};
 use crate::connection::Connection;
 use crate::error::ProxyError;
+use crate::filters::concurrency::InFlightGuard;
 use crate::metrics::RouteMetrics;
 
 /// Counts a request as in flight until it is dropped, then logs it.
@@ -28,6 +29,7 @@ pub(crate) struct RequestGuard {
     metrics: Option<Arc<RouteMetrics>>,
     sent: u64,
     id: u128,
+    in_flight: Option<InFlightGuard>,
     record: Option<Box<Record>>,
 }
 
@@ -74,6 +76,7 @@ impl RequestGuard {
             metrics: None,
             sent: 0,
             id: fastrand::u128(..),
+            in_flight: None,
             record,
         }
     }
@@ -142,6 +145,11 @@ impl RequestGuard {
         }
     }
 
+    /// Keeps the client's place among its requests until the response has ended.
+    pub(crate) fn hold(&mut self, place: Option<InFlightGuard>) {
+        self.in_flight = place;
+    }
+
     /// The edge itself refused.
     pub(crate) fn refused(&mut self, reason: &'static str) {
         self.connection
@@ -179,7 +187,7 @@ impl RequestGuard {
     }
 
     /// Keeps the connection counted as busy for as long as the upgraded stream lives.
-    pub(crate) fn split_for_upgrade(&self) -> Busy {
+    pub(crate) fn stay_busy(&self) -> Busy {
         self.connection.clock.request_begins();
         Busy(Arc::clone(&self.connection))
     }
@@ -240,11 +248,37 @@ impl Drop for Busy {
 pub(crate) struct ResponseBody {
     body: Body,
     guard: RequestGuard,
+    /// Whether the connection's clock counts this body as offered.
+    offered: bool,
 }
 
 impl ResponseBody {
     pub(crate) fn new(body: Body, guard: RequestGuard) -> Self {
-        Self { body, guard }
+        let mut this = Self { body, guard, offered: false };
+        if !this.body.is_end_stream() {
+            this.offer();
+        }
+        this
+    }
+
+    fn offer(&mut self) {
+        if self.guard.version == Version::HTTP_2 && !self.offered {
+            self.offered = true;
+            self.guard.connection.clock.offer();
+        }
+    }
+
+    fn withdraw(&mut self) {
+        if self.offered {
+            self.offered = false;
+            self.guard.connection.clock.withdraw();
+        }
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        self.withdraw();
     }
 }
 
@@ -256,7 +290,15 @@ impl HttpBody for ResponseBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+            self.withdraw();
+            return Poll::Pending;
+        };
+        if self.offered {
+            self.guard.connection.clock.taken();
+        } else {
+            self.offer();
+        }
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {

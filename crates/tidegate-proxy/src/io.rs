@@ -126,6 +126,10 @@ pub(crate) struct ConnectionClock {
     /// 0: no head is being read; else the moment of its first byte plus one.
     head_since: AtomicU64,
     idle_since: AtomicU64,
+    /// HTTP/2 response bodies of which the client has yet to take something.
+    offered: AtomicU32,
+    /// When one of them was last asked for more.
+    taken_at: AtomicU64,
 }
 
 /// What the clock says about an open connection.
@@ -134,6 +138,8 @@ pub(crate) enum ClockVerdict {
     Fine,
     SlowHead,
     Idle,
+    /// The client holds responses open and reads none of them (zero window).
+    Stalled,
 }
 
 impl ConnectionClock {
@@ -145,6 +151,8 @@ impl ConnectionClock {
             // A connection owes its first head from the start.
             head_since: AtomicU64::new(1),
             idle_since: AtomicU64::new(0),
+            offered: AtomicU32::new(0),
+            taken_at: AtomicU64::new(0),
         })
     }
 
@@ -174,18 +182,50 @@ impl ConnectionClock {
         }
     }
 
+    /// A body has something for the client. On HTTP/1 the socket's own clock sees a client that does not
+    /// read; on HTTP/2 the socket may be fine while every stream's window is zero.
+    pub(crate) fn offer(&self) {
+        self.offered.fetch_add(1, Ordering::Relaxed);
+        self.taken_at.store(self.now(), Ordering::Relaxed);
+    }
+
+    /// The client took something.
+    pub(crate) fn taken(&self) {
+        self.taken_at.store(self.now(), Ordering::Relaxed);
+    }
+
+    /// The body waits for its source, or is gone.
+    pub(crate) fn withdraw(&self) {
+        self.offered.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Requests so far.
+    pub(crate) fn served(&self) -> u64 {
+        self.served.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn age(&self) -> Duration {
         self.start.elapsed()
     }
 
     /// Judges. `head` is None where heads have no clock of their own (HTTP/2, whose control frames
     /// also arrive between requests).
-    pub(crate) fn verdict(&self, head: Option<Duration>, idle: Duration) -> ClockVerdict {
+    pub(crate) fn verdict(
+        &self,
+        head: Option<Duration>,
+        idle: Duration,
+        stall: Duration,
+    ) -> ClockVerdict {
+        let now = self.now();
+        let since = |then: u64| Duration::from_millis(now.saturating_sub(then));
+        if self.offered.load(Ordering::Relaxed) > 0
+            && since(self.taken_at.load(Ordering::Relaxed)) >= stall
+        {
+            return ClockVerdict::Stalled;
+        }
         if self.in_flight.load(Ordering::Relaxed) > 0 {
             return ClockVerdict::Fine;
         }
-        let now = self.now();
-        let since = |then: u64| Duration::from_millis(now.saturating_sub(then));
         let head_since = self.head_since.load(Ordering::Relaxed);
         if let Some(limit) = head
             && head_since > 0
@@ -397,22 +437,28 @@ mod tests {
     #[test]
     fn a_connection_owes_a_head_but_not_while_a_request_runs() {
         let clock = ConnectionClock::new();
-        let idle = Duration::from_secs(60);
-        assert_eq!(
-            clock.verdict(Some(Duration::ZERO), idle),
-            ClockVerdict::SlowHead
-        );
-        assert_eq!(clock.verdict(None, idle), ClockVerdict::Fine);
-        assert_eq!(clock.verdict(None, Duration::ZERO), ClockVerdict::Idle);
+        let minute = Duration::from_secs(60);
+        let check = |head, idle| clock.verdict(head, idle, minute);
+        assert_eq!(check(Some(Duration::ZERO), minute), ClockVerdict::SlowHead);
+        assert_eq!(check(None, minute), ClockVerdict::Fine);
+        assert_eq!(check(None, Duration::ZERO), ClockVerdict::Idle);
         assert_eq!(clock.request_begins(), 1);
-        assert_eq!(
-            clock.verdict(Some(Duration::ZERO), Duration::ZERO),
-            ClockVerdict::Fine
-        );
+        assert_eq!(check(Some(Duration::ZERO), Duration::ZERO), ClockVerdict::Fine);
         clock.request_ends();
-        assert_eq!(
-            clock.verdict(Some(Duration::ZERO), idle),
-            ClockVerdict::Fine
-        );
+        assert_eq!(check(Some(Duration::ZERO), minute), ClockVerdict::Fine);
+    }
+
+    #[test]
+    fn a_client_that_takes_nothing_of_what_is_offered_is_stalled() {
+        let clock = ConnectionClock::new();
+        let minute = Duration::from_secs(60);
+        let check = |stall| clock.verdict(None, minute, stall);
+        clock.request_begins();
+        assert_eq!(check(Duration::ZERO), ClockVerdict::Fine, "the backend is thinking");
+        clock.offer();
+        assert_eq!(check(Duration::ZERO), ClockVerdict::Stalled);
+        assert_eq!(check(minute), ClockVerdict::Fine);
+        clock.withdraw();
+        assert_eq!(check(Duration::ZERO), ClockVerdict::Fine);
     }
 }

@@ -1,0 +1,136 @@
+//! Copies of requests to other backends, whose answers nobody waits for. A copy that cannot keep up is
+//! given up; it never slows the request down.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{Request, request};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use tidegate_model::Mirror;
+use tokio::sync::mpsc;
+
+use crate::body::{Body, BodyError};
+use crate::edge::Worker;
+use crate::upstream::{self, SendOptions};
+
+/// Frames that a copy may lag behind.
+const LAG: usize = 64;
+
+/// Copies and their answers end after this.
+const LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// Starts the copies that chance chooses. Returns the body for the request itself.
+pub(crate) fn tee(
+    worker: &Arc<Worker>,
+    mirrors: &[Mirror],
+    parts: &request::Parts,
+    body: Body,
+    options: &SendOptions,
+) -> Body {
+    if mirrors.is_empty() || options.upgrade {
+        return body;
+    }
+    let mut copies = Vec::new();
+    for mirror in mirrors.iter().filter(|mirror| fastrand::u8(0..100) < mirror.percent) {
+        let mut copy = Request::new(if matches!(body, Body::Empty) {
+            Body::Empty
+        } else {
+            let (sender, receiver) = mpsc::channel(LAG);
+            copies.push(sender);
+            Body::boxed(Copy { receiver, hint: body.size_hint() })
+        });
+        *copy.method_mut() = parts.method.clone();
+        *copy.uri_mut() = parts.uri.clone();
+        *copy.headers_mut() = parts.headers.clone();
+        let worker = Arc::clone(worker);
+        let cluster = Arc::clone(&mirror.cluster);
+        let options = SendOptions { body: None, ..options.clone() };
+        tokio::spawn(async move {
+            let sent = async {
+                let answer = upstream::send(&worker.upstreams, &cluster, copy, &options).await?;
+                let mut body = answer.response.into_body();
+                while let Some(Ok(_)) = body.frame().await {}
+                if let Some(lease) = answer.lease {
+                    lease.release();
+                }
+                Ok::<_, crate::error::ProxyError>(())
+            };
+            match tokio::time::timeout(LIMIT, sent).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    worker.shared.metrics.upstream_failed("MirrorFailed");
+                    let error = tidegate_telemetry::chain(&error);
+                    tracing::debug!(cluster = cluster.name, %error, "mirror failed");
+                }
+                Err(_) => worker.shared.metrics.upstream_failed("MirrorTimeout"),
+            }
+        });
+    }
+    if copies.is_empty() { body } else { Body::boxed(Tee { body, copies }) }
+}
+
+/// The request's own body, which also feeds the copies.
+struct Tee {
+    body: Body,
+    copies: Vec<mpsc::Sender<Result<Bytes, BodyError>>>,
+}
+
+impl HttpBody for Tee {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    self.copies.retain(|copy| copy.try_send(Ok(data.clone())).is_ok());
+                }
+            }
+            // A copy must not look complete when the request was broken off.
+            Some(Err(_)) => {
+                for copy in self.copies.drain(..) {
+                    let _ = copy.try_send(Err("the request was broken off".into()));
+                }
+            }
+            None => self.copies.clear(),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The body of a copy.
+struct Copy {
+    receiver: mpsc::Receiver<Result<Bytes, BodyError>>,
+    hint: SizeHint,
+}
+
+impl HttpBody for Copy {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.receiver.poll_recv(cx).map(|data| data.map(|data| data.map(Frame::data)))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.hint.clone()
+    }
+}
