@@ -3,6 +3,7 @@
 //! A worker is a thread with its own current-thread runtime, its own `SO_REUSEPORT` sockets and its own
 //! upstream connections; workers share only what must be one: snapshot, health, limits, counters.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -16,6 +17,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::Settings;
+use crate::filters::basic_auth::Authenticator;
+use crate::filters::concurrency::InFlight;
+use crate::filters::rate_limit::RateLimits;
 use crate::listener::{self, ListenerKind};
 use crate::metrics::Metrics;
 use crate::tls::TlsConfigs;
@@ -36,6 +40,9 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    /// The system's random numbers could not be had.
+    #[error("get random numbers from the system")]
+    Random,
     /// A worker thread or its runtime could not be started.
     #[error("start a worker thread")]
     Worker(#[source] io::Error),
@@ -53,6 +60,12 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     /// The port that clients use for HTTPS; None without such a listener.
     pub(crate) https_port: Option<u16>,
+    pub(crate) rate_limits: RateLimits,
+    pub(crate) authenticator: Authenticator,
+    /// Open connections per client address.
+    pub(crate) connections: Arc<InFlight>,
+    /// Requests in flight per client address and rule.
+    pub(crate) requests: Arc<InFlight>,
     /// No new connections; open ones are asked to go.
     pub(crate) draining: CancellationToken,
     /// Whatever is still open ends now.
@@ -156,6 +169,10 @@ impl Edge {
             clusters: Arc::new(Clusters::default()),
             metrics: Metrics::new(),
             https_port,
+            rate_limits: RateLimits::new(std::time::Instant::now()),
+            authenticator: Authenticator::new(random_salt()?),
+            connections: Arc::default(),
+            requests: Arc::default(),
             draining: CancellationToken::new(),
             cut: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -185,12 +202,11 @@ impl Edge {
         let watcher = Arc::clone(&shared);
         threads.push(spawn_thread("edge-watch".to_owned(), async move {
             let stop = watcher.cut.clone();
-            watch::watch(
-                Arc::clone(&watcher.clusters),
-                Arc::clone(&watcher.store),
-                stop,
-            )
-            .await;
+            let clusters = Arc::clone(&watcher.clusters);
+            tokio::select! {
+                () = watch::watch(clusters, Arc::clone(&watcher.store), stop) => {}
+                () = forget_unused_limits(&watcher) => {}
+            }
         })?);
         for (index, sockets) in sockets.into_iter().enumerate() {
             let worker = Arc::new(Worker {
@@ -214,6 +230,16 @@ impl Edge {
     }
 }
 
+fn random_salt() -> Result<[u8; 32], StartError> {
+    let mut salt = [0; 32];
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider
+        .secure_random
+        .fill(&mut salt)
+        .map_err(|_| StartError::Random)?;
+    Ok(salt)
+}
+
 /// A thread with a current-thread runtime that runs the future to its end.
 fn spawn_thread<F>(name: String, future: F) -> Result<std::thread::JoinHandle<()>, StartError>
 where
@@ -227,6 +253,21 @@ where
         .name(name)
         .spawn(move || runtime.block_on(future))
         .map_err(StartError::Worker)
+}
+
+/// Rate limits keep their counts across snapshots; those that no snapshot names any more go.
+async fn forget_unused_limits(shared: &Shared) {
+    let mut revisions = shared.store.subscribe();
+    while revisions.changed().await.is_ok() {
+        let published = shared.store.load_full();
+        let hosts = published.snapshot.hosts.values();
+        let rules = hosts.flat_map(|host| host.entries.iter().map(|entry| &entry.rule));
+        let limits = rules.flat_map(|rule| &rule.filters.rate_limits);
+        let used: HashSet<&str> = limits.map(|limit| &*limit.id).collect();
+        shared.rate_limits.retain(|id| used.contains(id));
+    }
+    // The store lives in `shared`, so this is never reached; the watch must not end for it.
+    std::future::pending::<()>().await;
 }
 
 async fn serve(worker: Arc<Worker>, sockets: Vec<Bound>) {

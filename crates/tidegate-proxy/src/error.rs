@@ -94,7 +94,10 @@ impl ProxyError {
 
     /// Whether the client may still be sending, so that an HTTP/1 connection cannot be used again.
     pub(crate) fn leaves_body_unread(&self) -> bool {
-        matches!(self, Self::BodyTooLarge { .. } | Self::BodyTimeout { .. } | Self::BodyAborted)
+        matches!(
+            self,
+            Self::BodyTooLarge { .. } | Self::BodyTimeout { .. } | Self::BodyAborted
+        )
     }
 
     /// Whether nothing of the request can have reached a backend.

@@ -9,10 +9,11 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, Uri, Version};
+use http::{HeaderValue, Method, Request, StatusCode, Uri, Version, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tidegate_model::{HostName, RouteId, Rule};
 
+use crate::access_log;
 use crate::body::{Body, BodyError};
 use crate::connection::Connection;
 use crate::error::ProxyError;
@@ -46,6 +47,8 @@ struct Record {
     reason: Option<&'static str>,
     error: Option<String>,
     aborted: bool,
+    user_agent: Option<HeaderValue>,
+    referer: Option<HeaderValue>,
 }
 
 impl RequestGuard {
@@ -65,6 +68,8 @@ impl RequestGuard {
                 reason: None,
                 error: None,
                 aborted: false,
+                user_agent: request.headers().get(header::USER_AGENT).cloned(),
+                referer: request.headers().get(header::REFERER).cloned(),
             })
         });
         Self {
@@ -194,9 +199,9 @@ impl RequestGuard {
 
     fn log(&self, record: &Record) {
         let settings = &self.connection.worker.shared.settings.access_log;
-        crate::access::emit(
+        access_log::emit(
             settings,
-            &crate::access::Line {
+            &access_log::Line {
                 request_id: self.id,
                 client: record
                     .client
@@ -215,6 +220,9 @@ impl RequestGuard {
                 reason: record.reason,
                 error: record.error.as_deref(),
                 aborted: record.aborted,
+                user_agent: record.user_agent.as_ref(),
+                referer: record.referer.as_ref(),
+                tracker: record.rule.as_ref().is_some_and(|rule| rule.tracker),
             },
         );
     }
@@ -254,7 +262,11 @@ pub(crate) struct ResponseBody {
 
 impl ResponseBody {
     pub(crate) fn new(body: Body, guard: RequestGuard) -> Self {
-        let mut this = Self { body, guard, offered: false };
+        let mut this = Self {
+            body,
+            guard,
+            offered: false,
+        };
         if !this.body.is_end_stream() {
             this.offer();
         }

@@ -55,7 +55,10 @@ impl<'a> Routed<'a> {
         normalized: Normalized,
         client_upgrade: Option<OnUpgrade>,
     ) -> Self {
-        let deadline = rule.timeouts.request.map(|limit| (Instant::now() + limit, limit));
+        let deadline = rule
+            .timeouts
+            .request
+            .map(|limit| (Instant::now() + limit, limit));
         let secure = connection.facts.tls.is_some();
         Self {
             connection,
@@ -77,8 +80,10 @@ impl<'a> Routed<'a> {
         incoming: Incoming,
     ) -> Result<Response<Body>, Stop> {
         let filters = &self.rule.filters;
-        let kept = (filters.cors.is_some() || filters.compression.is_some())
-            .then(|| RequestHead { method: parts.method.clone(), headers: parts.headers.clone() });
+        let kept = (filters.cors.is_some() || filters.compression.is_some()).then(|| RequestHead {
+            method: parts.method.clone(),
+            headers: parts.headers.clone(),
+        });
         let acted = match self.admit(&mut parts).await {
             Ok(in_flight) => {
                 self.guard.hold(in_flight);
@@ -88,9 +93,9 @@ impl<'a> Routed<'a> {
         };
         match acted {
             Ok(response) => Ok(self.finish(response, kept.as_ref())),
-            Err(Stop::Answered(response)) => {
-                Err(Stop::Answered(Box::new(self.finish(*response, kept.as_ref()))))
-            }
+            Err(Stop::Answered(response)) => Err(Stop::Answered(Box::new(
+                self.finish(*response, kept.as_ref()),
+            ))),
             Err(stop) => Err(stop),
         }
     }
@@ -106,7 +111,12 @@ impl<'a> Routed<'a> {
             return Err(Stop::page(StatusCode::FORBIDDEN, "AddressNotAllowed"));
         }
         let too_many = |reason, wait| {
-            Stop::page_with(StatusCode::TOO_MANY_REQUESTS, reason, header::RETRY_AFTER, wait)
+            Stop::page_with(
+                StatusCode::TOO_MANY_REQUESTS,
+                reason,
+                header::RETRY_AFTER,
+                wait,
+            )
         };
         for limit in &filters.rate_limits {
             let now = std::time::Instant::now();
@@ -118,9 +128,9 @@ impl<'a> Routed<'a> {
         let in_flight = match self.rule.limits.requests_per_client {
             None => None,
             Some(limit) => {
-                let scope = &self.rule.id;
+                let scope = format!("{}/{}", self.rule.route, self.rule.name);
                 let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-                let entered = shared.requests.try_enter(scope, client, limit);
+                let entered = shared.requests.try_enter(&scope, client, limit);
                 let wait = || too_many("TooManyRequestsInFlight", HeaderValue::from_static("1"));
                 Some(entered.ok_or_else(wait)?)
             }
@@ -186,18 +196,24 @@ impl<'a> Routed<'a> {
             Action::Respond(fixed) => {
                 let mut response = empty(fixed.status);
                 if let Some(kind) = &fixed.content_type {
-                    response.headers_mut().insert(header::CONTENT_TYPE, kind.clone());
+                    response
+                        .headers_mut()
+                        .insert(header::CONTENT_TYPE, kind.clone());
                 }
                 *response.body_mut() = Body::full(fixed.body.clone());
                 Ok(response)
             }
             Action::Static(folder) => {
-                let path = parts.uri.path();
-                Ok(static_files::serve(folder, &parts.method, path, &parts.headers).await)
+                let root = PathAndQuery::from_static("/");
+                let target = parts.uri.path_and_query().unwrap_or(&root);
+                static_files::serve(folder, &parts.method, target, &parts.headers)
+                    .await
+                    .map_err(|refusal| Stop::page(refusal.status, refusal.reason))
             }
-            Action::Unavailable(_) => {
-                Err(Stop::page(StatusCode::SERVICE_UNAVAILABLE, "BackendNotFound"))
-            }
+            Action::Unavailable(_) => Err(Stop::page(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "BackendNotFound",
+            )),
         }
     }
 
@@ -211,7 +227,11 @@ impl<'a> Routed<'a> {
             .get(header::CONTENT_LENGTH)
             .and_then(|value| value.to_str().ok()?.parse::<u64>().ok())
             .unwrap_or_else(|| incoming.size_hint().lower());
-        if announced > limit { Err(ProxyError::BodyTooLarge { limit }.into()) } else { Ok(()) }
+        if announced > limit {
+            Err(ProxyError::BodyTooLarge { limit }.into())
+        } else {
+            Ok(())
+        }
     }
 
     const fn scheme(&self) -> &'static str {
@@ -255,7 +275,9 @@ impl<'a> Routed<'a> {
             }
         }
         parts.uri = target.into();
-        parts.headers.insert(header::HOST, host.unwrap_or_else(|| self.host.raw.clone()));
+        parts
+            .headers
+            .insert(header::HOST, host.unwrap_or_else(|| self.host.raw.clone()));
         headers::edit(&mut parts.headers, &filters.request_headers);
     }
 
@@ -268,9 +290,11 @@ impl<'a> Routed<'a> {
         let extended_connect = parts.method == Method::CONNECT;
         let upgrading = self.prepare_upgrade(&mut parts, extended_connect);
         if self.normalized.trailers {
-            parts.headers.insert(header::TE, HeaderValue::from_static("trailers"));
+            parts
+                .headers
+                .insert(header::TE, HeaderValue::from_static("trailers"));
         }
-        let sticky = self.sticky(group, &parts.headers);
+        let sticky = sticky(group, &parts.headers);
         let cluster = balance::choose_backend(&group.backends, sticky)
             .map(|backend| Arc::clone(&backend.cluster))
             .ok_or_else(|| Stop::page(StatusCode::SERVICE_UNAVAILABLE, "NoBackend"))?;
@@ -306,14 +330,6 @@ impl<'a> Routed<'a> {
         Ok(response)
     }
 
-    /// The address that the client's cookie names.
-    fn sticky(&self, group: &BackendGroup, headers: &HeaderMap) -> Option<u64> {
-        group.backends.iter().find_map(|backend| match &backend.cluster.load_balancing {
-            LoadBalancing::StickyCookie { name, .. } => balance::sticky_id(headers, name),
-            _ => None,
-        })
-    }
-
     fn hash(&self, cluster: &Cluster, parts: &request::Parts) -> Option<u64> {
         let LoadBalancing::ConsistentHash(key) = &cluster.load_balancing else {
             return None;
@@ -331,8 +347,15 @@ impl<'a> Routed<'a> {
 
     fn proxied(&self) -> ProxiedAddresses {
         let facts = &self.connection.facts;
-        let port = if self.client.ip() == facts.client.ip() { facts.client.port() } else { 0 };
-        ProxiedAddresses { client: SocketAddr::new(self.client.ip(), port), local: facts.local }
+        let port = if self.client.ip() == facts.client.ip() {
+            facts.client.port()
+        } else {
+            0
+        };
+        ProxiedAddresses {
+            client: SocketAddr::new(self.client.ip(), port),
+            local: facts.local,
+        }
     }
 
     fn request_body(&self, incoming: Incoming, upgrading: bool) -> (Body, Option<BodyWatch>) {
@@ -372,8 +395,17 @@ impl<'a> Routed<'a> {
         method: &Method,
         extended_connect: bool,
     ) -> Result<Response<Body>, Stop> {
-        let Answer { mut response, mut lease, active, endpoint, .. } = answer;
-        let bad = |detail| ProxyError::BadResponse { endpoint: endpoint.address.to_string(), detail };
+        let Answer {
+            mut response,
+            mut lease,
+            active,
+            endpoint,
+            ..
+        } = answer;
+        let bad = |detail| ProxyError::BadResponse {
+            endpoint: endpoint.address.to_string(),
+            detail,
+        };
         let backend_upgrade = (response.status() == StatusCode::SWITCHING_PROTOCOLS)
             .then(|| hyper::upgrade::on(&mut response));
         let (mut parts, incoming) = response.into_parts();
@@ -383,7 +415,10 @@ impl<'a> Routed<'a> {
             lease = None;
         }
         if let Some(backend) = backend_upgrade {
-            let asked = self.client_upgrade.take().filter(|_| self.normalized.upgrade.is_some());
+            let asked = self
+                .client_upgrade
+                .take()
+                .filter(|_| self.normalized.upgrade.is_some());
             let Some(client) = asked else {
                 return Err(bad("it switched protocols without being asked").into());
             };
@@ -401,8 +436,7 @@ impl<'a> Routed<'a> {
             }
             return Ok(Response::from_parts(parts, Body::Empty));
         }
-        let keep_trailers =
-            self.normalized.trailers || self.guard.version() == Version::HTTP_2;
+        let keep_trailers = self.normalized.trailers || self.guard.version() == Version::HTTP_2;
         let idle = self.rule.timeouts.idle;
         let deadline = self.deadline.map(|(at, _)| at);
         let body = UpstreamBody::new(incoming, lease, active, idle, deadline, keep_trailers);
@@ -446,9 +480,22 @@ impl<'a> Routed<'a> {
     }
 }
 
+/// The address that the client's cookie names.
+fn sticky(group: &BackendGroup, headers: &HeaderMap) -> Option<u64> {
+    group
+        .backends
+        .iter()
+        .find_map(|backend| match &backend.cluster.load_balancing {
+            LoadBalancing::StickyCookie { name, .. } => balance::sticky_id(headers, name),
+            _ => None,
+        })
+}
+
 fn is_preflight(head: &RequestHead) -> bool {
     head.method == Method::OPTIONS
-        && head.headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+        && head
+            .headers
+            .contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
 /// The answer that tells a client that its protocol has changed.
@@ -467,7 +514,9 @@ fn switched(
     } else {
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         if let Some(protocol) = &normalized.upgrade {
-            headers.entry(header::UPGRADE).or_insert_with(|| protocol.clone());
+            headers
+                .entry(header::UPGRADE)
+                .or_insert_with(|| protocol.clone());
         }
     }
     Response::from_parts(parts, Body::Empty)
@@ -477,12 +526,12 @@ fn switched(
 fn explain_failure(error: ProxyError, watch: Option<&BodyWatch>, rule: &Rule) -> ProxyError {
     match watch.map_or(BodyOutcome::Fine, BodyWatch::outcome) {
         BodyOutcome::Fine => error,
-        BodyOutcome::TooLarge => {
-            ProxyError::BodyTooLarge { limit: rule.limits.request_body.unwrap_or_default() }
-        }
-        BodyOutcome::TimedOut => {
-            ProxyError::BodyTimeout { limit: rule.timeouts.idle.unwrap_or_default() }
-        }
+        BodyOutcome::TooLarge => ProxyError::BodyTooLarge {
+            limit: rule.limits.request_body.unwrap_or_default(),
+        },
+        BodyOutcome::TimedOut => ProxyError::BodyTimeout {
+            limit: rule.timeouts.idle.unwrap_or_default(),
+        },
         BodyOutcome::Aborted => ProxyError::BodyAborted,
     }
 }

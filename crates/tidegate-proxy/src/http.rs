@@ -22,7 +22,11 @@ pub(crate) enum Stop {
     /// The message itself is not acceptable; an HTTP/1 connection closes after the answer.
     Refused(Refusal),
     /// The edge answers with a page of its own.
-    Page { status: StatusCode, reason: &'static str, field: Option<(HeaderName, HeaderValue)> },
+    Page {
+        status: StatusCode,
+        reason: &'static str,
+        field: Option<(HeaderName, HeaderValue)>,
+    },
     /// A filter has the whole answer.
     Answered(Box<Response<Body>>),
     /// No backend answered.
@@ -31,7 +35,11 @@ pub(crate) enum Stop {
 
 impl Stop {
     pub(crate) fn page(status: StatusCode, reason: &'static str) -> Self {
-        Self::Page { status, reason, field: None }
+        Self::Page {
+            status,
+            reason,
+            field: None,
+        }
     }
 
     pub(crate) fn page_with(
@@ -40,7 +48,11 @@ impl Stop {
         name: HeaderName,
         value: HeaderValue,
     ) -> Self {
-        Self::Page { status, reason, field: Some((name, value)) }
+        Self::Page {
+            status,
+            reason,
+            field: Some((name, value)),
+        }
     }
 }
 
@@ -105,12 +117,20 @@ fn stopped(stop: Stop, wish: &PageWish, guard: &mut RequestGuard) -> Response<Bo
         Stop::Answered(response) => *response,
         Stop::Refused(refusal) => {
             guard.refused(refusal.reason);
-            tracing::debug!(reason = refusal.reason, message = refusal.message, "request refused");
+            tracing::debug!(
+                reason = refusal.reason,
+                message = refusal.message,
+                "request refused"
+            );
             let mut response = wish.page(refusal.status, refusal.reason, guard);
             close_after(&mut response, wish.version);
             response
         }
-        Stop::Page { status, reason, field } => {
+        Stop::Page {
+            status,
+            reason,
+            field,
+        } => {
             guard.refused(reason);
             let mut response = wish.page(status, reason, guard);
             if let Some((name, value)) = field {
@@ -131,7 +151,9 @@ fn stopped(stop: Stop, wish: &PageWish, guard: &mut RequestGuard) -> Response<Bo
 
 fn close_after(response: &mut Response<Body>, version: Version) {
     if version < Version::HTTP_2 {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
 }
 
@@ -189,13 +211,22 @@ async fn serve(
     guard.client(client.ip());
 
     // Filters, upstream, answer.
-    let mut routed =
-        Routed::new(connection, guard, &host, &entry.rule, client, normalized, client_upgrade);
+    let mut routed = Routed::new(
+        connection,
+        guard,
+        &host,
+        &entry.rule,
+        client,
+        normalized,
+        client_upgrade,
+    );
     let mut response = routed.answer(parts, incoming).await?;
     if let Some(hsts) = &virtual_host.hsts
         && connection.facts.tls.is_some()
     {
-        response.headers_mut().insert(header::STRICT_TRANSPORT_SECURITY, hsts.clone());
+        response
+            .headers_mut()
+            .insert(header::STRICT_TRANSPORT_SECURITY, hsts.clone());
     }
     Ok(response)
 }
@@ -218,7 +249,11 @@ fn resolve_host(
     published: &Published,
     raw: Option<&str>,
 ) -> Result<ResolvedHost, Refusal> {
-    let server_name = connection.facts.tls.as_ref().and_then(|tls| tls.server_name.as_ref());
+    let server_name = connection
+        .facts
+        .tls
+        .as_ref()
+        .and_then(|tls| tls.server_name.as_ref());
     // HTTP/1.0 without Host: the server name says whom the client means.
     let Some(raw) = raw.or(server_name.map(HostName::as_str)) else {
         return Err(NO_HOST);
@@ -228,22 +263,40 @@ fn resolve_host(
     }
     let authority = Authority::parse(raw)?;
     let raw = HeaderValue::from_str(raw).map_err(|_| NO_HOST)?;
-    let serving = published.snapshot.hosts.lookup(&authority.host).map(|virtual_host| {
-        let metrics = connection.worker.shared.metrics.route(&virtual_host.route);
-        (Arc::clone(virtual_host), metrics)
-    });
-    let resolved = ResolvedHost { name: authority.host, raw, serving };
+    let serving = published
+        .snapshot
+        .hosts
+        .lookup(&authority.host)
+        .map(|virtual_host| {
+            let metrics = connection.worker.shared.metrics.route(&virtual_host.route);
+            (Arc::clone(virtual_host), metrics)
+        });
+    let resolved = ResolvedHost {
+        name: authority.host,
+        raw,
+        serving,
+    };
     let revision = published.revision;
-    connection.remember(CachedHost { revision, resolved: resolved.clone() });
+    connection.remember(CachedHost {
+        revision,
+        resolved: resolved.clone(),
+    });
     Ok(resolved)
 }
 
 fn not_served(connection: &Connection, host: &HostName) -> Stop {
     let misdirected = connection.facts.tls.as_ref().is_some_and(|tls| {
         tls.server_name.as_ref().is_some_and(|name| name != host)
-            && !tls.certificate.as_ref().is_some_and(|certificate| certificate.covers(host))
+            && !tls
+                .certificate
+                .as_ref()
+                .is_some_and(|certificate| certificate.covers(host))
     });
-    if misdirected { MISDIRECTED.into() } else { Stop::page(StatusCode::NOT_FOUND, "UnknownHost") }
+    if misdirected {
+        MISDIRECTED.into()
+    } else {
+        Stop::page(StatusCode::NOT_FOUND, "UnknownHost")
+    }
 }
 
 fn redirect_to_https(

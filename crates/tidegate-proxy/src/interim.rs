@@ -3,7 +3,7 @@
 pub(crate) mod balance {
     use std::net::SocketAddr;
 
-    use tidegate_model::{BackendGroup, LoadBalancing, WeightedBackend};
+    use tidegate_model::{LoadBalancing, WeightedBackend};
 
     #[derive(Debug, Clone, Copy)]
     pub(crate) struct EndpointView {
@@ -41,14 +41,30 @@ pub(crate) mod balance {
         format!("{name}={address}")
     }
 
-    pub(crate) fn choose_backend(group: &BackendGroup) -> Option<&WeightedBackend> {
-        if let [only] = &group.backends[..] {
+    pub(crate) fn endpoint_id(address: SocketAddr) -> u64 {
+        hash(address.to_string().as_bytes())
+    }
+
+    pub(crate) fn sticky_id(_headers: &http::HeaderMap, _name: &str) -> Option<u64> {
+        None
+    }
+
+    pub(crate) fn hash(bytes: &[u8]) -> u64 {
+        bytes
+            .iter()
+            .fold(0, |hash, byte| hash * 31 + u64::from(*byte))
+    }
+
+    pub(crate) fn choose_backend(
+        backends: &[WeightedBackend],
+        _sticky: Option<u64>,
+    ) -> Option<&WeightedBackend> {
+        if let [only] = backends {
             return (only.weight > 0).then_some(only);
         }
-        let total: u32 = group.backends.iter().map(|backend| backend.weight).sum();
+        let total: u32 = backends.iter().map(|backend| backend.weight).sum();
         let mut at = (total > 0).then(|| fastrand::u32(0..total))?;
-        group
-            .backends
+        backends
             .iter()
             .find(|backend| match at.checked_sub(backend.weight) {
                 None => true,
@@ -91,53 +107,5 @@ pub(crate) mod proxy_protocol {
         _addresses: Option<(SocketAddr, SocketAddr)>,
     ) -> Vec<u8> {
         Vec::new()
-    }
-}
-
-pub(crate) mod access {
-    use std::net::{IpAddr, SocketAddr};
-    use std::time::Duration;
-
-    use http::{Method, StatusCode, Uri, Version};
-    use tidegate_model::RouteId;
-
-    pub(crate) struct Line<'a> {
-        pub(crate) request_id: u128,
-        pub(crate) client: IpAddr,
-        pub(crate) method: &'a Method,
-        pub(crate) host: Option<&'a str>,
-        pub(crate) target: &'a Uri,
-        pub(crate) version: Version,
-        pub(crate) status: StatusCode,
-        pub(crate) sent: u64,
-        pub(crate) duration: Duration,
-        pub(crate) route: Option<&'a RouteId>,
-        pub(crate) rule: Option<&'a str>,
-        pub(crate) upstream: Option<SocketAddr>,
-        pub(crate) retries: usize,
-        pub(crate) reason: Option<&'static str>,
-        pub(crate) error: Option<&'a str>,
-        pub(crate) aborted: bool,
-    }
-
-    pub(crate) fn emit(_settings: &crate::AccessLogSettings, line: &Line<'_>) {
-        let Line {
-            request_id,
-            client,
-            method,
-            host,
-            version,
-            status,
-            sent,
-            duration,
-            ..
-        } = line;
-        let route = line.route.map(ToString::to_string);
-        let (rule, upstream, retries) = (line.rule, line.upstream, line.retries);
-        let (reason, error, aborted) = (line.reason, line.error, line.aborted);
-        let path = line.target.path();
-        tracing::info!(target: "access", request_id, %client, %method, host, path, ?version,
-            status = status.as_u16(), sent, ?duration, route, rule, ?upstream, retries, reason, error,
-            aborted);
     }
 }

@@ -443,7 +443,10 @@ mod tests {
         assert_eq!(check(None, minute), ClockVerdict::Fine);
         assert_eq!(check(None, Duration::ZERO), ClockVerdict::Idle);
         assert_eq!(clock.request_begins(), 1);
-        assert_eq!(check(Some(Duration::ZERO), Duration::ZERO), ClockVerdict::Fine);
+        assert_eq!(
+            check(Some(Duration::ZERO), Duration::ZERO),
+            ClockVerdict::Fine
+        );
         clock.request_ends();
         assert_eq!(check(Some(Duration::ZERO), minute), ClockVerdict::Fine);
     }
@@ -454,7 +457,11 @@ mod tests {
         let minute = Duration::from_secs(60);
         let check = |stall| clock.verdict(None, minute, stall);
         clock.request_begins();
-        assert_eq!(check(Duration::ZERO), ClockVerdict::Fine, "the backend is thinking");
+        assert_eq!(
+            check(Duration::ZERO),
+            ClockVerdict::Fine,
+            "the backend is thinking"
+        );
         clock.offer();
         assert_eq!(check(Duration::ZERO), ClockVerdict::Stalled);
         assert_eq!(check(minute), ClockVerdict::Fine);

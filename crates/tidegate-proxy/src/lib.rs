@@ -12,15 +12,14 @@
 //! Knows neither Kubernetes nor ACME: everything it serves is a value in the
 //! [`Snapshot`](tidegate_model::Snapshot).
 
-#[allow(dead_code, reason = "wired by the http phase")]
 mod access_log;
 mod body;
 mod connection;
 mod edge;
 mod error;
 mod exchange;
-#[allow(dead_code, reason = "wired by the http phase")]
 mod filters;
+mod forward;
 mod forwarded;
 mod http;
 mod interim;
@@ -35,13 +34,12 @@ mod respond;
 mod rewrite;
 mod router;
 mod settings;
-#[allow(dead_code, reason = "wired by the http phase")]
 mod static_files;
 mod tls;
 mod upgrade;
 mod upstream;
 
-use interim::{access, balance, proxy_protocol};
+use interim::{balance, proxy_protocol};
 
 pub use edge::{Edge, RunningEdge, StartError};
 pub use router::{ExplainRequest, ExplainedEntry, Verdict, explain};

@@ -95,6 +95,18 @@ fn begin(worker: &Arc<Worker>, kind: ListenerKind, tcp: TcpStream, peer: SocketA
     }
     // Behind a trusted proxy all clients share its address; the limit is for direct clients.
     let trusted = is_trusted(worker, peer.ip());
+    let place = if trusted {
+        None
+    } else {
+        let limit = limits.connections_per_client;
+        let Some(place) = shared.connections.try_enter("", peer.ip(), limit) else {
+            shared
+                .metrics
+                .connection_refused("TooManyConnectionsOfClient");
+            return;
+        };
+        Some(place)
+    };
     let worker = Arc::clone(worker);
     let tracker = shared.tasks.clone();
     tracker.spawn(async move {
@@ -102,6 +114,7 @@ fn begin(worker: &Arc<Worker>, kind: ListenerKind, tcp: TcpStream, peer: SocketA
         gauge.inc();
         run(worker, kind, tcp, peer, trusted).await;
         gauge.dec();
+        drop(place);
     });
 }
 

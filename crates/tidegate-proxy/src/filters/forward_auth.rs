@@ -73,16 +73,27 @@ fn question(auth: &ForwardAuth, parts: &request::Parts) -> Result<Request<Body>,
         }
         some
     };
-    for name in ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-real-ip"] {
+    for name in [
+        "x-forwarded-for",
+        "x-forwarded-proto",
+        "x-forwarded-host",
+        "x-real-ip",
+    ] {
         if let Some(value) = parts.headers.get(name) {
             headers.insert(HeaderName::from_static(name), value.clone());
         }
     }
-    let bad = |detail| ProxyError::BadResponse { endpoint: auth.cluster.name.clone(), detail };
+    let bad = |detail| ProxyError::BadResponse {
+        endpoint: auth.cluster.name.clone(),
+        detail,
+    };
     let method = HeaderValue::from_str(parts.method.as_str())
         .map_err(|_| bad("the method is no field value"))?;
     headers.insert(X_FORWARDED_METHOD, method);
-    let target = parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+    let target = parts
+        .uri
+        .path_and_query()
+        .map_or("/", http::uri::PathAndQuery::as_str);
     let target = HeaderValue::from_str(target).map_err(|_| bad("the target is no field value"))?;
     headers.insert(X_FORWARDED_URI, target);
     let host = match &auth.cluster.target {
@@ -94,7 +105,10 @@ fn question(auth: &ForwardAuth, parts: &request::Parts) -> Result<Request<Body>,
 
     let mut question = Request::new(Body::Empty);
     *question.method_mut() = Method::GET;
-    *question.uri_mut() = auth.path.parse().map_err(|_| bad("its path is no request target"))?;
+    *question.uri_mut() = auth
+        .path
+        .parse()
+        .map_err(|_| bad("its path is no request target"))?;
     *question.headers_mut() = headers;
     Ok(question)
 }

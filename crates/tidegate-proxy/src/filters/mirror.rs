@@ -34,20 +34,29 @@ pub(crate) fn tee(
         return body;
     }
     let mut copies = Vec::new();
-    for mirror in mirrors.iter().filter(|mirror| fastrand::u8(0..100) < mirror.percent) {
+    for mirror in mirrors
+        .iter()
+        .filter(|mirror| fastrand::u8(0..100) < mirror.percent)
+    {
         let mut copy = Request::new(if matches!(body, Body::Empty) {
             Body::Empty
         } else {
             let (sender, receiver) = mpsc::channel(LAG);
             copies.push(sender);
-            Body::boxed(Copy { receiver, hint: body.size_hint() })
+            Body::boxed(Copy {
+                receiver,
+                hint: body.size_hint(),
+            })
         });
         *copy.method_mut() = parts.method.clone();
         *copy.uri_mut() = parts.uri.clone();
         *copy.headers_mut() = parts.headers.clone();
         let worker = Arc::clone(worker);
         let cluster = Arc::clone(&mirror.cluster);
-        let options = SendOptions { body: None, ..options.clone() };
+        let options = SendOptions {
+            body: None,
+            ..options.clone()
+        };
         tokio::spawn(async move {
             let sent = async {
                 let answer = upstream::send(&worker.upstreams, &cluster, copy, &options).await?;
@@ -69,7 +78,11 @@ pub(crate) fn tee(
             }
         });
     }
-    if copies.is_empty() { body } else { Body::boxed(Tee { body, copies }) }
+    if copies.is_empty() {
+        body
+    } else {
+        Body::boxed(Tee { body, copies })
+    }
 }
 
 /// The request's own body, which also feeds the copies.
@@ -90,7 +103,8 @@ impl HttpBody for Tee {
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
-                    self.copies.retain(|copy| copy.try_send(Ok(data.clone())).is_ok());
+                    self.copies
+                        .retain(|copy| copy.try_send(Ok(data.clone())).is_ok());
                 }
             }
             // A copy must not look complete when the request was broken off.
@@ -127,10 +141,12 @@ impl HttpBody for Copy {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        self.receiver.poll_recv(cx).map(|data| data.map(|data| data.map(Frame::data)))
+        self.receiver
+            .poll_recv(cx)
+            .map(|data| data.map(|data| data.map(Frame::data)))
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.hint.clone()
+        self.hint
     }
 }

@@ -6,8 +6,8 @@ pub(crate) mod basic_auth;
 pub(crate) mod compression;
 pub(crate) mod concurrency;
 pub(crate) mod cors;
+pub(crate) mod forward_auth;
 pub(crate) mod headers;
 pub(crate) mod ip_access;
+pub(crate) mod mirror;
 pub(crate) mod rate_limit;
-
-pub(crate) use headers::edit;
