@@ -50,9 +50,9 @@ pub(crate) mod balance {
     }
 
     pub(crate) fn hash(bytes: &[u8]) -> u64 {
-        bytes
-            .iter()
-            .fold(0, |hash, byte| hash * 31 + u64::from(*byte))
+        bytes.iter().fold(0, |hash, byte| {
+            hash.wrapping_mul(31).wrapping_add(u64::from(*byte))
+        })
     }
 
     pub(crate) fn choose_backend(
