@@ -190,6 +190,22 @@ impl Node {
         }
     }
 
+    /// Adds a string under a key that a mapping does not have.
+    pub(crate) fn default_entry(&mut self, key: &str, text: &str) {
+        if self.get(key).is_some() {
+            return;
+        }
+        let line = self.line;
+        if let Value::Map(entries) = &mut self.value {
+            let key = Key {
+                text: key.to_owned(),
+                line,
+            };
+            let value = Value::String(text.to_owned());
+            entries.push((key, Self { value, line }));
+        }
+    }
+
     /// Line of the value, if known.
     pub(crate) fn line(&self) -> Option<u64> {
         (self.line > 0).then_some(self.line)
