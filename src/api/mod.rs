@@ -57,4 +57,4 @@ pub use tunnel_agent::{
     AgentCredential, AgentMapping, AgentSession, MappingTls, TunnelAgent, TunnelAgentSpec,
     TunnelAgentStatus,
 };
-pub use validate::{CelError, validate_cel};
+pub use validate::{CelError, CelValidated, validate_cel};

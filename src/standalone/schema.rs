@@ -4,7 +4,9 @@
 //! mistakes at once, each with its field, its line, what was found and how to mend it. Rules across fields
 //! (CEL) and across objects are not checked here.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use serde_json::Value as Json;
 
@@ -254,8 +256,7 @@ impl Checker {
         let count = text.chars().count();
         self.size(node, count, "character", schema, "minLength", "maxLength");
         if let Some(pattern) = schema.get("pattern").and_then(Json::as_str)
-            && let Ok(regex) = regex::Regex::new(pattern)
-            && !regex.is_match(text)
+            && !matches(pattern, text)
         {
             let hint = schema
                 .get("description")
@@ -399,6 +400,21 @@ impl Checker {
             hint,
         });
     }
+}
+
+/// Whether the text matches the schema's pattern. A folder of many objects asks for few patterns often, and
+/// compiling one takes far longer than matching it.
+fn matches(pattern: &str, text: &str) -> bool {
+    static COMPILED: LazyLock<Mutex<HashMap<String, Option<regex::Regex>>>> =
+        LazyLock::new(Mutex::default);
+    let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
+    if !compiled.contains_key(pattern) {
+        compiled.insert(pattern.to_owned(), regex::Regex::new(pattern).ok());
+    }
+    compiled
+        .get(pattern)
+        .and_then(Option::as_ref)
+        .is_none_or(|regex| regex.is_match(text))
 }
 
 fn plural(count: u64, unit: &str) -> String {
