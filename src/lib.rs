@@ -1,5 +1,8 @@
 //! Tidegate: the TLS edge for people who host their own services.
 
+pub mod admin;
 pub mod api;
+pub mod app;
+pub mod cli;
 pub mod standalone;
 pub mod translate;

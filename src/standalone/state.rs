@@ -125,6 +125,12 @@ impl StateFolder {
         })
     }
 
+    /// Whether a running process holds the folder.
+    pub fn is_held(&self) -> bool {
+        File::open(self.path.join(LOCK))
+            .is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
+    }
+
     /// Takes over the folder with the lock that another process of the same edge held and passed on.
     pub fn inherit(path: impl Into<PathBuf>, lock: File) -> Self {
         let mut lock = lock;
@@ -160,7 +166,16 @@ impl StateFolder {
     /// Writes a file, all or nothing. Folders in the name are made.
     pub fn write(&self, name: &str, content: &str) -> Result<(), StateError> {
         let path = self.path.join(name);
-        write_whole(&path, content.as_bytes()).map_err(|source| StateError::Write { path, source })
+        write_whole(&path, content.as_bytes(), true)
+            .map_err(|source| StateError::Write { path, source })
+    }
+
+    /// The same for what may be lost when the machine loses power, but is never seen half written while it
+    /// runs.
+    pub fn write_unsynced(&self, name: &str, content: &str) -> Result<(), StateError> {
+        let path = self.path.join(name);
+        write_whole(&path, content.as_bytes(), false)
+            .map_err(|source| StateError::Write { path, source })
     }
 
     /// Removes a file that may be missing.
@@ -212,7 +227,7 @@ fn make_private(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
+fn write_whole(path: &Path, content: &[u8], durable: bool) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     make_private(folder)?;
     let mut temporary = path.as_os_str().to_owned();
@@ -227,10 +242,15 @@ fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
             .mode(0o600)
             .open(&temporary)?;
         file.write_all(content)?;
-        file.sync_all()?;
+        if durable {
+            file.sync_all()?;
+        }
         fs::rename(&temporary, path)?;
-        // The rename itself is durable only once the folder is synced.
-        File::open(folder)?.sync_all()
+        if durable {
+            // The rename itself is durable only once the folder is synced.
+            File::open(folder)?.sync_all()?;
+        }
+        Ok(())
     })();
     if written.is_err() {
         let _ = fs::remove_file(&temporary);

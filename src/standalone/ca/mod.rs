@@ -1,7 +1,8 @@
 //! The internal certificate authority: certificates for hosts that no public CA can or need know.
 //!
 //! ```text
-//! ca/root.pem          root: key and certificate, ten years, ECDSA P-256
+//! ca/ca.pem            root: key and certificate, ten years, ECDSA P-256
+//! ca/ca.crt            the root's certificate alone, for `curl --cacert`
 //! certificates/ID.pem  one leaf per wanted certificate: key and certificate
 //! ```
 //!
@@ -34,7 +35,8 @@ pub const MIN_LIFETIME: Duration = Duration::from_secs(10);
 const ROOT_LIFETIME: Duration = Duration::from_hours(10 * 365 * 24);
 /// Clocks of clients that are a little behind must not see a certificate of the future.
 const CLOCK_SKEW: Duration = Duration::from_hours(1);
-const ROOT: &str = "ca/root.pem";
+const ROOT: &str = "ca/ca.pem";
+const ROOT_CERTIFICATE: &str = "ca/ca.crt";
 
 /// Why the CA cannot do what it should.
 #[derive(Debug, thiserror::Error)]
@@ -110,6 +112,9 @@ impl InternalCa {
         if let Some(text) = state.read(ROOT)? {
             match parse_root(&text) {
                 Some(root) if root.not_after > now => {
+                    if state.read(ROOT_CERTIFICATE)?.as_ref() != Some(&root.cert_pem) {
+                        state.write(ROOT_CERTIFICATE, &root.cert_pem)?;
+                    }
                     return Ok(Self::with(root, lifetime));
                 }
                 Some(_) => {
@@ -118,7 +123,7 @@ impl InternalCa {
                 }
                 None => {
                     let aside = state.set_aside(ROOT)?;
-                    tracing::error!(path = %aside.display(), "the internal CA's root is damaged and was set aside; a new one is made, which clients must trust: see `tidegate ca`. To keep the old one, stop tidegate and restore ca/root.pem from a backup");
+                    tracing::error!(path = %aside.display(), "the internal CA's root is damaged and was set aside; a new one is made, which clients must trust: see `tidegate ca`. To keep the old one, stop tidegate and restore ca/ca.pem from a backup");
                 }
             }
         }
@@ -129,7 +134,8 @@ impl InternalCa {
         state.write(ROOT, &text)?;
         let root =
             parse_root(&text).ok_or_else(|| CaError::DamagedRoot(state.path().join(ROOT)))?;
-        tracing::info!(path = %state.path().join(ROOT).display(), "made an internal CA; `tidegate ca` prints its certificate and how to trust it");
+        state.write(ROOT_CERTIFICATE, &root.cert_pem)?;
+        tracing::info!(path = %state.path().join(ROOT_CERTIFICATE).display(), "made an internal CA; `tidegate ca` prints its certificate and how to trust it");
         Ok(Self::with(root, lifetime))
     }
 
@@ -183,7 +189,8 @@ impl InternalCa {
             names: wanted.join(", "),
             source,
         })?;
-        state.write(&file, &text)?;
+        // Not synced: a leaf lost in a crash is issued again.
+        state.write_unsynced(&file, &text)?;
         let ParsedLeaf::Ours(leaf) = self.parse_leaf(&text) else {
             return Err(CaError::Issue {
                 names: wanted.join(", "),

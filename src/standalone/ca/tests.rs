@@ -118,10 +118,11 @@ fn damaged_files_are_set_aside_and_made_anew() {
     assert!(leaf_path.with_extension("pem.corrupt-1").exists());
 
     let old_root = ca.root_pem().to_owned();
+    assert_eq!(state.read("ca/ca.crt").unwrap().as_ref(), Some(&old_root));
     fs::write(state.path().join(ROOT), [0xff, 0xfe, 0x00]).unwrap();
     let mut ca = InternalCa::open(&state, DEFAULT_LIFETIME, now()).unwrap();
     assert_ne!(ca.root_pem(), old_root);
-    assert!(state.path().join("ca/root.pem.corrupt-1").exists());
+    assert!(state.path().join("ca/ca.pem.corrupt-1").exists());
     // A leaf of the old root is of no use to clients of the new one.
     let leaf = ca.leaf(&state, "x/y", &wanted, now()).unwrap();
     assert!(accepts(ca.root_pem(), &leaf, "a.test", now()));

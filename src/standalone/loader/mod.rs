@@ -59,6 +59,15 @@ pub(crate) struct Located {
     pub(crate) document: usize,
 }
 
+/// Where something stands.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) file: PathBuf,
+    /// Only of files with more than one document.
+    pub(crate) document: Option<usize>,
+    pub(crate) line: Option<u64>,
+}
+
 /// What a folder holds at this moment.
 #[derive(Debug, Clone, Default)]
 pub struct Loaded {
@@ -111,11 +120,6 @@ impl Loader {
     /// The folder.
     pub fn root(&self) -> &Path {
         &self.root
-    }
-
-    /// A value that differs whenever the folder must be loaded again.
-    pub(crate) fn fingerprint(&self) -> Option<Listing> {
-        folder::list(&self.root, self.state.as_deref()).ok()
     }
 
     /// Reads what changed and returns everything. Blocks on the file system.
@@ -581,28 +585,27 @@ impl Loaded {
         self.objects.is_empty() && self.problems.is_empty()
     }
 
-    /// File, document and, looked up now, line of an object's field.
-    pub fn locate(
-        &self,
-        root: &Path,
-        identity: &Identity,
-        field: &str,
-    ) -> Option<(PathBuf, usize, Option<u64>)> {
+    /// Where a field of an object stands. The file is read now: lines are not kept for what is right.
+    pub(crate) fn locate(&self, root: &Path, identity: &Identity, field: &str) -> Option<Place> {
         let located = self
             .objects
             .iter()
             .find(|located| located.identity == *identity)?;
-        let line = folder::read(root, &located.file)
-            .ok()
-            .flatten()
-            .and_then(|text| {
-                let documents = document::split(&text);
-                let raw = documents
-                    .iter()
-                    .find(|raw| raw.number == located.document)?;
-                raw.parse().ok()?.line_of(field)
-            });
-        Some((located.file.clone(), located.document, line))
+        let mut place = Place {
+            file: located.file.clone(),
+            document: None,
+            line: None,
+        };
+        if let Ok(Some(text)) = folder::read(root, &located.file) {
+            let documents = document::split(&text);
+            place.document = (documents.len() > 1).then_some(located.document);
+            place.line = documents
+                .iter()
+                .find(|raw| raw.number == located.document)
+                .and_then(|raw| raw.parse().ok())
+                .and_then(|node| node.line_of(field));
+        }
+        Some(place)
     }
 }
 

@@ -1,0 +1,128 @@
+//! The admin listener: health, metrics and the read-only state of this edge, as JSON.
+//!
+//! Bound to loopback unless told otherwise, and never by the data plane. Shows no credential: its views have
+//! types of their own that cannot hold one. Requests whose Host is a public name are refused, because a page
+//! in somebody's browser can make such a name mean 127.0.0.1 (DNS rebinding).
+
+mod host_guard;
+mod metrics;
+mod readiness;
+mod views;
+
+use std::future::Future;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::middleware;
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::get;
+use tidegate_model::SnapshotStore;
+use tidegate_proxy::RunningEdge;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+pub use host_guard::HostGuard;
+pub use readiness::Readiness;
+pub use views::{
+    BackendView, BoundView, CertificateView, ConditionView, ControlView, EndpointView, ListenerView,
+    ObjectCount, ProblemView, RouteView, StatusView, rfc3339,
+};
+
+/// Everything that the admin listener shows.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    /// Whether traffic should be sent here.
+    pub readiness: Readiness,
+    /// What the control side last said.
+    pub control: watch::Receiver<Arc<ControlView>>,
+    /// The data plane.
+    pub edge: RunningEdge,
+    /// The published configuration.
+    pub store: Arc<SnapshotStore>,
+    /// Which Host headers are answered.
+    pub hosts: HostGuard,
+}
+
+/// Serves until `stop` completes; requests under way may end.
+pub async fn serve<F>(listener: TcpListener, admin: Admin, stop: F) -> std::io::Result<()>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    axum::serve(listener, router(admin))
+        .with_graceful_shutdown(stop)
+        .await
+}
+
+fn router(admin: Admin) -> Router {
+    let guard = admin.hosts.clone();
+    Router::new()
+        .route("/", get(index))
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics_text))
+        .route("/api/v1/status", get(status))
+        .route("/api/v1/listeners", get(listeners))
+        .route("/api/v1/routes", get(routes))
+        .route("/api/v1/certificates", get(certificates))
+        .route("/api/v1/backends", get(backends))
+        .fallback(async || {
+            (
+                StatusCode::NOT_FOUND,
+                "there is nothing here; GET / lists what there is\n",
+            )
+        })
+        .layer(middleware::from_fn(move |request, next| {
+            host_guard::check(guard.clone(), request, next)
+        }))
+        .with_state(Arc::new(admin))
+}
+
+type Shared = State<Arc<Admin>>;
+
+async fn index() -> &'static str {
+    "/healthz\n/readyz\n/metrics\n/api/v1/status\n/api/v1/listeners\n/api/v1/routes\n/api/v1/certificates\n/api/v1/backends\n"
+}
+
+async fn ready(State(admin): Shared) -> Response {
+    match admin.readiness.why_not() {
+        None => (StatusCode::OK, "ready\n").into_response(),
+        Some(reason) => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response()
+        }
+    }
+}
+
+async fn metrics_text(State(admin): Shared) -> Response {
+    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, content_type)], metrics::render(&admin)).into_response()
+}
+
+async fn status(State(admin): Shared) -> Json<StatusView> {
+    let observed = admin.edge.observe();
+    let control = admin.control.borrow().clone();
+    Json(StatusView {
+        ready: admin.readiness.why_not().is_none(),
+        not_ready_reason: admin.readiness.why_not().map(str::to_owned),
+        connections: observed.connections,
+        requests: observed.requests,
+        control: (*control).clone(),
+    })
+}
+
+async fn listeners(State(admin): Shared) -> Json<Vec<ListenerView>> {
+    Json(admin.edge.observe().listeners.iter().map(ListenerView::from).collect())
+}
+
+async fn routes(State(admin): Shared) -> Json<Vec<RouteView>> {
+    Json(admin.control.borrow().routes.clone())
+}
+
+async fn certificates(State(admin): Shared) -> Json<Vec<CertificateView>> {
+    Json(views::certificates(&admin.store.load_full().snapshot))
+}
+
+async fn backends(State(admin): Shared) -> Json<Vec<BackendView>> {
+    Json(admin.edge.observe().clusters.iter().map(BackendView::from).collect())
+}

@@ -1,0 +1,288 @@
+//! The JSON of the admin API and of `status.json`: types of their own, converted explicitly.
+//!
+//! None of them can hold a key, a token or a header value. Times are RFC 3339 in UTC. Fields are only ever
+//! added.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+use tidegate_model::{
+    Certificate, CertificateOrigin, ListenerState, ObservedCluster, ObservedListener, Snapshot,
+    TlsMode,
+};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// `/api/v1/status`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StatusView {
+    /// Whether traffic should be sent here.
+    pub ready: bool,
+    /// Why not, if so.
+    pub not_ready_reason: Option<String>,
+    /// Open client connections.
+    pub connections: u64,
+    /// Requests in flight.
+    pub requests: u64,
+    /// What the control side last said.
+    #[serde(flatten)]
+    pub control: ControlView,
+}
+
+/// What the control side knows; also `status.json` in the state folder.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ControlView {
+    /// Version of the program.
+    pub version: String,
+    /// Process id.
+    pub pid: u32,
+    /// When the process started.
+    pub started_at: String,
+    /// When this was last true.
+    pub updated_at: String,
+    /// The folder that is served, if one is.
+    pub folder: Option<String>,
+    /// Address of the admin listener, if there is one.
+    pub admin: Option<String>,
+    /// Bound addresses by listener name.
+    pub listeners: Vec<BoundView>,
+    /// Number of the published configuration.
+    pub revision: u64,
+    /// Objects by kind.
+    pub objects: Vec<ObjectCount>,
+    /// Everything that is wrong.
+    pub problems: Vec<ProblemView>,
+    /// Every route with its conditions.
+    pub routes: Vec<RouteView>,
+}
+
+/// A bound address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BoundView {
+    /// `http` or `https`.
+    pub name: String,
+    /// Address and port.
+    pub address: String,
+}
+
+/// Objects of one kind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectCount {
+    /// The kind.
+    pub kind: String,
+    /// How many are in use, old versions included.
+    pub count: usize,
+    /// How many of them are in use in their last good version.
+    pub kept: usize,
+}
+
+/// Something that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProblemView {
+    /// File, relative to the folder.
+    pub file: Option<String>,
+    /// Line, from 1.
+    pub line: Option<u64>,
+    /// Column, from 1.
+    pub column: Option<u64>,
+    /// Document of the file, from 1, if it has more than one.
+    pub document: Option<usize>,
+    /// Kind and name of the object.
+    pub object: Option<String>,
+    /// Field path.
+    pub field: Option<String>,
+    /// What kind of problem.
+    pub reason: String,
+    /// What was found.
+    pub message: String,
+    /// How to mend it.
+    pub hint: Option<String>,
+    /// Whether an older version is served because of it.
+    pub kept: bool,
+}
+
+/// A route.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RouteView {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Hostnames that it serves.
+    pub hostnames: Vec<String>,
+    /// Conditions of its status.
+    pub conditions: Vec<ConditionView>,
+}
+
+/// A condition of a status.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConditionView {
+    /// Such as `Ready`.
+    #[serde(rename = "type")]
+    pub type_: String,
+    /// `True`, `False` or `Unknown`.
+    pub status: String,
+    /// Why, in `PascalCase`.
+    pub reason: String,
+    /// Why, in a sentence.
+    pub message: String,
+}
+
+/// A listener.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerView {
+    /// `http` or `https`.
+    pub name: String,
+    /// Address and port.
+    pub address: String,
+    /// `accepting` or `draining`.
+    pub state: String,
+}
+
+impl From<&ObservedListener> for ListenerView {
+    fn from(listener: &ObservedListener) -> Self {
+        Self {
+            name: listener.name.clone(),
+            address: listener.address.to_string(),
+            state: match listener.state {
+                ListenerState::Accepting => "accepting",
+                ListenerState::Draining => "draining",
+            }
+            .to_owned(),
+        }
+    }
+}
+
+/// A certificate that is served.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CertificateView {
+    /// DNS names and addresses.
+    pub names: Vec<String>,
+    /// Hostnames that it is served for; `(default)` for clients without server name.
+    pub served_for: Vec<String>,
+    /// Start of validity.
+    pub not_before: String,
+    /// End of validity.
+    pub not_after: String,
+    /// Serial number, hexadecimal.
+    pub serial: String,
+    /// Issuer's distinguished name.
+    pub issuer: String,
+    /// SHA-256, hexadecimal.
+    pub fingerprint: String,
+    /// `internalCa`, `secret` or `selfSigned`.
+    pub origin: String,
+    /// The Secret, if it came from one.
+    pub secret: Option<String>,
+}
+
+/// Every certificate of the snapshot, by fingerprint.
+pub(super) fn certificates(snapshot: &Snapshot) -> Vec<CertificateView> {
+    let mut views: BTreeMap<_, CertificateView> = BTreeMap::new();
+    let mut add = |certificate: &Certificate, host: String| {
+        views
+            .entry(certificate.fingerprint)
+            .or_insert_with(|| certificate_view(certificate))
+            .served_for
+            .push(host);
+    };
+    for host in snapshot.hosts.values() {
+        if let TlsMode::Terminate(policy) = &host.tls
+            && let Some(certificate) = &policy.certificate
+        {
+            add(certificate, host.pattern.to_string());
+        }
+    }
+    if let Some(certificate) = &snapshot.default_certificate {
+        add(certificate, "(default)".to_owned());
+    }
+    let mut views: Vec<_> = views.into_values().collect();
+    for view in &mut views {
+        view.served_for.sort();
+    }
+    views.sort_by(|a, b| (&a.names, &a.serial).cmp(&(&b.names, &b.serial)));
+    views
+}
+
+fn certificate_view(certificate: &Certificate) -> CertificateView {
+    let (origin, secret) = match &certificate.origin {
+        CertificateOrigin::InternalCa => ("internalCa", None),
+        CertificateOrigin::Secret(name) => ("secret", Some(name.clone())),
+        CertificateOrigin::SelfSigned => ("selfSigned", None),
+    };
+    CertificateView {
+        names: certificate.names.iter().map(ToString::to_string).collect(),
+        served_for: Vec::new(),
+        not_before: rfc3339(certificate.not_before),
+        not_after: rfc3339(certificate.not_after),
+        serial: certificate.serial.clone(),
+        issuer: certificate.issuer.clone(),
+        fingerprint: certificate.fingerprint.to_string(),
+        origin: origin.to_owned(),
+        secret,
+    }
+}
+
+/// A backend in use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackendView {
+    /// Stable identity.
+    pub key: String,
+    /// What people call it.
+    pub name: String,
+    /// Its addresses.
+    pub endpoints: Vec<EndpointView>,
+    /// Why its name could not be resolved, if so.
+    pub resolve_error: Option<String>,
+}
+
+/// An address of a backend.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointView {
+    /// Address and port.
+    pub address: String,
+    /// Whether requests are sent there.
+    pub healthy: bool,
+    /// Requests in flight.
+    pub active_requests: u64,
+    /// The last failure, if it is not healthy.
+    pub last_error: Option<String>,
+}
+
+impl From<&ObservedCluster> for BackendView {
+    fn from(cluster: &ObservedCluster) -> Self {
+        Self {
+            key: cluster.key.to_string(),
+            name: cluster.name.clone(),
+            endpoints: cluster
+                .endpoints
+                .iter()
+                .map(|endpoint| EndpointView {
+                    address: endpoint.address.to_string(),
+                    healthy: endpoint.healthy,
+                    active_requests: endpoint.active_requests,
+                    last_error: endpoint.last_error.clone(),
+                })
+                .collect(),
+            resolve_error: cluster.resolve_error.clone(),
+        }
+    }
+}
+
+/// RFC 3339 in UTC, to the second.
+pub fn rfc3339(time: SystemTime) -> String {
+    let time = OffsetDateTime::from(time);
+    time.replace_nanosecond(0)
+        .unwrap_or(time)
+        .format(&Rfc3339)
+        .unwrap_or_default()
+}

@@ -1,0 +1,18 @@
+//! Wiring: builds the parts of each mode, joins them, ends them in order. The only area that sees both the
+//! source of objects and the data plane.
+
+pub mod check;
+pub mod explain;
+mod ports;
+mod report;
+mod signals;
+pub mod standalone_mode;
+pub mod status;
+mod upgrade;
+
+pub use crate::admin::{
+    BackendView, CertificateView, ConditionView, ControlView, ProblemView, RouteView, StatusView,
+};
+pub use tidegate_proxy::{
+    AccessLogSettings, EdgeLimits, EdgeTimeouts, ProxyProtocolMode, Settings,
+};

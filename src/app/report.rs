@@ -1,0 +1,113 @@
+//! Converts what the control side knows into the views that people and programs read.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use tidegate_model::{HostPattern, RouteId};
+
+use crate::admin::{
+    BoundView, ConditionView, ControlView, ObjectCount, ProblemView, RouteView, rfc3339,
+};
+use crate::standalone::{Finding, Refreshed};
+
+/// What does not change while the process runs.
+#[derive(Debug, Clone)]
+pub(super) struct Process {
+    pub(super) started_at: SystemTime,
+    pub(super) folder: Option<String>,
+    pub(super) admin: Option<String>,
+    pub(super) listeners: Vec<(&'static str, std::net::SocketAddr)>,
+}
+
+/// The view of a refresh.
+pub(super) fn control_view(
+    process: &Process,
+    refreshed: &Refreshed,
+    revision: u64,
+    now: SystemTime,
+) -> ControlView {
+    let mut kept = BTreeMap::<_, usize>::new();
+    for identity in &refreshed.kept {
+        *kept.entry(identity.kind).or_default() += 1;
+    }
+    ControlView {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        started_at: rfc3339(process.started_at),
+        updated_at: rfc3339(now),
+        folder: process.folder.clone(),
+        admin: process.admin.clone(),
+        listeners: process
+            .listeners
+            .iter()
+            .map(|(name, address)| BoundView {
+                name: (*name).to_owned(),
+                address: address.to_string(),
+            })
+            .collect(),
+        revision,
+        objects: refreshed
+            .counts
+            .iter()
+            .map(|(kind, count)| ObjectCount {
+                kind: kind.as_str().to_owned(),
+                count: *count,
+                kept: kept.get(kind).copied().unwrap_or_default(),
+            })
+            .collect(),
+        problems: refreshed.findings.iter().map(problem_view).collect(),
+        routes: routes(refreshed),
+    }
+}
+
+/// The view of a finding.
+pub(super) fn problem_view(finding: &Finding) -> ProblemView {
+    ProblemView {
+        file: finding
+            .file
+            .as_ref()
+            .filter(|file| !file.as_os_str().is_empty())
+            .map(|file| file.display().to_string()),
+        line: finding.line,
+        column: finding.column,
+        document: finding.document,
+        object: finding.object.clone(),
+        field: Some(finding.field.clone()).filter(|field| !field.is_empty()),
+        reason: finding.reason.clone(),
+        message: finding.message.clone(),
+        hint: finding.hint.clone(),
+        kept: finding.kept,
+    }
+}
+
+fn routes(refreshed: &Refreshed) -> Vec<RouteView> {
+    let mut hostnames = BTreeMap::<&RouteId, Vec<&HostPattern>>::new();
+    for host in refreshed.translation.snapshot.hosts.values() {
+        hostnames.entry(&host.route).or_default().push(&host.pattern);
+    }
+    refreshed
+        .translation
+        .statuses
+        .routes
+        .iter()
+        .map(|(id, status)| {
+            let mut served = hostnames.get(id).cloned().unwrap_or_default();
+            served.sort();
+            RouteView {
+                namespace: id.namespace.to_string(),
+                name: id.name.to_string(),
+                hostnames: served.iter().map(ToString::to_string).collect(),
+                conditions: status
+                    .conditions
+                    .iter()
+                    .map(|condition| ConditionView {
+                        type_: condition.type_.clone(),
+                        status: condition.status.clone(),
+                        reason: condition.reason.clone(),
+                        message: condition.message.clone(),
+                    })
+                    .collect(),
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,553 @@
+//! `tidegate run`: the standalone source and the data plane in one process.
+//!
+//! ```text
+//! signals, folder watch, clock ─► refresh ─► publish ─► edge
+//!                                    └─────► log, status.json, admin
+//! ```
+//!
+//! The control side has a small runtime of its own; the edge brings its worker threads. Order of the end:
+//! not ready any more, edge drains, admin stops.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use sd_notify::NotifyState;
+use tidegate_model::{HostName, HostPattern, SnapshotStore};
+use tidegate_proxy::{Edge, RunningEdge, Settings, StartError};
+use tidegate_telemetry::{chain, spawn_named};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::ports;
+use super::report::{Process, control_view};
+use super::signals::{Asked, Signals};
+use super::upgrade::{self, Predecessor, UpgradeError};
+use crate::admin::{Admin, ControlView, HostGuard, Readiness};
+use crate::api::TlsRoute;
+use crate::standalone::ca::CaError;
+use crate::standalone::state::{StateError, StateFolder};
+use crate::standalone::{Finding, FolderWatch, Refreshed, Source};
+
+/// Name of the status file in the state folder.
+pub const STATUS_FILE: &str = "status.json";
+
+/// Where the objects come from.
+#[derive(Debug, Clone)]
+pub enum ObjectsFrom {
+    /// The files of a folder, watched.
+    Folder(PathBuf),
+    /// These, for as long as the process runs.
+    Given(Vec<TlsRoute>),
+}
+
+/// Everything that is fixed when the edge starts.
+#[derive(Debug, Clone)]
+pub struct RunOptions {
+    /// Where the objects come from.
+    pub objects: ObjectsFrom,
+    /// The state folder.
+    pub state: PathBuf,
+    /// The data plane.
+    pub settings: Settings,
+    /// The admin listener, unless it is off.
+    pub admin: Option<SocketAddr>,
+    /// Host headers that the admin listener answers besides `localhost` and addresses.
+    pub admin_hosts: Vec<HostName>,
+    /// Life of certificates of the internal CA.
+    pub certificate_lifetime: Duration,
+}
+
+/// What is known once the edge serves.
+#[derive(Debug)]
+pub struct Serving {
+    /// Bound addresses by listener name.
+    pub listeners: Vec<(&'static str, SocketAddr)>,
+    /// The root certificate's file.
+    pub root_certificate: PathBuf,
+}
+
+/// Why the edge could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The folder cannot be read at the start; later this would be told and survived.
+    #[error("read the folder {0:?}: {1}")]
+    Folder(PathBuf, String),
+    /// The state folder cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The internal CA cannot be used.
+    #[error("start the internal CA")]
+    Ca(#[from] CaError),
+    /// A listener cannot be bound.
+    #[error("listen on {address} for {flag}: {source}; {advice}")]
+    Bind {
+        /// `--http`, `--https` or `--admin`.
+        flag: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// What to do.
+        advice: String,
+        /// What the system said; part of the text.
+        source: std::io::Error,
+    },
+    /// The edge cannot start for another reason.
+    #[error("start the edge")]
+    Start(#[source] StartError),
+    /// The control side's runtime or signal handlers cannot be set up.
+    #[error("set up the process")]
+    Process(#[source] std::io::Error),
+    /// The process that should be taken over from does not answer.
+    #[error("take over from the running process")]
+    Upgrade(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Runs until the process is asked to end. `on_serving` is called once everything is bound and published.
+pub fn run(options: RunOptions, on_serving: impl FnOnce(&Serving)) -> Result<(), RunError> {
+    raise_file_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .map_err(RunError::Process)?;
+    let outcome = runtime.block_on(async { Running::start(options, on_serving).await?.run().await });
+    // Blocking file operations on a hung network file system must not hold up the end.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
+}
+
+struct Running {
+    options: RunOptions,
+    process: Process,
+    source: Arc<Mutex<Source>>,
+    state: Arc<StateFolder>,
+    store: Arc<SnapshotStore>,
+    edge: RunningEdge,
+    readiness: Readiness,
+    control: watch::Sender<Arc<ControlView>>,
+    admin_stop: CancellationToken,
+    signals: Signals,
+    told: BTreeSet<Finding>,
+    next: SystemTime,
+}
+
+impl Running {
+    async fn start(
+        options: RunOptions,
+        on_serving: impl FnOnce(&Serving),
+    ) -> Result<Self, RunError> {
+        let started_at = SystemTime::now();
+        let signals = Signals::new().map_err(RunError::Process)?;
+        let predecessor = Predecessor::of_this_process()
+            .map_err(|error| RunError::Upgrade(Box::new(error)))?;
+        let (state, shared, predecessor) = take_state(&options.state, predecessor)?;
+        let source = new_source(&options, &state, started_at)?;
+        let source = Arc::new(Mutex::new(source));
+        let refreshed = refresh(&source, started_at);
+        let store = Arc::new(SnapshotStore::new());
+        let edge = bind_edge(&options.settings, &store, shared)?;
+        let listeners = edge.addresses();
+        let admin_listener = match options.admin {
+            Some(address) => Some(ports::bind_admin(address, shared).map_err(|source| {
+                RunError::Bind {
+                    flag: "--admin",
+                    address,
+                    advice: ports::advice("--admin", address, &source),
+                    source,
+                }
+            })?),
+            None => None,
+        };
+        let admin_address = admin_listener
+            .as_ref()
+            .and_then(|listener| listener.local_addr().ok());
+        let process = Process {
+            started_at,
+            folder: match &options.objects {
+                ObjectsFrom::Folder(folder) => Some(folder.display().to_string()),
+                ObjectsFrom::Given(_) => None,
+            },
+            admin: admin_address.map(|address| address.to_string()),
+            listeners: listeners.clone(),
+        };
+        let (control, control_receiver) = watch::channel(Arc::new(ControlView::default()));
+        let mut tracked = Tracked::default();
+        let next = refreshed.next;
+        tracked.apply(refreshed, &process, &store, &state, &control, started_at);
+        let edge = edge.start().map_err(RunError::Start)?;
+        let readiness = Readiness::default();
+        let admin_stop = CancellationToken::new();
+        if let Some(listener) = admin_listener {
+            let admin = Admin {
+                readiness: readiness.clone(),
+                control: control_receiver,
+                edge: edge.clone(),
+                store: Arc::clone(&store),
+                hosts: HostGuard::new(options.admin_hosts.iter().cloned()),
+            };
+            let listener = tokio::net::TcpListener::from_std(listener).map_err(RunError::Process)?;
+            let stop = admin_stop.clone().cancelled_owned();
+            spawn_named("admin", async move {
+                if let Err(error) = crate::admin::serve(listener, admin, stop).await {
+                    tracing::error!(error = %error, "the admin listener failed");
+                }
+            });
+        }
+        for (name, address) in &listeners {
+            tracing::info!(listener = name, %address, "listening");
+        }
+        if let Some(address) = admin_address {
+            tracing::info!(listener = "admin", %address, "listening");
+        }
+        readiness.set_ready();
+        notify_manager(&[NotifyState::Ready]);
+        on_serving(&Serving {
+            listeners,
+            root_certificate: state.path().join("ca/ca.crt"),
+        });
+        if let Some(predecessor) = predecessor {
+            predecessor
+                .ready()
+                .map_err(|error| RunError::Upgrade(Box::new(error)))?;
+            tracing::info!("took over from the running process");
+        }
+        Ok(Self {
+            options,
+            process,
+            source,
+            state,
+            store,
+            edge,
+            readiness,
+            control,
+            admin_stop,
+            signals,
+            told: tracked.told,
+            next,
+        })
+    }
+
+    async fn run(mut self) -> Result<(), RunError> {
+        let mut watch = match &self.options.objects {
+            ObjectsFrom::Folder(folder) => {
+                Some(FolderWatch::new(folder, Some(self.options.state.clone())))
+            }
+            ObjectsFrom::Given(_) => None,
+        };
+        // What changed between the first load and the watch is found by looking once more.
+        let mut due = watch.is_some();
+        let watchdog = sd_notify::watchdog_enabled().map(|limit| limit / 2);
+        loop {
+            if std::mem::take(&mut due) {
+                self.reload().await;
+            }
+            let pause = self
+                .next
+                .duration_since(SystemTime::now())
+                .unwrap_or_default()
+                // A clock that was set is noticed within this time.
+                .clamp(Duration::from_secs(1), Duration::from_secs(60));
+            tokio::select! {
+                asked = self.signals.next() => match asked {
+                    Asked::Stop => {
+                        self.stop(NotifyState::Stopping).await;
+                        return Ok(());
+                    }
+                    Asked::Reload => {
+                        tracing::info!("reloading");
+                        let mut state = vec![NotifyState::Reloading];
+                        state.extend(NotifyState::monotonic_usec_now().ok());
+                        notify_manager(&state);
+                        self.reload().await;
+                        notify_manager(&[NotifyState::Ready]);
+                    }
+                    Asked::Upgrade => {
+                        if let Some(pid) = self.upgrade().await {
+                            self.stop(NotifyState::MainPid(pid)).await;
+                            return Ok(());
+                        }
+                    }
+                },
+                () = changed(watch.as_mut()) => due = true,
+                () = tokio::time::sleep(pause) => due = SystemTime::now() >= self.next,
+                () = sleep_if(watchdog) => notify_manager(&[NotifyState::Watchdog]),
+            }
+        }
+    }
+
+    async fn reload(&mut self) {
+        let source = Arc::clone(&self.source);
+        let now = SystemTime::now();
+        let Ok(refreshed) = tokio::task::spawn_blocking(move || refresh(&source, now)).await else {
+            tracing::error!("the refresh panicked; what was served before is still served");
+            self.next = now + Duration::from_secs(60);
+            return;
+        };
+        self.next = refreshed.next;
+        let mut tracked = Tracked {
+            told: std::mem::take(&mut self.told),
+            loaded_before: true,
+        };
+        tracked.apply(
+            refreshed,
+            &self.process,
+            &self.store,
+            &self.state,
+            &self.control,
+            now,
+        );
+        self.told = tracked.told;
+    }
+
+    async fn upgrade(&self) -> Option<u32> {
+        tracing::info!("starting a new process to take over");
+        let state = Arc::clone(&self.state);
+        let outcome =
+            tokio::task::spawn_blocking(move || upgrade::hand_over(state.lock())).await;
+        match outcome {
+            Ok(Ok(child)) => {
+                tracing::info!(pid = child.id(), "the new process serves; this one ends");
+                Some(child.id())
+            }
+            Ok(Err(error)) => {
+                tracing::error!(error = %chain(&error), "upgrade failed; this process goes on");
+                None
+            }
+            Err(_) => {
+                tracing::error!("upgrade panicked; this process goes on");
+                None
+            }
+        }
+    }
+
+    async fn stop(&mut self, said: NotifyState<'_>) {
+        let deadline = self.options.settings.timeouts.drain;
+        tracing::info!(deadline = ?deadline, "draining; a second signal ends at once");
+        self.readiness.set_draining();
+        notify_manager(&[said]);
+        tokio::select! {
+            cut = self.edge.drain(deadline) => {
+                if cut > 0 {
+                    tracing::warn!(connections = cut, "connections were cut at the deadline");
+                }
+            }
+            _ = stop_again(&mut self.signals) => tracing::warn!("ending at once"),
+        }
+        self.admin_stop.cancel();
+        tracing::info!("stopped");
+    }
+}
+
+/// What was told before, so that nothing is told twice.
+#[derive(Default)]
+struct Tracked {
+    told: BTreeSet<Finding>,
+    loaded_before: bool,
+}
+
+impl Tracked {
+    fn apply(
+        &mut self,
+        mut refreshed: Refreshed,
+        process: &Process,
+        store: &SnapshotStore,
+        state: &StateFolder,
+        control: &watch::Sender<Arc<ControlView>>,
+        now: SystemTime,
+    ) {
+        let revision = store.load().revision;
+        // Before the store takes the hosts that the view names.
+        let mut view = control_view(process, &refreshed, revision, now);
+        let findings: BTreeSet<Finding> = refreshed.findings.iter().cloned().collect();
+        let published = store.publish(std::mem::take(&mut refreshed.translation.snapshot));
+        if let Some(revision) = published {
+            view.revision = revision;
+            tracing::info!(
+                revision,
+                hosts = store.load().snapshot.hosts.len(),
+                problems = findings.len(),
+                "published"
+            );
+        }
+        for finding in findings.difference(&self.told) {
+            warn(finding);
+        }
+        for mended in self.told.difference(&findings) {
+            tracing::info!(
+                object = mended.object.as_deref(),
+                field = %mended.field,
+                reason = %mended.reason,
+                "mended"
+            );
+        }
+        if refreshed.empty && (published.is_some() || !self.loaded_before) {
+            tracing::warn!(
+                folder = process.folder.as_deref(),
+                "the folder holds no objects: nothing is served until it does; a first TlsRoute is shown by `tidegate run --help`"
+            );
+        }
+        self.told = findings;
+        let previous = control.borrow().clone();
+        let same = ControlView {
+            updated_at: view.updated_at.clone(),
+            ..(*previous).clone()
+        } == view;
+        if same && self.loaded_before {
+            return;
+        }
+        if let Ok(text) = serde_json::to_string_pretty(&view)
+            && let Err(error) = state.write_unsynced(STATUS_FILE, &text)
+        {
+            tracing::warn!(error = %chain(&error), "cannot write the status file");
+        }
+        control.send_replace(Arc::new(view));
+    }
+}
+
+fn warn(finding: &Finding) {
+    let place = finding.file.as_ref().map(|file| match finding.line {
+        Some(line) => format!("{}:{line}", file.display()),
+        None => file.display().to_string(),
+    });
+    tracing::warn!(
+        place = place.as_deref(),
+        object = finding.object.as_deref(),
+        field = Some(finding.field.as_str()).filter(|field| !field.is_empty()),
+        reason = %finding.reason,
+        hint = finding.hint.as_deref(),
+        kept = finding.kept,
+        "{}",
+        finding.message
+    );
+}
+
+type Taken = (Arc<StateFolder>, bool, Option<Predecessor>);
+
+fn take_state(path: &Path, predecessor: Option<Predecessor>) -> Result<Taken, RunError> {
+    match predecessor {
+        Some(mut predecessor) => {
+            let lock = predecessor.lock.take().ok_or_else(|| {
+                RunError::Upgrade(Box::new(UpgradeError::Ended))
+            })?;
+            let state = StateFolder::inherit(path, lock);
+            Ok((Arc::new(state), true, Some(predecessor)))
+        }
+        None => Ok((Arc::new(StateFolder::open(path)?), false, None)),
+    }
+}
+
+fn new_source(
+    options: &RunOptions,
+    state: &Arc<StateFolder>,
+    now: SystemTime,
+) -> Result<Source, RunError> {
+    let source = match &options.objects {
+        ObjectsFrom::Folder(folder) => {
+            if let Err(error) = std::fs::read_dir(folder) {
+                let hint = match error.kind() {
+                    std::io::ErrorKind::NotFound => "it does not exist; `mkdir` makes it".to_owned(),
+                    _ => error.to_string(),
+                };
+                return Err(RunError::Folder(folder.clone(), hint));
+            }
+            Source::folder(folder, Some(options.state.clone()))
+        }
+        ObjectsFrom::Given(routes) => Source::given(routes.clone()),
+    };
+    let names = default_names(&options.settings);
+    Ok(source.with_ca(Arc::clone(state), options.certificate_lifetime, names, now)?)
+}
+
+/// Names that clients without SNI may have meant: this machine.
+fn default_names(settings: &Settings) -> Vec<HostPattern> {
+    let bound = settings
+        .https
+        .iter()
+        .map(SocketAddr::ip)
+        .filter(|ip| !ip.is_unspecified())
+        .map(|ip| ip.to_string());
+    ["localhost", "127.0.0.1", "::1"]
+        .map(str::to_owned)
+        .into_iter()
+        .chain(bound)
+        .filter_map(|name| HostPattern::parse(&name).ok())
+        .collect()
+}
+
+fn bind_edge(
+    settings: &Settings,
+    store: &Arc<SnapshotStore>,
+    shared: bool,
+) -> Result<Edge, RunError> {
+    let settings = settings.clone();
+    let bound = if shared {
+        Edge::bind_shared(settings, Arc::clone(store))
+    } else {
+        Edge::bind(settings, Arc::clone(store))
+    };
+    bound.map_err(|error| match error {
+        StartError::Bind {
+            name,
+            address,
+            source,
+        } => {
+            let flag = if name == "http" { "--http" } else { "--https" };
+            RunError::Bind {
+                flag,
+                address,
+                advice: ports::advice(flag, address, &source),
+                source,
+            }
+        }
+        other => RunError::Start(other),
+    })
+}
+
+fn refresh(source: &Mutex<Source>, now: SystemTime) -> Refreshed {
+    source
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .refresh(now)
+}
+
+async fn changed(watch: Option<&mut FolderWatch>) {
+    match watch {
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_if(pause: Option<Duration>) {
+    match pause {
+        Some(pause) => tokio::time::sleep(pause).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn stop_again(signals: &mut Signals) {
+    while signals.next().await != Asked::Stop {}
+}
+
+/// Tells systemd, if it asked to be told.
+fn notify_manager(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(error = %error, "cannot notify the service manager");
+    }
+}
+
+/// Two descriptors per proxied connection soon pass the usual soft limit of 1024; the hard limit is what the
+/// administrator allows.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!(error = %error, "cannot raise the limit of open files");
+    }
+}

@@ -1,0 +1,184 @@
+//! Hands the edge over to a new process of the same binary without refusing a connection.
+//!
+//! ```text
+//! old: SIGUSR2 ─► spawn new (same arguments), stdin = socket ─► send lock ... wait ─► drain, end
+//! new:            lock from stdin ─► bind the same ports too (SO_REUSEPORT) ─► serve ─► "ready"
+//! ```
+//!
+//! The state folder's lock is passed as a file descriptor, so that it is held without a gap and by nobody else.
+//! Until the new process says that it is ready the old one serves as before, and goes on if the new one fails.
+//! ADR 0021 tells why.
+
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
+
+/// Tells a new process that its standard input is the old one's socket.
+const MARK: &str = "TIDEGATE_UPGRADE_FROM";
+/// How long a new process may take to become ready.
+const PATIENCE: Duration = Duration::from_secs(60);
+const READY: &[u8] = b"ready\n";
+
+/// The old process, as the new one sees it.
+#[derive(Debug)]
+pub(super) struct Predecessor {
+    socket: UnixStream,
+    /// The state folder's lock.
+    pub(super) lock: Option<File>,
+}
+
+/// Why a handover failed. The old process goes on.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum UpgradeError {
+    #[error("start the new process")]
+    Spawn(#[source] io::Error),
+    #[error("talk to the other process")]
+    Talk(#[source] io::Error),
+    #[error("wait for the new process: it ended before it was ready; its log says why")]
+    Ended,
+    #[error("wait for the new process: it was not ready within {PATIENCE:?}")]
+    Late,
+}
+
+impl Predecessor {
+    /// The predecessor, if this process was started to take over.
+    pub(super) fn of_this_process() -> Result<Option<Self>, UpgradeError> {
+        if std::env::var_os(MARK).is_none() {
+            return Ok(None);
+        }
+        let stdin = io::stdin()
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(UpgradeError::Talk)?;
+        let socket = UnixStream::from(stdin);
+        socket
+            .set_read_timeout(Some(PATIENCE))
+            .map_err(UpgradeError::Talk)?;
+        let lock = receive(&socket)
+            .map_err(UpgradeError::Talk)?
+            .into_iter()
+            .next()
+            .map(File::from);
+        Ok(Some(Self { socket, lock }))
+    }
+
+    /// Tells the old process that it may go.
+    pub(super) fn ready(mut self) -> Result<(), UpgradeError> {
+        self.socket.write_all(READY).map_err(UpgradeError::Talk)
+    }
+}
+
+/// Starts a new process, passes the lock on and waits until it serves. Blocks.
+pub(super) fn hand_over(lock: Option<&File>) -> Result<Child, UpgradeError> {
+    let (mut ours, theirs) = UnixStream::pair().map_err(UpgradeError::Talk)?;
+    // The path, not the open file: an upgrade is a new file under the old name.
+    let program = std::env::args_os()
+        .next()
+        .map_or_else(|| "tidegate".into(), std::path::PathBuf::from);
+    let program = if program.components().count() > 1 {
+        program
+    } else {
+        std::env::current_exe().map_err(UpgradeError::Spawn)?
+    };
+    let mut child = Command::new(program)
+        .args(std::env::args_os().skip(1))
+        .env(MARK, std::process::id().to_string())
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .spawn()
+        .map_err(UpgradeError::Spawn)?;
+    let outcome = lock
+        .map_or(Ok(()), |lock| send(&ours, &[lock.as_fd()]))
+        .map_err(UpgradeError::Talk)
+        .and_then(|()| wait(&mut ours));
+    match outcome {
+        Ok(()) => Ok(child),
+        Err(error) => {
+            // Two edges with one state folder must not be.
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(error)
+        }
+    }
+}
+
+fn wait(socket: &mut UnixStream) -> Result<(), UpgradeError> {
+    socket
+        .set_read_timeout(Some(PATIENCE))
+        .map_err(UpgradeError::Talk)?;
+    let mut said = [0; READY.len()];
+    match socket.read_exact(&mut said) {
+        Ok(()) if said == READY => Ok(()),
+        Ok(()) => Err(UpgradeError::Ended),
+        Err(error) => Err(match error.kind() {
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => UpgradeError::Ended,
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => UpgradeError::Late,
+            _ => UpgradeError::Talk(error),
+        }),
+    }
+}
+
+fn send(socket: &UnixStream, files: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(files));
+    rustix::net::sendmsg(
+        socket,
+        &[IoSlice::new(b"l")],
+        &mut control,
+        SendFlags::empty(),
+    )?;
+    Ok(())
+}
+
+fn receive(socket: &UnixStream) -> io::Result<Vec<OwnedFd>> {
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    rustix::net::recvmsg(
+        socket,
+        &mut [IoSliceMut::new(&mut byte)],
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
+    let mut files = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            files.extend(received);
+        }
+    }
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_open_file_goes_through_the_socket() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        file.try_lock().unwrap();
+        (&file).write_all(b"hello").unwrap();
+        send(&ours, &[file.as_fd()]).unwrap();
+        let received = File::from(receive(&theirs).unwrap().remove(0));
+        assert_eq!(received.metadata().unwrap().len(), 5);
+        // The lock belongs to the open file, so the receiver holds it too.
+        drop(file);
+        assert!(received.try_lock().is_ok());
+    }
+
+    #[test]
+    fn a_new_process_that_ends_early_is_told_from_a_late_one() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        assert!(matches!(wait(&mut ours), Err(UpgradeError::Ended)));
+    }
+}

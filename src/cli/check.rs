@@ -1,0 +1,112 @@
+//! `tidegate check`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use clap::{Args, ValueEnum};
+
+use super::terminal::{Look, Terminal};
+use crate::app::ProblemView;
+use crate::app::check::{CheckReport, check};
+
+/// Tell whether the objects of a folder are right, without serving them.
+///
+/// Tells every mistake at once, with file, line, field and how to mend it. Exit code 0 when nothing is wrong, 1
+/// otherwise: made for editors, commit hooks and CI. Connects to nothing and writes nothing.
+#[derive(Debug, Args)]
+pub(super) struct CheckArgs {
+    /// Folder of objects.
+    #[arg(env = "TIDEGATE_DIR", default_value = ".")]
+    dir: PathBuf,
+
+    /// For people or for programs; the JSON is described in docs/reference/check-output.md.
+    #[arg(long, short, value_enum, default_value = "human")]
+    output: Output,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Output {
+    Human,
+    Json,
+}
+
+impl CheckArgs {
+    pub(super) fn run(self, terminal: &mut Terminal) -> anyhow::Result<ExitCode> {
+        let report = check(&self.dir, SystemTime::now());
+        match self.output {
+            Output::Json => terminal.line(serde_json::to_string_pretty(&report)?)?,
+            Output::Human => print(terminal, &report)?,
+        }
+        Ok(if report.ok {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
+    }
+}
+
+fn print(terminal: &mut Terminal, report: &CheckReport) -> std::io::Result<()> {
+    problems(terminal, &report.problems)?;
+    let objects = plural(report.objects, "object");
+    let files = plural(report.files, "file");
+    if report.ok && report.objects == 0 {
+        terminal.line(format_args!(
+            "{}: the folder {} holds no objects; `tidegate --help` shows a first one",
+            terminal.paint(Look::Good, "ok"),
+            report.folder
+        ))
+    } else if report.ok {
+        terminal.line(format_args!(
+            "{}: {objects} in {files}",
+            terminal.paint(Look::Good, "ok")
+        ))
+    } else {
+        terminal.line(format_args!(
+            "{}; {objects} of {files} could be read",
+            terminal.paint(Look::Bad, plural(report.problems.len(), "problem")),
+        ))
+    }
+}
+
+/// Prints problems, each with place, object, field, what was found and what to do.
+pub(super) fn problems(terminal: &mut Terminal, problems: &[ProblemView]) -> std::io::Result<()> {
+    for problem in problems {
+        let mut place = problem.file.clone().unwrap_or_default();
+        if let Some(line) = problem.line {
+            place = format!("{place}:{line}");
+            if let Some(column) = problem.column {
+                place = format!("{place}:{column}");
+            }
+        } else if let Some(document) = problem.document {
+            place = format!("{place} (document {document})");
+        }
+        let mut head: Vec<String> = Vec::new();
+        if !place.is_empty() {
+            head.push(terminal.paint(Look::Strong, place));
+        }
+        head.extend(problem.object.clone());
+        head.push(terminal.paint(Look::Faint, format!("[{}]", problem.reason)));
+        terminal.line(head.join("  "))?;
+        let what = match &problem.field {
+            Some(field) => format!("{field}: {}", problem.message),
+            None => problem.message.clone(),
+        };
+        terminal.line(format_args!("    {what}"))?;
+        if let Some(hint) = &problem.hint {
+            terminal.line(format_args!("    {}", terminal.paint(Look::Hint, format!("→ {hint}"))))?;
+        }
+        if problem.kept {
+            terminal.line("    its last good version stays in use")?;
+        }
+        terminal.line("")?;
+    }
+    Ok(())
+}
+
+pub(super) fn plural(count: usize, noun: &str) -> String {
+    match count {
+        1 => format!("1 {noun}"),
+        _ => format!("{count} {noun}s"),
+    }
+}

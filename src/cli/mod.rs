@@ -1,0 +1,106 @@
+//! The command line: one file per command, each of which asks `app` and prints.
+//!
+//! Results go to standard output, everything else to standard error. Exit codes: 0 well, 1 something is wrong,
+//! 2 the command line is.
+
+mod ca;
+mod check;
+mod completions;
+mod crds;
+mod explain;
+mod run;
+mod status;
+mod terminal;
+mod values;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use terminal::Terminal;
+
+const LONG_ABOUT: &str = "\
+Tidegate terminates TLS in front of the services you host, and keeps their certificates.
+
+You write one object per service in a folder of YAML files:
+
+    apiVersion: edge.tidegate.dev/v1alpha1
+    kind: TlsRoute
+    metadata:
+      name: blog
+    spec:
+      hostnames: [blog.example.com]
+      rules:
+        - backends:
+            - address: 127.0.0.1:3000
+
+and start the edge on that folder. It watches the folder and applies every change without touching a \
+connection that has nothing to do with it.";
+
+const EXAMPLES: &str = "\
+Examples:
+  tidegate run ./edge                          serve the objects in ./edge on ports 80 and 443
+  tidegate run --to 127.0.0.1:3000 --host app.localhost --http [::]:8080 --https [::]:8443
+                                               no files at all: one service, one name
+  tidegate check ./edge                        is everything right? (exit code 0 or 1)
+  tidegate explain https://blog.example.com/x --dir ./edge
+                                               which certificate, which rule, which backend, and why
+  tidegate ca                                  how to trust the internal CA on your machines
+
+Every option can be set in the environment as TIDEGATE_OPTION, such as TIDEGATE_HTTPS.";
+
+/// The TLS edge for people who host their own services.
+#[derive(Debug, Parser)]
+#[command(name = "tidegate", version, long_about = LONG_ABOUT, after_long_help = EXAMPLES, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(Box<run::RunArgs>),
+    Check(check::CheckArgs),
+    Explain(explain::ExplainArgs),
+    Status(status::StatusArgs),
+    Ca(ca::CaArgs),
+    Crds(crds::CrdsArgs),
+    Completions(completions::CompletionsArgs),
+}
+
+impl Cli {
+    /// Runs the command to its end.
+    pub fn run(self) -> ExitCode {
+        let mut terminal = Terminal::standard();
+        let outcome = match self.command {
+            Command::Run(args) => args.run(&mut terminal),
+            Command::Check(args) => args.run(&mut terminal),
+            Command::Explain(args) => args.run(&mut terminal),
+            Command::Status(args) => args.run(&mut terminal),
+            Command::Ca(args) => args.run(&mut terminal),
+            Command::Crds(args) => args.run(&mut terminal),
+            Command::Completions(args) => args.run(&mut terminal),
+        };
+        match outcome {
+            Ok(code) => code,
+            // Whoever read our output has read enough.
+            Err(error) if terminal::is_closed_pipe(&error) => ExitCode::SUCCESS,
+            Err(error) => {
+                terminal.complain(&error);
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

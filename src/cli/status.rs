@@ -1,0 +1,115 @@
+//! `tidegate status`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+
+use super::check;
+use super::terminal::{Look, Terminal};
+use super::values::StateArgs;
+use crate::app::ControlView;
+use crate::app::status::{Found, status};
+
+/// Tell how the edge of a folder is doing.
+///
+/// Asks the running edge; when none runs, tells what the last one wrote down. Exit code 0 when an edge runs and
+/// nothing is wrong, 1 otherwise.
+#[derive(Debug, Args)]
+pub(super) struct StatusArgs {
+    /// Folder of objects.
+    #[arg(env = "TIDEGATE_DIR", default_value = ".")]
+    dir: PathBuf,
+
+    #[command(flatten)]
+    state: StateArgs,
+
+    /// For people or for programs.
+    #[arg(long, short, value_enum, default_value = "human")]
+    output: Output,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Output {
+    Human,
+    Json,
+}
+
+impl StatusArgs {
+    pub(super) fn run(self, terminal: &mut Terminal) -> anyhow::Result<ExitCode> {
+        let found = status(&self.state.resolve(Some(&self.dir))?)?;
+        match self.output {
+            Output::Json => terminal.line(serde_json::to_string_pretty(&found)?)?,
+            Output::Human => print(terminal, &found)?,
+        }
+        Ok(if found.running && found.last.problems.is_empty() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
+    }
+}
+
+fn print(terminal: &mut Terminal, found: &Found) -> std::io::Result<()> {
+    let last = &found.last;
+    if found.running {
+        terminal.line(format_args!(
+            "{}: tidegate {} runs as process {} since {}, revision {}",
+            terminal.paint(Look::Good, "running"),
+            last.version,
+            last.pid,
+            last.started_at,
+            last.revision
+        ))?;
+    } else {
+        terminal.line(format_args!(
+            "{}: no edge runs; this was so at {}",
+            terminal.paint(Look::Bad, "stopped"),
+            last.updated_at
+        ))?;
+    }
+    for listener in &last.listeners {
+        terminal.line(format_args!("  {:<6} {}", listener.name, listener.address))?;
+    }
+    if let Some(admin) = &last.admin {
+        terminal.line(format_args!("  {:<6} {admin}", "admin"))?;
+    }
+    routes(terminal, last)?;
+    if !last.problems.is_empty() {
+        terminal.line("")?;
+        check::problems(terminal, &last.problems)?;
+        terminal.line(terminal.paint(Look::Bad, check::plural(last.problems.len(), "problem")))?;
+    }
+    Ok(())
+}
+
+fn routes(terminal: &mut Terminal, last: &ControlView) -> std::io::Result<()> {
+    if last.routes.is_empty() {
+        return terminal.line("no routes");
+    }
+    terminal.line("")?;
+    for route in &last.routes {
+        let ready = route
+            .conditions
+            .iter()
+            .find(|condition| condition.type_ == "Ready");
+        let (look, state) = match ready {
+            Some(condition) if condition.status == "True" => (Look::Good, "ready"),
+            Some(condition) => (Look::Bad, condition.reason.as_str()),
+            None => (Look::Faint, "unknown"),
+        };
+        terminal.line(format_args!(
+            "TlsRoute {}/{}  {}  {}",
+            route.namespace,
+            route.name,
+            terminal.paint(look, state),
+            route.hostnames.join(", ")
+        ))?;
+        if let Some(condition) = ready
+            && condition.status != "True"
+        {
+            terminal.line(format_args!("    {}", condition.message))?;
+        }
+    }
+    Ok(())
+}
