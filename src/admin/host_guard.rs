@@ -88,7 +88,13 @@ mod tests {
         ] {
             assert!(allows(host), "{host}");
         }
-        for host in ["evil.example", "evil.example:9180", "", "localhost.evil.example", "a b"] {
+        for host in [
+            "evil.example",
+            "evil.example:9180",
+            "",
+            "localhost.evil.example",
+            "a b",
+        ] {
             assert!(!allows(host), "{host}");
         }
         assert!(guard.allows(&HeaderMap::new()));

@@ -26,8 +26,8 @@ use tokio::sync::watch;
 pub use host_guard::HostGuard;
 pub use readiness::Readiness;
 pub use views::{
-    BackendView, BoundView, CertificateView, ConditionView, ControlView, EndpointView, ListenerView,
-    ObjectCount, ProblemView, RouteView, StatusView, rfc3339,
+    BackendView, BoundView, CertificateView, ConditionView, ControlView, EndpointView,
+    ListenerView, ObjectCount, ProblemView, RouteView, StatusView, rfc3339,
 };
 
 /// Everything that the admin listener shows.
@@ -88,15 +88,17 @@ async fn index() -> &'static str {
 async fn ready(State(admin): Shared) -> Response {
     match admin.readiness.why_not() {
         None => (StatusCode::OK, "ready\n").into_response(),
-        Some(reason) => {
-            (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response()
-        }
+        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
     }
 }
 
 async fn metrics_text(State(admin): Shared) -> Response {
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, content_type)], metrics::render(&admin)).into_response()
+    (
+        [(header::CONTENT_TYPE, content_type)],
+        metrics::render(&admin),
+    )
+        .into_response()
 }
 
 async fn status(State(admin): Shared) -> Json<StatusView> {
@@ -112,7 +114,15 @@ async fn status(State(admin): Shared) -> Json<StatusView> {
 }
 
 async fn listeners(State(admin): Shared) -> Json<Vec<ListenerView>> {
-    Json(admin.edge.observe().listeners.iter().map(ListenerView::from).collect())
+    Json(
+        admin
+            .edge
+            .observe()
+            .listeners
+            .iter()
+            .map(ListenerView::from)
+            .collect(),
+    )
 }
 
 async fn routes(State(admin): Shared) -> Json<Vec<RouteView>> {
@@ -124,5 +134,13 @@ async fn certificates(State(admin): Shared) -> Json<Vec<CertificateView>> {
 }
 
 async fn backends(State(admin): Shared) -> Json<Vec<BackendView>> {
-    Json(admin.edge.observe().clusters.iter().map(BackendView::from).collect())
+    Json(
+        admin
+            .edge
+            .observe()
+            .clusters
+            .iter()
+            .map(BackendView::from)
+            .collect(),
+    )
 }

@@ -27,8 +27,11 @@ pub struct CheckReport {
 
 /// Checks the folder at this moment. Writes nothing and connects to nothing.
 pub fn check(folder: &Path, now: SystemTime) -> CheckReport {
-    let refreshed = Source::folder(folder, Some(folder.join(crate::standalone::state::DEFAULT_NAME)))
-        .refresh(now);
+    let refreshed = Source::folder(
+        folder,
+        Some(folder.join(crate::standalone::state::DEFAULT_NAME)),
+    )
+    .refresh(now);
     let problems: Vec<ProblemView> = refreshed
         .findings
         .iter()

@@ -44,8 +44,10 @@ pub struct Explanation {
 
 /// Explains what the objects of the folder make of the request.
 pub fn explain(folder: &Path, question: &Question, now: SystemTime) -> Explanation {
-    let mut source =
-        Source::folder(folder, Some(folder.join(crate::standalone::state::DEFAULT_NAME)));
+    let mut source = Source::folder(
+        folder,
+        Some(folder.join(crate::standalone::state::DEFAULT_NAME)),
+    );
     let refreshed = source.refresh(now);
     let mut explanation = Explanation {
         sections: Vec::new(),
@@ -62,12 +64,14 @@ fn decide(snapshot: &Snapshot, question: &Question, out: &mut Explanation) {
     let host = match HostName::parse(host) {
         Ok(host) => host,
         Err(error) => {
-            out.sections.push(("host", vec![format!("{error}: 400 Bad Request")]));
+            out.sections
+                .push(("host", vec![format!("{error}: 400 Bad Request")]));
             return;
         }
     };
     let Some(virtual_host) = snapshot.hosts.lookup(&host) else {
-        out.sections.push(("host", unknown_host(snapshot, &host, secure)));
+        out.sections
+            .push(("host", unknown_host(snapshot, &host, secure)));
         return;
     };
     out.sections.push((
@@ -103,7 +107,10 @@ fn decide(snapshot: &Snapshot, question: &Question, out: &mut Explanation) {
         out.sections.push(("listener", vec!["http".to_owned()]));
         match virtual_host.plain_http {
             PlainHttp::Redirect(status) => {
-                let path = question.url.path_and_query().map_or("/", |path| path.as_str());
+                let path = question
+                    .url
+                    .path_and_query()
+                    .map_or("/", |path| path.as_str());
                 out.sections.push((
                     "answer",
                     vec![format!("{status} to https://{host}{path} (spec.http)")],
@@ -112,8 +119,10 @@ fn decide(snapshot: &Snapshot, question: &Question, out: &mut Explanation) {
                 return;
             }
             PlainHttp::Refuse => {
-                out.sections
-                    .push(("answer", vec!["404 Not Found: the route refuses plain HTTP".to_owned()]));
+                out.sections.push((
+                    "answer",
+                    vec!["404 Not Found: the route refuses plain HTTP".to_owned()],
+                ));
                 return;
             }
             PlainHttp::Serve => {}
@@ -149,14 +158,24 @@ fn rules(host: &VirtualHost, question: &Question, out: &mut Explanation) {
                 "400 Bad Request: the path can be read in two ways, and rules of this host decide by path ({path:?})"
             ),
         };
-        let mark = if matches!(entry.verdict, Verdict::Matched) { "→" } else { " " };
+        let mark = if matches!(entry.verdict, Verdict::Matched) {
+            "→"
+        } else {
+            " "
+        };
         lines.push(format!("{mark} {} ({conditions}): {verdict}", entry.rule));
     }
-    if winner.is_none() && !entries.iter().any(|entry| matches!(entry.verdict, Verdict::Refused { .. })) {
+    if winner.is_none()
+        && !entries
+            .iter()
+            .any(|entry| matches!(entry.verdict, Verdict::Refused { .. }))
+    {
         lines.push("no rule matches: 404 Not Found".to_owned());
     }
     out.sections.push(("rules, in order of precedence", lines));
-    let Some(rule) = winner.and_then(|index| host.entries.get(index)).map(|entry| &entry.rule)
+    let Some(rule) = winner
+        .and_then(|index| host.entries.get(index))
+        .map(|entry| &entry.rule)
     else {
         return;
     };
@@ -174,12 +193,17 @@ fn rules(host: &VirtualHost, question: &Question, out: &mut Explanation) {
 
 fn unknown_host(snapshot: &Snapshot, host: &HostName, secure: bool) -> Vec<String> {
     let mut lines = vec![if secure {
-        format!("no route has the hostname {host}: the TLS handshake is refused, or answered with the default certificate and 421")
+        format!(
+            "no route has the hostname {host}: the TLS handshake is refused, or answered with the default certificate and 421"
+        )
     } else {
         format!("no route has the hostname {host}: 404 Not Found")
     }];
-    let known: Vec<String> =
-        snapshot.hosts.values().map(|known| known.pattern.to_string()).collect();
+    let known: Vec<String> = snapshot
+        .hosts
+        .values()
+        .map(|known| known.pattern.to_string())
+        .collect();
     let near = known
         .iter()
         .map(|known| (strsim::damerau_levenshtein(known, host.as_str()), known))
@@ -192,7 +216,10 @@ fn unknown_host(snapshot: &Snapshot, host: &HostName, secure: bool) -> Vec<Strin
     }
     if let Some(parent) = host.parent()
         && let Some((_, grand_parent)) = parent.split_once('.')
-        && snapshot.hosts.values().any(|known| known.pattern.to_string() == format!("*.{grand_parent}"))
+        && snapshot
+            .hosts
+            .values()
+            .any(|known| known.pattern.to_string() == format!("*.{grand_parent}"))
     {
         lines.push(format!("*.{grand_parent} stands for one label only"));
     }
@@ -230,7 +257,9 @@ fn filters(rule: &Rule, question: &Question) -> Vec<String> {
                 let from = from.to_canonical();
                 if let Some(net) = access.deny.iter().find(|net| net.contains(&from)) {
                     format!("ip access: 403 Forbidden, {from} is in the denied {net}")
-                } else if access.allow.is_empty() || access.allow.iter().any(|net| net.contains(&from)) {
+                } else if access.allow.is_empty()
+                    || access.allow.iter().any(|net| net.contains(&from))
+                {
                     format!("ip access: {from} may come")
                 } else {
                     format!("ip access: 403 Forbidden, {from} is in none of the allowed networks")
@@ -248,26 +277,43 @@ fn filters(rule: &Rule, question: &Question) -> Vec<String> {
         lines.push("cors: answers preflights itself".to_owned());
     }
     if let Some(auth) = &filters.basic_auth {
-        lines.push(format!("basic auth: one of {} users, else 401", auth.users.len()));
+        lines.push(format!(
+            "basic auth: one of {} users, else 401",
+            auth.users.len()
+        ));
     }
     if let Some(auth) = &filters.forward_auth {
-        lines.push(format!("forward auth: {} at {} decides", auth.cluster.name, auth.path));
+        lines.push(format!(
+            "forward auth: {} at {} decides",
+            auth.cluster.name, auth.path
+        ));
     }
     if let Some(rewrite) = &filters.rewrite {
         if let Some(host) = &rewrite.hostname {
-            lines.push(format!("rewrite: host becomes {}", host.to_str().unwrap_or("?")));
+            lines.push(format!(
+                "rewrite: host becomes {}",
+                host.to_str().unwrap_or("?")
+            ));
         }
         if let Some(path) = &rewrite.path {
             lines.push(match path {
-                tidegate_model::PathRewrite::Replace(path) => format!("rewrite: {}", path_change(path)),
-                tidegate_model::PathRewrite::Regex { pattern, substitution } => {
+                tidegate_model::PathRewrite::Replace(path) => {
+                    format!("rewrite: {}", path_change(path))
+                }
+                tidegate_model::PathRewrite::Regex {
+                    pattern,
+                    substitution,
+                } => {
                     format!("rewrite: {pattern} becomes {substitution:?}")
                 }
             });
         }
     }
     for mirror in &filters.mirrors {
-        lines.push(format!("mirror: {}% to {}", mirror.percent, mirror.cluster.name));
+        lines.push(format!(
+            "mirror: {}% to {}",
+            mirror.percent, mirror.cluster.name
+        ));
     }
     if filters.compression.is_some() {
         lines.push("compression: of responses that can be compressed".to_owned());
@@ -278,7 +324,10 @@ fn filters(rule: &Rule, question: &Question) -> Vec<String> {
 fn path_change(path: &RedirectPath) -> String {
     match path {
         RedirectPath::Full(path) => format!("the path becomes {path}"),
-        RedirectPath::Prefix { matched, replacement } => {
+        RedirectPath::Prefix {
+            matched,
+            replacement,
+        } => {
             format!("{matched} at the start of the path becomes {replacement}")
         }
     }
@@ -329,7 +378,11 @@ fn action(action: &Action) -> Vec<String> {
             vec![line]
         }
         Action::Respond(response) => {
-            vec![format!("responds {} with {} bytes", response.status, response.body.len())]
+            vec![format!(
+                "responds {} with {} bytes",
+                response.status,
+                response.body.len()
+            )]
         }
         Action::Static(folder) => vec![format!("files of {}", folder.root.display())],
         Action::Unavailable(why) => vec![format!("503 Service Unavailable: {why}")],
@@ -339,9 +392,10 @@ fn action(action: &Action) -> Vec<String> {
 fn header_changes(host: &VirtualHost, rule: &Rule, question: &Question) -> Vec<String> {
     let mut lines = Vec::new();
     if matches!(rule.action, Action::Forward(_)) {
-        let from = question
-            .from
-            .map_or_else(|| "the client's address".to_owned(), |from| from.to_canonical().to_string());
+        let from = question.from.map_or_else(
+            || "the client's address".to_owned(),
+            |from| from.to_canonical().to_string(),
+        );
         lines.push(format!("request  X-Forwarded-For, X-Real-IP: {from}"));
         let scheme = question.url.scheme_str().unwrap_or("https");
         lines.push(format!("request  X-Forwarded-Proto: {scheme}"));
@@ -362,8 +416,23 @@ fn header_changes(host: &VirtualHost, rule: &Rule, question: &Question) -> Vec<S
 }
 
 fn edits(side: &str, edits: &HeaderEdits, lines: &mut Vec<String>) {
-    lines.extend(edits.remove.iter().map(|name| format!("{side} {name} removed")));
+    lines.extend(
+        edits
+            .remove
+            .iter()
+            .map(|name| format!("{side} {name} removed")),
+    );
     // Values may be credentials for the backend: names are enough.
-    lines.extend(edits.set.iter().map(|(name, _)| format!("{side} {name} set")));
-    lines.extend(edits.add.iter().map(|(name, _)| format!("{side} {name} added")));
+    lines.extend(
+        edits
+            .set
+            .iter()
+            .map(|(name, _)| format!("{side} {name} set")),
+    );
+    lines.extend(
+        edits
+            .add
+            .iter()
+            .map(|(name, _)| format!("{side} {name} added")),
+    );
 }

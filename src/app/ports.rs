@@ -13,7 +13,9 @@ pub(super) fn advice(flag: &str, address: SocketAddr, error: &io::Error) -> Stri
         io::ErrorKind::AddrInUse => {
             let owner = match owner(port) {
                 Some(owner) => format!("{owner} has the port"),
-                None => format!("another process has the port; `sudo ss -ltnp 'sport = :{port}'` tells which"),
+                None => format!(
+                    "another process has the port; `sudo ss -ltnp 'sport = :{port}'` tells which"
+                ),
             };
             format!("{owner}: stop it, or choose another with {flag}")
         }
@@ -72,8 +74,8 @@ fn listening_inodes(table: &str, port: u16) -> Vec<String> {
         .filter_map(|line| {
             let fields: Vec<&str> = line.split_ascii_whitespace().collect();
             let (_, local_port) = fields.get(1)?.rsplit_once(':')?;
-            let matches = u16::from_str_radix(local_port, 16) == Ok(port)
-                && *fields.get(3)? == LISTEN;
+            let matches =
+                u16::from_str_radix(local_port, 16) == Ok(port) && *fields.get(3)? == LISTEN;
             matches.then(|| fields.get(9).map(|inode| (*inode).to_owned()))?
         })
         .collect()
@@ -115,7 +117,10 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         let advice = advice("--admin", address, &error);
         let us = format!("(process {})", std::process::id());
-        assert!(advice.contains(&us) && advice.contains("--admin"), "{advice}");
+        assert!(
+            advice.contains(&us) && advice.contains("--admin"),
+            "{advice}"
+        );
     }
 
     #[test]

@@ -83,7 +83,10 @@ pub(super) fn problem_view(finding: &Finding) -> ProblemView {
 fn routes(refreshed: &Refreshed) -> Vec<RouteView> {
     let mut hostnames = BTreeMap::<&RouteId, Vec<&HostPattern>>::new();
     for host in refreshed.translation.snapshot.hosts.values() {
-        hostnames.entry(&host.route).or_default().push(&host.pattern);
+        hostnames
+            .entry(&host.route)
+            .or_default()
+            .push(&host.pattern);
     }
     refreshed
         .translation

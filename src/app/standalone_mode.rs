@@ -113,7 +113,7 @@ pub fn run(options: RunOptions, on_serving: impl FnOnce(&Serving)) -> Result<(),
         .enable_all()
         .build()
         .map_err(RunError::Process)?;
-    let outcome = runtime.block_on(async { Running::start(options, on_serving).await?.run().await });
+    let outcome = runtime.block_on(async { Running::start(options, on_serving)?.run().await });
     // Blocking file operations on a hung network file system must not hold up the end.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
@@ -135,14 +135,12 @@ struct Running {
 }
 
 impl Running {
-    async fn start(
-        options: RunOptions,
-        on_serving: impl FnOnce(&Serving),
-    ) -> Result<Self, RunError> {
+    /// Needs a runtime, whose reactor its sockets and signals use.
+    fn start(options: RunOptions, on_serving: impl FnOnce(&Serving)) -> Result<Self, RunError> {
         let started_at = SystemTime::now();
         let signals = Signals::new().map_err(RunError::Process)?;
-        let predecessor = Predecessor::of_this_process()
-            .map_err(|error| RunError::Upgrade(Box::new(error)))?;
+        let predecessor =
+            Predecessor::of_this_process().map_err(|error| RunError::Upgrade(Box::new(error)))?;
         let (state, shared, predecessor) = take_state(&options.state, predecessor)?;
         let source = new_source(&options, &state, started_at)?;
         let source = Arc::new(Mutex::new(source));
@@ -151,14 +149,16 @@ impl Running {
         let edge = bind_edge(&options.settings, &store, shared)?;
         let listeners = edge.addresses();
         let admin_listener = match options.admin {
-            Some(address) => Some(ports::bind_admin(address, shared).map_err(|source| {
-                RunError::Bind {
-                    flag: "--admin",
-                    address,
-                    advice: ports::advice("--admin", address, &source),
-                    source,
-                }
-            })?),
+            Some(address) => {
+                Some(
+                    ports::bind_admin(address, shared).map_err(|source| RunError::Bind {
+                        flag: "--admin",
+                        address,
+                        advice: ports::advice("--admin", address, &source),
+                        source,
+                    })?,
+                )
+            }
             None => None,
         };
         let admin_address = admin_listener
@@ -188,7 +188,8 @@ impl Running {
                 store: Arc::clone(&store),
                 hosts: HostGuard::new(options.admin_hosts.iter().cloned()),
             };
-            let listener = tokio::net::TcpListener::from_std(listener).map_err(RunError::Process)?;
+            let listener =
+                tokio::net::TcpListener::from_std(listener).map_err(RunError::Process)?;
             let stop = admin_stop.clone().cancelled_owned();
             spawn_named("admin", async move {
                 if let Err(error) = crate::admin::serve(listener, admin, stop).await {
@@ -305,8 +306,7 @@ impl Running {
     async fn upgrade(&self) -> Option<u32> {
         tracing::info!("starting a new process to take over");
         let state = Arc::clone(&self.state);
-        let outcome =
-            tokio::task::spawn_blocking(move || upgrade::hand_over(state.lock())).await;
+        let outcome = tokio::task::spawn_blocking(move || upgrade::hand_over(state.lock())).await;
         match outcome {
             Ok(Ok(child)) => {
                 tracing::info!(pid = child.id(), "the new process serves; this one ends");
@@ -334,7 +334,7 @@ impl Running {
                     tracing::warn!(connections = cut, "connections were cut at the deadline");
                 }
             }
-            _ = stop_again(&mut self.signals) => tracing::warn!("ending at once"),
+            () = stop_again(&mut self.signals) => tracing::warn!("ending at once"),
         }
         self.admin_stop.cancel();
         tracing::info!("stopped");
@@ -429,9 +429,10 @@ type Taken = (Arc<StateFolder>, bool, Option<Predecessor>);
 fn take_state(path: &Path, predecessor: Option<Predecessor>) -> Result<Taken, RunError> {
     match predecessor {
         Some(mut predecessor) => {
-            let lock = predecessor.lock.take().ok_or_else(|| {
-                RunError::Upgrade(Box::new(UpgradeError::Ended))
-            })?;
+            let lock = predecessor
+                .lock
+                .take()
+                .ok_or_else(|| RunError::Upgrade(Box::new(UpgradeError::Ended)))?;
             let state = StateFolder::inherit(path, lock);
             Ok((Arc::new(state), true, Some(predecessor)))
         }
@@ -448,7 +449,9 @@ fn new_source(
         ObjectsFrom::Folder(folder) => {
             if let Err(error) = std::fs::read_dir(folder) {
                 let hint = match error.kind() {
-                    std::io::ErrorKind::NotFound => "it does not exist; `mkdir` makes it".to_owned(),
+                    std::io::ErrorKind::NotFound => {
+                        "it does not exist; `mkdir` makes it".to_owned()
+                    }
                     _ => error.to_string(),
                 };
                 return Err(RunError::Folder(folder.clone(), hint));
@@ -502,7 +505,7 @@ fn bind_edge(
                 source,
             }
         }
-        other => RunError::Start(other),
+        other @ StartError::Worker(_) => RunError::Start(other),
     })
 }
 

@@ -36,7 +36,9 @@ pub enum StatusError {
     )]
     None(String),
     /// The file is damaged.
-    #[error("read the status in {0}: the file is damaged; it is written again by the next `tidegate run`")]
+    #[error(
+        "read the status in {0}: the file is damaged; it is written again by the next `tidegate run`"
+    )]
     Damaged(String),
 }
 

@@ -109,12 +109,17 @@ fn instructions(file: &str) -> Vec<(&'static str, Vec<String>)> {
         (
             "iOS, Android",
             vec![
-                s("send tidegate-ca.crt to the device, open it and install it as a CA certificate;"),
+                s(
+                    "send tidegate-ca.crt to the device, open it and install it as a CA certificate;",
+                ),
                 s("on iOS then turn it on under General > About > Certificate Trust Settings"),
             ],
         ),
         ("curl", vec![format!("curl --cacert {file} https://…")]),
-        ("Node.js", vec![format!("NODE_EXTRA_CA_CERTS={file} node …")]),
+        (
+            "Node.js",
+            vec![format!("NODE_EXTRA_CA_CERTS={file} node …")],
+        ),
         (
             "Python (requests, httpx, ssl)",
             vec![
@@ -124,7 +129,9 @@ fn instructions(file: &str) -> Vec<(&'static str, Vec<String>)> {
         ),
         (
             "git",
-            vec![format!("git config --global http.https://git.example.com/.sslCAInfo {file}")],
+            vec![format!(
+                "git config --global http.https://git.example.com/.sslCAInfo {file}"
+            )],
         ),
     ]
 }

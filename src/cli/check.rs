@@ -94,7 +94,10 @@ pub(super) fn problems(terminal: &mut Terminal, problems: &[ProblemView]) -> std
         };
         terminal.line(format_args!("    {what}"))?;
         if let Some(hint) = &problem.hint {
-            terminal.line(format_args!("    {}", terminal.paint(Look::Hint, format!("→ {hint}"))))?;
+            terminal.line(format_args!(
+                "    {}",
+                terminal.paint(Look::Hint, format!("→ {hint}"))
+            ))?;
         }
         if problem.kept {
             terminal.line("    its last good version stays in use")?;

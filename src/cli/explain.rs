@@ -43,7 +43,11 @@ pub(super) struct ExplainArgs {
 impl ExplainArgs {
     pub(super) fn run(self, terminal: &mut Terminal) -> anyhow::Result<ExitCode> {
         let mut headers = HeaderMap::new();
-        headers.extend(self.header.into_iter().map(|(name, value)| (Some(name), value)));
+        headers.extend(
+            self.header
+                .into_iter()
+                .map(|(name, value)| (Some(name), value)),
+        );
         let question = Question {
             url: url(&self.url)?,
             method: self.method,
@@ -85,10 +89,14 @@ fn url(text: &str) -> anyhow::Result<Uri> {
     } else {
         format!("https://{text}")
     };
-    let url: Uri = full.parse().with_context(|| format!("read the URL {text:?}"))?;
+    let url: Uri = full
+        .parse()
+        .with_context(|| format!("read the URL {text:?}"))?;
     match url.scheme_str() {
         Some("http" | "https") if url.host().is_some() => Ok(url),
-        _ => anyhow::bail!("read the URL {text:?}: write one such as https://blog.example.com/path"),
+        _ => {
+            anyhow::bail!("read the URL {text:?}: write one such as https://blog.example.com/path")
+        }
     }
 }
 

@@ -3,6 +3,8 @@
 //! Results go to standard output, everything else to standard error. Exit codes: 0 well, 1 something is wrong,
 //! 2 the command line is.
 
+#![allow(clippy::doc_markdown, reason = "doc comments are help text here")]
+
 mod ca;
 mod check;
 mod completions;

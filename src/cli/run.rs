@@ -39,7 +39,11 @@ the systemd unit in packaging/, or higher ports with --http and --https.";
 #[command(after_long_help = AFTER)]
 pub(super) struct RunArgs {
     /// Folder of objects.
-    #[arg(required_unless_present = "to", conflicts_with = "to", env = "TIDEGATE_DIR")]
+    #[arg(
+        required_unless_present = "to",
+        conflicts_with = "to",
+        env = "TIDEGATE_DIR"
+    )]
     dir: Option<PathBuf>,
 
     /// Without any file: the service to serve, as HOST:PORT or http(s)://HOST:PORT.
@@ -62,7 +66,12 @@ pub(super) struct RunArgs {
     https: Vec<Listen>,
 
     /// Port of HTTPS as clients see it, when a router or container maps it; used in redirects.
-    #[arg(long, env = "TIDEGATE_PUBLIC_HTTPS_PORT", value_name = "PORT", help_heading = "Listeners")]
+    #[arg(
+        long,
+        env = "TIDEGATE_PUBLIC_HTTPS_PORT",
+        value_name = "PORT",
+        help_heading = "Listeners"
+    )]
     public_https_port: Option<u16>,
 
     /// Where to listen for health checks, metrics and the read-only API, or off. Has no login: keep it private.
@@ -78,7 +87,13 @@ pub(super) struct RunArgs {
     trusted_proxies: Vec<IpNet>,
 
     /// Whether connections from trusted proxies begin with a PROXY protocol header (version 1 or 2).
-    #[arg(long, env = "TIDEGATE_PROXY_PROTOCOL", value_enum, default_value = "off", help_heading = "Client address")]
+    #[arg(
+        long,
+        env = "TIDEGATE_PROXY_PROTOCOL",
+        value_enum,
+        default_value = "off",
+        help_heading = "Client address"
+    )]
     proxy_protocol: ProxyProtocol,
 
     /// Send Forwarded (RFC 7239) to backends too.
@@ -86,7 +101,12 @@ pub(super) struct RunArgs {
     forwarded: bool,
 
     /// Worker threads; default: one per core.
-    #[arg(long, env = "TIDEGATE_WORKERS", value_name = "N", help_heading = "Limits and timeouts")]
+    #[arg(
+        long,
+        env = "TIDEGATE_WORKERS",
+        value_name = "N",
+        help_heading = "Limits and timeouts"
+    )]
     workers: Option<NonZeroUsize>,
 
     /// Open client connections in all.
@@ -134,11 +154,23 @@ pub(super) struct RunArgs {
     certificate_lifetime: Duration,
 
     /// Whether requests are logged.
-    #[arg(long, env = "TIDEGATE_ACCESS_LOG", value_enum, default_value = "on", help_heading = "Log")]
+    #[arg(
+        long,
+        env = "TIDEGATE_ACCESS_LOG",
+        value_enum,
+        default_value = "on",
+        help_heading = "Log"
+    )]
     access_log: Switch,
 
     /// Query parameters whose values the access log hides, besides token, auth_token, key, passkey and the like.
-    #[arg(long, env = "TIDEGATE_REDACT_QUERY", value_name = "NAME", value_delimiter = ',', help_heading = "Log")]
+    #[arg(
+        long,
+        env = "TIDEGATE_REDACT_QUERY",
+        value_name = "NAME",
+        value_delimiter = ',',
+        help_heading = "Log"
+    )]
     redact_query: Vec<String>,
 
     /// Zero the last part of client addresses in the access log.
@@ -146,11 +178,23 @@ pub(super) struct RunArgs {
     mask_client_ip: bool,
 
     /// For people or for machines.
-    #[arg(long, env = "TIDEGATE_LOG_FORMAT", value_enum, default_value = "human", help_heading = "Log")]
+    #[arg(
+        long,
+        env = "TIDEGATE_LOG_FORMAT",
+        value_enum,
+        default_value = "human",
+        help_heading = "Log"
+    )]
     log_format: Format,
 
     /// error, warn, info, debug or trace; or per part, as in info,tidegate_proxy=debug.
-    #[arg(long, env = "TIDEGATE_LOG_LEVEL", value_name = "LEVEL", default_value = "info", help_heading = "Log")]
+    #[arg(
+        long,
+        env = "TIDEGATE_LOG_LEVEL",
+        value_name = "LEVEL",
+        default_value = "info",
+        help_heading = "Log"
+    )]
     log_level: String,
 }
 
@@ -249,7 +293,10 @@ impl RunArgs {
 }
 
 fn addresses(listen: &[Listen]) -> Vec<SocketAddr> {
-    listen.iter().filter_map(|listen| listen.resolve()).collect()
+    listen
+        .iter()
+        .filter_map(|listen| listen.resolve())
+        .collect()
 }
 
 fn host_name(text: &str) -> Result<HostName, String> {
@@ -259,7 +306,9 @@ fn host_name(text: &str) -> Result<HostName, String> {
 fn network(text: &str) -> Result<IpNet, String> {
     text.parse::<IpNet>()
         .or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from))
-        .map_err(|_| format!("{text:?} is not a network: write one such as 10.0.0.0/8 or 192.168.1.2"))
+        .map_err(|_| {
+            format!("{text:?} is not a network: write one such as 10.0.0.0/8 or 192.168.1.2")
+        })
 }
 
 /// The object that `--to` and `--host` stand for.
@@ -275,12 +324,17 @@ fn route(to: &str, hosts: &[String]) -> anyhow::Result<TlsRoute> {
     };
     let address = address.trim_end_matches('/');
     if address.contains('/') {
-        anyhow::bail!("use --to {to:?}: it may have no path; write a TlsRoute with a rewrite filter for that");
+        anyhow::bail!(
+            "use --to {to:?}: it may have no path; write a TlsRoute with a rewrite filter for that"
+        );
     }
     let address = match address.parse::<u16>() {
         Ok(port) => format!("127.0.0.1:{port}"),
         Err(_) if !has_port(address) => {
-            anyhow::bail!("use --to {to:?}: it has no port; write {address}:{}", if tls { 443 } else { 80 })
+            anyhow::bail!(
+                "use --to {to:?}: it has no port; write {address}:{}",
+                if tls { 443 } else { 80 }
+            )
         }
         Err(_) => address.to_owned(),
     };
@@ -337,9 +391,7 @@ fn greet(
         .and_then(std::path::Path::parent)
         .map(|state| state.display().to_string())
         .unwrap_or_default();
-    terminal.line(format_args!(
-        "trust it:  tidegate ca --state-dir {state}"
-    ))
+    terminal.line(format_args!("trust it:  tidegate ca --state-dir {state}"))
 }
 
 #[cfg(test)]
@@ -354,9 +406,15 @@ mod tests {
             let backend = route.spec.rules[0].backends[0].clone();
             (backend.address.unwrap(), backend.tls.is_some())
         };
-        assert_eq!(backend("127.0.0.1:3000"), ("127.0.0.1:3000".to_owned(), false));
+        assert_eq!(
+            backend("127.0.0.1:3000"),
+            ("127.0.0.1:3000".to_owned(), false)
+        );
         assert_eq!(backend("3000"), ("127.0.0.1:3000".to_owned(), false));
-        assert_eq!(backend("https://nas.lan:5001/"), ("nas.lan:5001".to_owned(), true));
+        assert_eq!(
+            backend("https://nas.lan:5001/"),
+            ("nas.lan:5001".to_owned(), true)
+        );
         for bad in ["nas.lan", "ftp://x:1", "http://x:1/path"] {
             assert!(route(bad, &hosts).is_err(), "{bad}");
         }

@@ -55,7 +55,11 @@ pub(super) fn size(text: &str) -> Result<usize, String> {
         "Ki" => 1 << 10,
         "M" => 1_000_000,
         "Mi" => 1 << 20,
-        _ => return Err(format!("{text:?} is not a size: write one such as 64Ki or 1Mi")),
+        _ => {
+            return Err(format!(
+                "{text:?} is not a size: write one such as 64Ki or 1Mi"
+            ));
+        }
     };
     number
         .parse::<usize>()
@@ -115,7 +119,12 @@ pub(super) struct StateArgs {
     /// Folder for what the edge must remember: internal CA, certificates, status.
     ///
     /// Default: what systemd gives as STATE_DIRECTORY, else DIR/.tidegate, else ~/.local/state/tidegate.
-    #[arg(long = "state-dir", visible_alias = "state", env = "TIDEGATE_STATE_DIR", value_name = "DIR")]
+    #[arg(
+        long = "state-dir",
+        visible_alias = "state",
+        env = "TIDEGATE_STATE_DIR",
+        value_name = "DIR"
+    )]
     pub(super) state: Option<PathBuf>,
 }
 
@@ -136,7 +145,9 @@ impl StateArgs {
         }
         match std::env::var_os("HOME").filter(|home| !home.is_empty()) {
             Some(home) => Ok(PathBuf::from(home).join(".local/state/tidegate")),
-            None => anyhow::bail!("find a state folder: neither HOME nor XDG_STATE_HOME is set; give one with --state-dir"),
+            None => anyhow::bail!(
+                "find a state folder: neither HOME nor XDG_STATE_HOME is set; give one with --state-dir"
+            ),
         }
     }
 }

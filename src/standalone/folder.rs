@@ -80,10 +80,8 @@ pub(crate) fn read(root: &Path, file: &Path) -> Result<Option<String>, String> {
         })),
         Err(error) => {
             let valid = error.utf8_error().valid_up_to();
-            let line = 1 + error.as_bytes()[..valid]
-                .iter()
-                .filter(|byte| **byte == b'\n')
-                .count();
+            let before = String::from_utf8_lossy(&error.as_bytes()[..valid]);
+            let line = 1 + before.matches('\n').count();
             Err(format!(
                 "is not UTF-8: line {line} has the byte 0x{:02x}; save the file as UTF-8",
                 error.as_bytes().get(valid).copied().unwrap_or_default()

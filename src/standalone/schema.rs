@@ -100,10 +100,8 @@ impl Checker {
                 Value::Number(number) => self.bounds(node, number.as_f64(), schema),
                 _ => self.wrong_type(node, "a number"),
             },
-            Some("boolean") => {
-                if !matches!(node.value, Value::Bool(_)) {
-                    self.wrong_type(node, "true or false");
-                }
+            Some("boolean") if !matches!(node.value, Value::Bool(_)) => {
+                self.wrong_type(node, "true or false");
             }
             _ => {}
         }
@@ -261,8 +259,7 @@ impl Checker {
             let hint = schema
                 .get("description")
                 .and_then(Json::as_str)
-                .map(first_sentence)
-                .unwrap_or_else(|| format!("it must match {pattern}"));
+                .map_or_else(|| format!("it must match {pattern}"), first_sentence);
             self.problem(
                 node.line,
                 "InvalidValue",
@@ -367,13 +364,12 @@ impl Checker {
         known: impl Iterator<Item = &'a str> + Clone,
     ) -> Option<&'a str> {
         let near = nearest(name, known.clone());
-        let hint = match near {
-            Some(near) => format!("did you mean {near:?}?"),
-            None => {
-                let mut names: Vec<&str> = known.collect();
-                names.sort_unstable();
-                format!("known here: {}", names.join(", "))
-            }
+        let hint = if let Some(near) = near {
+            format!("did you mean {near:?}?")
+        } else {
+            let mut names: Vec<&str> = known.collect();
+            names.sort_unstable();
+            format!("known here: {}", names.join(", "))
         };
         self.problem(
             line,

@@ -258,7 +258,7 @@ impl Source {
 
     fn findings(&self, loaded: &Loaded, translation: &Translation) -> Vec<Finding> {
         let root = match &self.objects {
-            Objects::Folder(loader) => Some(loader.root()),
+            Objects::Folder(folder) => Some(folder.root()),
             Objects::Given(_) => None,
         };
         let mut findings: Vec<Finding> = loaded
