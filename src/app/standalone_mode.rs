@@ -491,21 +491,22 @@ fn bind_edge(
     } else {
         Edge::bind(settings, Arc::clone(store))
     };
-    bound.map_err(|error| match error {
-        StartError::Bind {
+    bound.map_err(|error| {
+        let StartError::Bind {
             name,
             address,
             source,
-        } => {
-            let flag = if name == "http" { "--http" } else { "--https" };
-            RunError::Bind {
-                flag,
-                address,
-                advice: ports::advice(flag, address, &source),
-                source,
-            }
+        } = error
+        else {
+            return RunError::Start(error);
+        };
+        let flag = if name == "http" { "--http" } else { "--https" };
+        RunError::Bind {
+            flag,
+            address,
+            advice: ports::advice(flag, address, &source),
+            source,
         }
-        other @ StartError::Worker(_) => RunError::Start(other),
     })
 }
 
