@@ -320,8 +320,8 @@ impl<'a> Routed<'a> {
         };
         let answer = answer.map_err(|error| explain_failure(error, watch.as_ref(), self.rule))?;
         self.guard.upstream(answer.endpoint.address, answer.retries);
-        let cookie = (sticky != Some(balance::endpoint_id(answer.endpoint.address)))
-            .then(|| upstream::sticky_cookie(&cluster, &answer.endpoint))
+        let cookie = (sticky != Some(balance::endpoint_id(&cluster.key, answer.endpoint.address)))
+            .then(|| upstream::sticky_cookie(&cluster, &answer.endpoint, self.secure))
             .flatten();
         let mut response = self.take_answer(answer, &method, extended_connect)?;
         if let Some(cookie) = cookie {

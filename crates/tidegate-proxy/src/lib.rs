@@ -13,6 +13,7 @@
 //! [`Snapshot`](tidegate_model::Snapshot).
 
 mod access_log;
+mod balance;
 mod body;
 mod connection;
 mod edge;
@@ -22,13 +23,13 @@ mod filters;
 mod forward;
 mod forwarded;
 mod http;
-mod interim;
 mod io;
 mod listener;
 mod metrics;
 mod normalize;
 mod passthrough;
 mod path;
+mod proxy_protocol;
 mod redirect;
 mod respond;
 mod rewrite;
@@ -38,8 +39,6 @@ mod static_files;
 mod tls;
 mod upgrade;
 mod upstream;
-
-use interim::{balance, proxy_protocol};
 
 pub use edge::{Edge, RunningEdge, StartError};
 pub use router::{ExplainRequest, ExplainedEntry, Verdict, explain};

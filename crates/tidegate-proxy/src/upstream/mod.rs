@@ -162,12 +162,17 @@ fn choose(
         })
 }
 
-/// The cookie value that names the endpoint, when the cluster wants one.
-pub(crate) fn sticky_cookie(cluster: &Cluster, endpoint: &Endpoint) -> Option<HeaderValue> {
+/// The cookie that names the endpoint, when the cluster wants one. `secure` for clients that came by HTTPS.
+pub(crate) fn sticky_cookie(
+    cluster: &Cluster,
+    endpoint: &Endpoint,
+    secure: bool,
+) -> Option<HeaderValue> {
     let LoadBalancing::StickyCookie { name, max_age } = &cluster.load_balancing else {
         return None;
     };
-    HeaderValue::from_str(&balance::sticky_cookie(name, endpoint.address, *max_age)).ok()
+    let id = balance::endpoint_id(&cluster.key, endpoint.address);
+    HeaderValue::from_str(&balance::sticky_cookie(name, id, *max_age, secure)).ok()
 }
 
 struct Failure {
