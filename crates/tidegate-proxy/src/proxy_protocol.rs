@@ -271,7 +271,10 @@ mod tests {
 
     use super::*;
 
-    #[allow(clippy::unnecessary_wraps, reason = "stands beside errors in the tables")]
+    #[allow(
+        clippy::unnecessary_wraps,
+        reason = "stands beside errors in the tables"
+    )]
     fn header(source: &str, destination: &str, len: usize) -> Result<Parsed, ProxyHeaderError> {
         Ok(Parsed::Header {
             source: source.parse().unwrap(),
