@@ -40,6 +40,9 @@ mod tls;
 mod upgrade;
 mod upstream;
 
+#[cfg(test)]
+mod tests;
+
 pub use edge::{Edge, RunningEdge, StartError};
 pub use router::{ExplainRequest, ExplainedEntry, Verdict, explain};
 pub use settings::{AccessLogSettings, EdgeLimits, EdgeTimeouts, ProxyProtocolMode, Settings};
