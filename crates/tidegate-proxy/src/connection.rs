@@ -186,8 +186,7 @@ pub(crate) async fn serve(
             .header_read_timeout(None)
             .max_headers(limits.header_count)
             .max_header_size(limits.header_bytes + limits.uri_bytes)
-            .max_buf_size(limits.header_bytes + limits.uri_bytes + 8192)
-            .pipeline_flush(true);
+            .max_buf_size(limits.header_bytes + limits.uri_bytes + 8192);
         let conn = builder.serve_connection(io, service).with_upgrades();
         drive!(conn, Some(timeouts.request_head))
     };

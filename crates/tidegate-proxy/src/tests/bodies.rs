@@ -13,7 +13,7 @@ fn counting() -> Origin {
             let mut all = String::new();
             while !all.ends_with("0\r\n\r\n") {
                 let mut byte = [0];
-                if !matches!(std::io::Read::read(&mut stream, &mut byte), Ok(1)) {
+                if !matches!(Read::read(&mut stream, &mut byte), Ok(1)) {
                     return;
                 }
                 all.push(char::from(byte[0]));
@@ -23,7 +23,7 @@ fn counting() -> Origin {
             let length = head.split("content-length: ").nth(1);
             let length = length.and_then(|rest| rest.split('\r').next()?.parse::<usize>().ok());
             let mut body = vec![0; length.unwrap_or(0)];
-            if std::io::Read::read_exact(&mut stream, &mut body).is_err() {
+            if stream.read_exact(&mut body).is_err() {
                 return;
             }
             body.len()
@@ -76,7 +76,7 @@ fn a_body_that_stops_coming_is_408() {
 fn a_backend_that_does_not_answer_is_504_but_a_long_upload_is_not() {
     let silent = Origin::scripted(|_, mut stream| {
         read_head(&mut stream);
-        let _ = std::io::Read::read(&mut stream, &mut [0]);
+        let _ = stream.read(&mut [0]);
     });
     let mut rule = forward_to(&[cluster(silent.address)]);
     rule.timeouts.first_byte = Some(Duration::from_millis(200));
@@ -97,10 +97,7 @@ fn a_backend_that_does_not_answer_is_504_but_a_long_upload_is_not() {
         stream
             .set_read_timeout(Some(Duration::from_millis(60)))
             .unwrap();
-        assert!(
-            std::io::Read::read(&mut stream, &mut [0]).is_err(),
-            "answered before the end"
-        );
+        assert!(stream.read(&mut [0]).is_err(), "answered before the end");
         stream.write_all(&[*byte]).unwrap();
     }
     stream.set_read_timeout(Some(PATIENCE)).unwrap();

@@ -83,7 +83,7 @@ fn drain_finishes_what_runs_and_cuts_what_stays() {
         read_head(&mut stream);
         // Answers only when the test lets it, by closing the other half of the pair below.
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab");
-        std::thread::park_timeout(Duration::from_millis(300));
+        thread::park_timeout(Duration::from_millis(300));
         let _ = stream.write_all(b"cd");
     });
     let edge = TestEdge::start(forward_to(&[cluster(origin.address)]));
@@ -98,10 +98,7 @@ fn drain_finishes_what_runs_and_cuts_what_stays() {
     assert_eq!(left, 0);
     assert_eq!(read_to_end(&mut running), "abcd");
     assert_eq!(idle.read(&mut [0]).unwrap_or(0), 0);
-    assert!(
-        std::net::TcpStream::connect(http).is_err(),
-        "nobody listens any more"
-    );
+    assert!(TcpStream::connect(http).is_err(), "nobody listens any more");
 }
 
 impl TestEdge {
@@ -118,6 +115,6 @@ fn eventually(condition: impl Fn() -> bool) {
     let deadline = std::time::Instant::now() + PATIENCE;
     while !condition() {
         assert!(std::time::Instant::now() < deadline, "it never came true");
-        std::thread::yield_now();
+        thread::yield_now();
     }
 }

@@ -95,7 +95,7 @@ fn an_unreachable_backend_is_a_502_and_the_limit_a_503() {
     let mut first = edge.connect();
     first.write_all(get("/").as_bytes()).unwrap();
     while origin.connections.load(Ordering::SeqCst) == 0 {
-        std::thread::yield_now();
+        thread::yield_now();
     }
     assert_eq!(status_of(&edge.exchange(&get("/"))), 503);
 }
