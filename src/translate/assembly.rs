@@ -133,7 +133,7 @@ impl Work<'_> {
         routes
     }
 
-    fn route(&mut self, id: &RouteId, route: &TlsRoute, _age: SystemTime) {
+    fn route(&mut self, id: &RouteId, route: &TlsRoute, age: SystemTime) {
         let mut report = Report::new(reference(id));
         let good = self.inputs.last_good.routes.get(id);
         let chosen = self.choose(&mut report, id, route, good);
@@ -157,7 +157,7 @@ impl Work<'_> {
             .compiled
             .hosts
             .keys()
-            .filter(|host| self.claims.claim(&mut report, id, &chosen.spec, host))
+            .filter(|host| self.claims.claim(&mut report, id, age, &chosen.spec, host))
             .cloned()
             .collect();
         let served = self.certificate(&mut report, id, &chosen, &hosts);
@@ -523,15 +523,17 @@ impl Work<'_> {
                     kept.clone(),
                 );
             }
+            (None, 0) if claimed == 0 => conditions.set(
+                ConditionType::Programmed,
+                true,
+                Reason::NotNeeded,
+                "clients reach every tracker of the route without this edge",
+            ),
             (None, 0) => conditions.set(
                 ConditionType::Programmed,
                 false,
                 Reason::NothingToServe,
-                if claimed == 0 {
-                    "no rule of the route is served by this edge"
-                } else {
-                    "none of the hostnames can be served"
-                },
+                "none of the hostnames can be served",
             ),
             (None, _) => conditions.set(
                 ConditionType::Programmed,
@@ -614,9 +616,19 @@ fn certificate_ready(
     served: &Served,
 ) {
     let type_ = ConditionType::CertificateReady;
-    conditions.remove(ConditionType::Reconciling);
+    let issuing = report
+        .of(type_)
+        .any(|problem| problem.reason == Reason::Issuing);
+    if !issuing {
+        conditions.remove(ConditionType::Reconciling);
+    }
     if matches!(chosen.compiled.tls, CompiledTls::Passthrough) {
         conditions.set(type_, true, Reason::NotNeeded, "the backend speaks TLS");
+        return;
+    }
+    if chosen.compiled.hosts.is_empty() {
+        let message = "no hostname needs a certificate";
+        conditions.set(type_, true, Reason::NotNeeded, message);
         return;
     }
     let stays = served
@@ -635,8 +647,8 @@ fn certificate_ready(
             }
             let reason = first.reason;
             conditions.set(type_, false, reason, message.clone());
-            if reason == Reason::Issuing {
-                conditions.set(ConditionType::Reconciling, true, reason, message);
+            if issuing {
+                conditions.set(ConditionType::Reconciling, true, Reason::Issuing, message);
             }
         }
         (None, Some(stays), _) => conditions.set(type_, true, Reason::LastGoodKept, stays),
@@ -651,7 +663,7 @@ fn certificate_ready(
                     type_,
                     false,
                     Reason::NothingToServe,
-                    "no hostname needs a certificate",
+                    "no hostname of the route is served",
                 ),
             }
         }

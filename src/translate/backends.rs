@@ -429,7 +429,8 @@ fn key_of(cluster: &Cluster) -> ClusterKey {
             tls.server_name.as_deref().unwrap_or("")
         ));
         if let Some(roots) = tls.roots_fingerprint {
-            part(format_args!("ca={roots}"));
+            let roots = roots.to_string();
+            part(format_args!("ca={roots:.16}"));
         }
         if tls.insecure_skip_verify {
             part(format_args!("insecure"));
@@ -443,7 +444,14 @@ fn key_of(cluster: &Cluster) -> ClusterKey {
     }
     if let Some(check) = &cluster.active_health {
         // Hashed: probes may carry credentials in their headers, and keys are shown to people.
-        let hash = Fingerprint(Sha256::digest(format!("{check:?}")).into()).to_string();
+        let mut hash = Sha256::new_with_prefix(format!("{check:?}"));
+        for (name, value) in &check.headers {
+            hash.update(name.as_str());
+            hash.update([0]);
+            hash.update(value.as_bytes());
+            hash.update([0]);
+        }
+        let hash = Fingerprint(hash.finalize().into()).to_string();
         part(format_args!("active={hash:.16}"));
     }
     if cluster.passive_health != default.passive_health {

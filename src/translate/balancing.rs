@@ -8,7 +8,7 @@ use tidegate_model::{
 
 use super::durations::positive_duration_or;
 use super::report::{Field, Report};
-use super::words::{header_name, header_value, one_of};
+use super::words::{header_field, header_name, one_of};
 use crate::api::{ActiveHealth, LoadBalancer, RouteRule};
 
 /// How a rule talks to all of its backends.
@@ -282,10 +282,7 @@ fn active_health(
     let mut headers = Vec::new();
     let at = field.at("headers");
     for (index, wire) in wire.headers.iter().enumerate() {
-        let at = at.index(index);
-        let name = header_name(report, &at.at("name"), &wire.name);
-        let value = header_value(report, &at.at("value"), &wire.value);
-        match name.zip(value) {
+        match header_field(report, &at.index(index), wire, header_name) {
             Some(header) => headers.push(header),
             None => good = false,
         }

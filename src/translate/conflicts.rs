@@ -35,7 +35,7 @@ pub(super) fn age_of(
 /// The hostnames taken so far.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
-    owners: BTreeMap<HostPattern, RouteId>,
+    owners: BTreeMap<HostPattern, (SystemTime, RouteId)>,
 }
 
 // === impl Claims ===
@@ -46,19 +46,25 @@ impl Claims {
         &mut self,
         report: &mut Report,
         id: &RouteId,
+        age: SystemTime,
         spec: &TlsRouteSpec,
         host: &HostPattern,
     ) -> bool {
         match self.owners.get(host) {
             None => {
-                self.owners.insert(host.clone(), id.clone());
+                self.owners.insert(host.clone(), (age, id.clone()));
                 true
             }
-            Some(owner) => {
+            Some((since, owner)) => {
+                let why = if *since < age {
+                    "is older"
+                } else {
+                    "comes first by name"
+                };
                 report.add(
                     field_of(spec, host),
                     Reason::HostnameConflict,
-                    format!("{host} already belongs to TlsRoute {owner}, which is older"),
+                    format!("{host} already belongs to TlsRoute {owner}, which {why}"),
                     "take the hostname out of one of the two, or put all rules into one route",
                 );
                 false

@@ -34,8 +34,8 @@ impl DurationError {
     pub fn hint(&self) -> String {
         match self {
             Self::NoUnit(number) => format!("write {number}s for seconds"),
-            Self::Unit { unit, .. } if unit.starts_with('d') => {
-                "write days in hours, such as 24h".to_owned()
+            Self::Unit { unit, .. } if unit.starts_with(['d', 'w', 'y']) => {
+                "hours are the largest unit: 24h, 168h, 8760h".to_owned()
             }
             Self::TooLong(_) => "write 0s for no limit".to_owned(),
             _ => "write one such as 30s, 1h30m or 500ms".to_owned(),

@@ -18,7 +18,7 @@ use super::quantities::quantity;
 use super::references::{Found, References, basic_auth_filter};
 use super::report::{Field, Report};
 use super::words::{
-    editable_header, header_name, header_value, host_name, method, nearest, one_of,
+    editable_header, header_field, header_name, header_value, host_name, method, nearest, one_of,
 };
 use crate::api::{
     CompressionFilter, CorsFilter, Filter, FixedResponseFilter, HeaderModifier, PathModifier,
@@ -272,10 +272,7 @@ fn header_edits(
     ] {
         let at = field.at(member);
         for (index, wire) in fields.iter().enumerate() {
-            let at = at.index(index);
-            let name = editable_header(report, &at.at("name"), &wire.name);
-            let value = header_value(report, &at.at("value"), &wire.value);
-            match name.zip(value) {
+            match header_field(report, &at.index(index), wire, editable_header) {
                 Some(header) => target.push(header),
                 None => good = false,
             }
@@ -504,6 +501,14 @@ fn cors(report: &mut Report, field: &Field<'_>, wire: &CorsFilter) -> Option<Cor
     let allow_any_header = any(&wire.allow_headers);
     let allow_headers = names("allowHeaders", &wire.allow_headers);
     let expose_headers = names("exposeHeaders", &wire.expose_headers);
+    if wire.allow_credentials == Some(true) && allow_origins.contains(&OriginPattern::Any) {
+        report.invalid(
+            field.at("allowCredentials"),
+            "every origin could act in the name of whoever is logged in",
+            "name the origins instead of *, or leave allowCredentials out",
+        );
+        good = false;
+    }
     let max_age = count_or(report, &field.at("maxAge"), wire.max_age, 5, 0)?;
     good.then_some(Cors {
         allow_origins,

@@ -178,7 +178,13 @@ pub(super) fn check(
         "everything named here exists",
     );
     if inputs.environment.acme {
-        conditions.summarize(&[ConditionType::Accepted, ConditionType::ResolvedRefs]);
+        // Whether the account exists is for the ACME side to say.
+        conditions.set(
+            ConditionType::Ready,
+            false,
+            Reason::Pending,
+            "the account is not registered yet",
+        );
     } else {
         conditions.set(
             ConditionType::Ready,

@@ -44,7 +44,7 @@ pub use inputs::{
     ConfigMapData, Environment, Inputs, SecretData, ServiceResolution, StaticFilesPolicy,
 };
 pub use outputs::{
-    GoodRoute, IssuerChoice, Kind, LastGood, ObjectRef, Problem, Statuses, Translation,
+    GoodRoute, IssuerChoice, Kind, LastGood, ObjectRef, Problem, Severity, Statuses, Translation,
     WantedCertificate,
 };
 pub use quantities::{QuantityError, parse_quantity};

@@ -94,7 +94,29 @@ pub struct Problem {
     pub hint: Option<String>,
 }
 
+/// How much a problem matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Severity {
+    /// It mends itself, such as a certificate that is being issued.
+    Progress,
+    /// The object is served, but not quite as people may think.
+    Warning,
+    /// Somebody must act.
+    Error,
+}
+
 impl Problem {
+    /// How much it matters. `check` fails on errors only.
+    pub fn severity(&self) -> Severity {
+        match self.reason {
+            Reason::Issuing => Severity::Progress,
+            Reason::AddressLost | Reason::AgentNotConnected | Reason::AcmeNotEnabled => {
+                Severity::Warning
+            }
+            _ => Severity::Error,
+        }
+    }
+
     /// Field, message and hint in one line, as conditions show it.
     pub fn summary(&self) -> String {
         match &self.hint {

@@ -4,6 +4,7 @@ use http::{HeaderName, HeaderValue, Method};
 use tidegate_model::{HostName, HostPattern};
 
 use super::report::{Field, Report};
+use crate::api::HttpField;
 
 /// The meaning of a word, or `default` when none was written. A wrong word names the nearest right one.
 pub(super) fn one_of<T: Copy>(
@@ -40,7 +41,10 @@ pub(super) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> O
             let distance = strsim::damerau_levenshtein(&lower, &candidate.to_ascii_lowercase());
             (distance, candidate)
         })
-        .filter(|(distance, candidate)| *distance <= 2.max(candidate.len() / 3))
+        .filter(|(distance, candidate)| {
+            let part = lower.len() > 3 && candidate.to_ascii_lowercase().contains(&lower);
+            part || *distance <= 2.min(candidate.len() / 2).max(candidate.len() / 3)
+        })
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }
@@ -93,6 +97,32 @@ pub(super) fn editable_header(
     Some(name)
 }
 
+/// Reads a header field of filters or probes. Values that may be credentials are marked, so that neither
+/// logs nor `Debug` show them.
+pub(super) fn header_field(
+    report: &mut Report,
+    field: &Field<'_>,
+    wire: &HttpField,
+    name: fn(&mut Report, &Field<'_>, &str) -> Option<HeaderName>,
+) -> Option<(HeaderName, HeaderValue)> {
+    let name = name(report, &field.at("name"), &wire.name);
+    let value = header_value(report, &field.at("value"), &wire.value);
+    let (name, mut value) = name.zip(value)?;
+    value.set_sensitive(SECRETS.contains(&name.as_str()));
+    Some((name, value))
+}
+
+/// Fields whose values are often credentials.
+const SECRETS: [&str; 6] = [
+    "authorization",
+    "cookie",
+    "proxy-authorization",
+    "set-cookie",
+    "x-api-key",
+    "x-auth-token",
+];
+
+/// The value is not quoted in the report, because it may be a credential.
 pub(super) fn header_value(
     report: &mut Report,
     field: &Field<'_>,
@@ -103,7 +133,7 @@ pub(super) fn header_value(
     } else {
         report.invalid(
             field,
-            format!("{value:?} is not a header value"),
+            "it has characters that no header may have",
             "leave out line breaks and other control characters",
         );
         None

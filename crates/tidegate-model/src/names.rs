@@ -149,7 +149,10 @@ impl HostPattern {
     pub fn parse(input: &str) -> Result<Self, NameError> {
         match input.strip_prefix("*.") {
             Some(parent) => {
-                let parent = HostName::parse(parent)?;
+                let parent = HostName::parse(parent).map_err(|error| match error {
+                    NameError::Wildcard(_) => NameError::Wildcard(input.to_owned()),
+                    other => other,
+                })?;
                 if parent.ip().is_some() {
                     return Err(NameError::Wildcard(input.to_owned()));
                 }

@@ -1,0 +1,198 @@
+//! Reads golden inputs.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rcgen::{CertificateParams, DnType, KeyPair, SerialNumber};
+use serde::Deserialize;
+use serde_json::Value;
+use tidegate_model::{CertificateOrigin, ObjectName};
+
+use super::now;
+use crate::translate::{ConfigMapData, Inputs, SecretData, StaticFilesPolicy, parse_certificate};
+
+/// A certificate that is made for the test.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct TestCertificate {
+    #[serde(rename = "kind")]
+    _kind: String,
+    names: Vec<String>,
+    #[serde(default)]
+    secret: Option<String>,
+    #[serde(default)]
+    issued_for: Option<String>,
+    #[serde(default)]
+    default: bool,
+    #[serde(default)]
+    days_left: Option<i64>,
+    #[serde(default)]
+    key_of_another: bool,
+    #[serde(default)]
+    ca: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct TestEnvironment {
+    #[serde(rename = "kind")]
+    _kind: String,
+    #[serde(default)]
+    acme: bool,
+    #[serde(default)]
+    class_name: Option<String>,
+    #[serde(default)]
+    static_within: Option<PathBuf>,
+    #[serde(default)]
+    static_relative_to: Option<PathBuf>,
+}
+
+/// The documents of a YAML text.
+pub(super) fn documents(text: &str) -> Vec<Value> {
+    serde_saphyr::from_multiple::<Value>(text)
+        .unwrap_or_else(|error| panic!("{error}\n{text}"))
+        .into_iter()
+        .filter(|document| !document.is_null())
+        .collect()
+}
+
+/// One set of inputs per step.
+pub(super) fn steps(text: &str) -> Vec<Inputs> {
+    let mut steps = vec![Inputs::default()];
+    for document in documents(text) {
+        if document["kind"] == "Next" {
+            steps.push(Inputs::default());
+            continue;
+        }
+        add(steps.last_mut().unwrap(), document);
+    }
+    steps
+}
+
+/// Adds a document to the inputs.
+pub(super) fn add(inputs: &mut Inputs, document: Value) {
+    let kind = document["kind"].as_str().unwrap_or_default().to_owned();
+    match kind.as_str() {
+        "TlsRoute" => inputs.routes.push(Arc::new(strict(document))),
+        "TunnelAgent" => inputs.agents.push(Arc::new(strict(document))),
+        "AcmeIssuer" => inputs.issuers.push(Arc::new(strict(document))),
+        "Secret" => {
+            let data = texts(&document["stringData"])
+                .map(|(key, value)| (key, value.into_bytes()))
+                .collect();
+            let type_ = document["type"].as_str().unwrap_or("Opaque").to_owned();
+            inputs
+                .secrets
+                .insert(name_of(&document), Arc::new(SecretData { type_, data }));
+        }
+        "ConfigMap" => {
+            let data = texts(&document["data"]).collect();
+            inputs
+                .config_maps
+                .insert(name_of(&document), Arc::new(ConfigMapData { data }));
+        }
+        "TestCertificate" => certificate(inputs, &strict(document)),
+        "TestEnvironment" => {
+            let wire: TestEnvironment = strict(document);
+            inputs.environment.acme = wire.acme;
+            inputs.environment.class_name = wire.class_name;
+            if let Some(folder) = wire.static_within {
+                inputs.environment.static_files = StaticFilesPolicy::Within(folder);
+            }
+            if let Some(folder) = wire.static_relative_to {
+                inputs.environment.static_files = StaticFilesPolicy::RelativeTo(folder);
+            }
+        }
+        // Samples may hold other kinds, such as a Service.
+        _ => {}
+    }
+}
+
+/// Reads a document; a field that nobody knows is a mistake in the test.
+pub(super) fn strict<T: serde::de::DeserializeOwned>(document: Value) -> T {
+    let mut unknown = Vec::new();
+    let text = document.to_string();
+    let value = serde_ignored::deserialize(document, |path| unknown.push(path.to_string()))
+        .unwrap_or_else(|error| panic!("{error}\n{text}"));
+    unknown.retain(|path| path != "apiVersion" && path != "kind");
+    assert!(unknown.is_empty(), "unknown fields {unknown:?} in {text}");
+    value
+}
+
+fn name_of(document: &Value) -> ObjectName {
+    let metadata = &document["metadata"];
+    ObjectName::new(
+        metadata["namespace"].as_str().unwrap_or("default"),
+        metadata["name"].as_str().unwrap(),
+    )
+}
+
+fn texts(map: &Value) -> impl Iterator<Item = (String, String)> {
+    map.as_object()
+        .cloned()
+        .unwrap_or_default()
+        .into_iter()
+        .map(|(key, value)| (key, value.as_str().unwrap().to_owned()))
+}
+
+fn split(name: &str) -> ObjectName {
+    let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
+    ObjectName::new(namespace, name)
+}
+
+fn certificate(inputs: &mut Inputs, wire: &TestCertificate) {
+    let mut params = CertificateParams::new(wire.names.clone()).unwrap();
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "test certificate");
+    params.serial_number = Some(SerialNumber::from(vec![1, 2, 3, 4]));
+    let days = wire.days_left.unwrap_or(90);
+    let day = Duration::from_secs(24 * 3600);
+    let offset = day * u32::try_from(days.unsigned_abs()).unwrap();
+    let not_after = if days < 0 {
+        now() - offset
+    } else {
+        now() + offset
+    };
+    params.not_before = date(not_after - day * 90);
+    params.not_after = date(not_after);
+    if wire.ca {
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    }
+    let key = KeyPair::generate().unwrap();
+    let pem = params.self_signed(&key).unwrap().pem();
+    let key_pem = if wire.key_of_another {
+        KeyPair::generate().unwrap().serialize_pem()
+    } else {
+        key.serialize_pem()
+    };
+    let parse =
+        |origin| Arc::new(parse_certificate(pem.as_bytes(), key_pem.as_bytes(), origin).unwrap());
+    if let Some(secret) = &wire.secret {
+        let mut data = SecretData {
+            type_: "kubernetes.io/tls".to_owned(),
+            data: [
+                ("tls.crt".to_owned(), pem.clone().into_bytes()),
+                ("tls.key".to_owned(), key_pem.clone().into_bytes()),
+            ]
+            .into(),
+        };
+        if wire.ca {
+            data.type_ = "Opaque".to_owned();
+            data.data = [("ca.crt".to_owned(), pem.clone().into_bytes())].into();
+        }
+        inputs.secrets.insert(split(secret), Arc::new(data));
+    }
+    if let Some(route) = &wire.issued_for {
+        let issued = parse(CertificateOrigin::InternalCa);
+        inputs.issued.insert(split(route), issued);
+    }
+    if wire.default {
+        inputs.default_certificate = Some(parse(CertificateOrigin::SelfSigned));
+    }
+}
+
+fn date(moment: SystemTime) -> time::OffsetDateTime {
+    time::OffsetDateTime::from(moment)
+}

@@ -1,0 +1,167 @@
+//! Golden files: `testdata/NAME.in.yaml` in, statuses and snapshot out as `testdata/NAME.out.yaml`.
+//!
+//! `UPDATE_GOLDEN=1 cargo test translate` rewrites the outputs. Inputs are ordinary documents plus three
+//! kinds that exist only here: `TestCertificate` makes a Secret, an issued or a default certificate,
+//! `TestEnvironment` says what is true of the edge, and `Next` begins a further translation that knows what
+//! the one before it returned (only the last is rendered).
+
+mod input;
+mod render;
+mod samples;
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::{Inputs, Translation, translate};
+use crate::api::conditions::ConditionType;
+use crate::api::validate_cel;
+
+/// 2026-01-01T00:00:00Z.
+pub(super) fn now() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_225_600)
+}
+
+fn testdata() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src/translate/testdata")
+}
+
+/// Translates each step of an input with what the step before returned.
+fn run(text: &str) -> (Inputs, Translation) {
+    let mut last = None;
+    for (step, mut inputs) in input::steps(text).into_iter().enumerate() {
+        if let Some((_, previous)) = last {
+            let previous: Translation = previous;
+            inputs.last_good = Arc::new(previous.last_good);
+        }
+        let at = now() + Duration::from_secs(60) * u32::try_from(step).unwrap();
+        let translation = translate(&inputs, at);
+        last = Some((inputs, translation));
+    }
+    last.expect("an input has at least one step")
+}
+
+#[test]
+fn golden_files() {
+    let update = std::env::var_os("UPDATE_GOLDEN").is_some();
+    let mut inputs: Vec<PathBuf> = fs::read_dir(testdata())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.to_string_lossy().ends_with(".in.yaml"))
+        .collect();
+    inputs.sort();
+    assert!(inputs.len() >= 25, "golden inputs are missing");
+    let mut failures = String::new();
+    for path in inputs {
+        let (_, translation) = run(&fs::read_to_string(&path).unwrap());
+        let actual = render::render(&translation);
+        let golden = PathBuf::from(path.to_string_lossy().replace(".in.yaml", ".out.yaml"));
+        let expected = fs::read_to_string(&golden).unwrap_or_default();
+        if actual == expected {
+            continue;
+        }
+        if update {
+            fs::write(&golden, actual).unwrap();
+            continue;
+        }
+        writeln!(failures, "{}:", golden.display()).unwrap();
+        failures.push_str(&difference(&expected, &actual));
+    }
+    assert!(
+        failures.is_empty(),
+        "golden files differ; look at the differences and run UPDATE_GOLDEN=1 cargo test translate\n{failures}"
+    );
+}
+
+/// Lines that are only on one side, around the first difference.
+fn difference(expected: &str, actual: &str) -> String {
+    let mut out = String::new();
+    let expected: Vec<_> = expected.lines().collect();
+    let actual: Vec<_> = actual.lines().collect();
+    let same = expected
+        .iter()
+        .zip(&actual)
+        .take_while(|(a, b)| a == b)
+        .count();
+    for line in expected.iter().skip(same).take(8) {
+        writeln!(out, "  - {line}").unwrap();
+    }
+    for line in actual.iter().skip(same).take(8) {
+        writeln!(out, "  + {line}").unwrap();
+    }
+    out
+}
+
+/// `check` relies on `translate` alone, so it must refuse whatever the API server would refuse by CEL.
+#[test]
+fn translate_is_at_least_as_strict_as_the_schema() {
+    let mut refused_by_cel = 0;
+    for entry in fs::read_dir(testdata()).unwrap() {
+        let path = entry.unwrap().path();
+        if !path.to_string_lossy().ends_with(".in.yaml") {
+            continue;
+        }
+        let (inputs, translation) = run(&fs::read_to_string(&path).unwrap());
+        let refused = |name: &Option<String>| {
+            translation.problems.iter().any(|problem| {
+                super::report::condition_of(problem.reason) == ConditionType::Accepted
+                    && Some(&problem.object.name) == name.as_ref()
+            })
+        };
+        let ours = |class: &Option<String>| *class == inputs.environment.class_name;
+        for route in inputs.routes.iter().filter(|r| ours(&r.spec.class_name)) {
+            let cel = validate_cel(&**route);
+            refused_by_cel += cel.len();
+            assert!(
+                cel.is_empty() || refused(&route.metadata.name),
+                "{}: TlsRoute {:?}: {cel:?}",
+                path.display(),
+                route.metadata.name
+            );
+        }
+        for agent in &inputs.agents {
+            let cel = validate_cel(&**agent);
+            assert!(cel.is_empty() || refused(&agent.metadata.name), "{cel:?}");
+        }
+        for issuer in &inputs.issuers {
+            let cel = validate_cel(&**issuer);
+            assert!(cel.is_empty() || refused(&issuer.metadata.name), "{cel:?}");
+        }
+    }
+    assert!(
+        refused_by_cel > 20,
+        "the schema's rules refuse nothing: {refused_by_cel}"
+    );
+}
+
+#[test]
+fn the_same_inputs_give_the_same_snapshot() {
+    let text = fs::read_to_string(testdata().join("filters.in.yaml")).unwrap();
+    let inputs = input::steps(&text).remove(0);
+    let first = translate(&inputs, now());
+    let mut again = inputs.clone();
+    again.last_good = Arc::new(first.last_good);
+    let second = translate(&again, now() + Duration::from_secs(10));
+    assert_eq!(first.snapshot, second.snapshot);
+    assert_eq!(first.statuses, second.statuses);
+}
+
+#[test]
+fn ten_thousand_routes_are_translated_without_fuss() {
+    let text = fs::read_to_string(testdata().join("minimal.in.yaml")).unwrap();
+    let mut inputs = input::steps(&text).remove(0);
+    let route = Arc::clone(&inputs.routes[0]);
+    inputs.routes = (0..10_000)
+        .map(|number| {
+            let mut route = (*route).clone();
+            route.metadata.name = Some(format!("route-{number}"));
+            route.spec.hostnames = vec![format!("h{number}.example.com")];
+            Arc::new(route)
+        })
+        .collect();
+    let translation = translate(&inputs, now());
+    assert_eq!(translation.snapshot.hosts.len(), 10_000);
+    assert_eq!(translation.wanted_certificates.len(), 10_000);
+}

@@ -1,0 +1,316 @@
+//! Renders a translation for people: statuses, then hosts with their entries, then clusters.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+use tidegate_model::{
+    Action, Certificate, Cluster, Filters, HostPattern, Limits, PathMatch, RequestMatch,
+    RouteEntry, Snapshot, Timeouts, TlsMode, ValueMatch, VirtualHost,
+};
+
+use crate::translate::Translation;
+
+pub(super) fn render(translation: &Translation) -> String {
+    let statuses = &translation.statuses;
+    let mut out = Map::new();
+    let mut section = Map::new();
+    for (id, status) in &statuses.routes {
+        section.insert(format!("TlsRoute {id}"), status_of(status));
+    }
+    for (id, status) in &statuses.agents {
+        section.insert(format!("TunnelAgent {id}"), status_of(status));
+    }
+    for (name, status) in &statuses.issuers {
+        section.insert(format!("AcmeIssuer {name}"), status_of(status));
+    }
+    out.insert("1 statuses".to_owned(), section.into());
+    let problems: Vec<_> = translation
+        .problems
+        .iter()
+        .map(|problem| format!("{} {problem}", problem.reason))
+        .collect();
+    out.insert("2 problems".to_owned(), problems.into());
+    out.insert("3 hosts".to_owned(), hosts(&translation.snapshot));
+    let clusters: Map<String, Value> = translation
+        .snapshot
+        .clusters()
+        .iter()
+        .map(|cluster| (cluster.key.to_string(), cluster_of(cluster)))
+        .collect();
+    out.insert("4 clusters".to_owned(), clusters.into());
+    let wanted: Vec<_> = translation
+        .wanted_certificates
+        .iter()
+        .map(|wanted| {
+            let names: Vec<_> = wanted.names.iter().map(ToString::to_string).collect();
+            format!(
+                "{}: {} by {:?}",
+                wanted.route,
+                names.join(", "),
+                wanted.issuer
+            )
+        })
+        .collect();
+    out.insert("5 wanted certificates".to_owned(), wanted.into());
+    without_fingerprints(&serde_saphyr::to_string(&out).unwrap())
+}
+
+/// Certificates are made anew for each run.
+fn without_fingerprints(text: &str) -> String {
+    regex::Regex::new("ca=[0-9a-f]{16}")
+        .unwrap()
+        .replace_all(text, "ca=(sha256)")
+        .into_owned()
+}
+
+fn status_of<T: serde::Serialize>(status: &T) -> Value {
+    let mut value = serde_json::to_value(status).unwrap();
+    let conditions = value["conditions"].as_array().cloned().unwrap_or_default();
+    let conditions: Vec<Value> = conditions
+        .iter()
+        .map(|condition| {
+            let text = |key: &str| condition[key].as_str().unwrap_or_default().to_owned();
+            let time = text("lastTransitionTime");
+            let since = time.strip_prefix("2026-01-01T").unwrap_or(&time);
+            json!(format!(
+                "{}={} {} since {since}: {}",
+                text("type"),
+                text("status"),
+                text("reason"),
+                text("message")
+            ))
+        })
+        .collect();
+    value["conditions"] = conditions.into();
+    if let Some(fingerprint) = value.pointer_mut("/certificate/fingerprint") {
+        assert_eq!(fingerprint.as_str().unwrap().len(), 64);
+        *fingerprint = "(sha256)".into();
+    }
+    value
+}
+
+fn hosts(snapshot: &Snapshot) -> Value {
+    let mut all: Vec<_> = snapshot.hosts.values().collect();
+    all.sort_by(|a, b| a.pattern.cmp(&b.pattern));
+    all.iter()
+        .map(|host| (host.pattern.to_string(), host_of(host)))
+        .collect::<Map<String, Value>>()
+        .into()
+}
+
+fn host_of(host: &VirtualHost) -> Value {
+    let mut out = Map::new();
+    out.insert("route".to_owned(), host.route.to_string().into());
+    let tls = match &host.tls {
+        TlsMode::Passthrough(cluster) => format!("passthrough to {}", cluster.key),
+        TlsMode::Terminate(policy) => {
+            let certificate = policy
+                .certificate
+                .as_ref()
+                .map_or("none".to_owned(), |found| certificate_of(found));
+            let client = policy
+                .client_auth
+                .as_ref()
+                .map(|auth| format!(", client certificates {:?}", auth.mode))
+                .unwrap_or_default();
+            format!(
+                "{:?}, certificate {certificate}{client}",
+                policy.min_version
+            )
+        }
+    };
+    out.insert("tls".to_owned(), tls.into());
+    out.insert("plain".to_owned(), format!("{:?}", host.plain_http).into());
+    if let Some(hsts) = &host.hsts {
+        out.insert("hsts".to_owned(), hsts.to_str().unwrap().into());
+    }
+    if host.guards_by_path {
+        out.insert("guardsByPath".to_owned(), true.into());
+    }
+    let entries: Vec<_> = host.entries.iter().map(entry_of).collect();
+    out.insert("entries".to_owned(), entries.into());
+    out.into()
+}
+
+fn certificate_of(certificate: &Certificate) -> String {
+    let names: Vec<_> = certificate
+        .names
+        .iter()
+        .map(HostPattern::to_string)
+        .collect();
+    format!("for {} from {:?}", names.join(", "), certificate.origin)
+}
+
+fn entry_of(entry: &RouteEntry) -> Value {
+    let rule = &entry.rule;
+    let mut out = Map::new();
+    out.insert("1 match".to_owned(), match_of(&entry.request).into());
+    out.insert("2 rule".to_owned(), rule.name.clone().into());
+    let action = match &rule.action {
+        Action::Forward(group) => {
+            let shares: Vec<_> = group
+                .backends
+                .iter()
+                .map(|backend| format!("{} of {}", backend.weight, backend.cluster.key))
+                .collect();
+            format!("forward {}", shares.join("; "))
+        }
+        other => format!("{other:?}"),
+    };
+    out.insert("3 action".to_owned(), action.into());
+    if rule.filters != Filters::default() {
+        out.insert("filters".to_owned(), filters_of(&rule.filters));
+    }
+    if rule.timeouts != Timeouts::default() {
+        out.insert("timeouts".to_owned(), format!("{:?}", rule.timeouts).into());
+    }
+    if rule.limits != Limits::default() {
+        out.insert("limits".to_owned(), format!("{:?}", rule.limits).into());
+    }
+    if rule.tracker {
+        out.insert("tracker".to_owned(), true.into());
+    }
+    out.into()
+}
+
+fn match_of(request: &RequestMatch) -> String {
+    let mut parts = Vec::new();
+    match &request.path {
+        None => {}
+        Some(PathMatch::Exact(path)) => parts.push(format!("path is {path}")),
+        Some(PathMatch::Prefix(path)) => parts.push(format!("path under {path}")),
+        Some(PathMatch::Regex(regex)) => parts.push(format!("path matches {}", regex.as_str())),
+    }
+    let value = |value: &ValueMatch| match value {
+        ValueMatch::Exact(text) => format!("is {text:?}"),
+        ValueMatch::Regex(regex) => format!("matches {}", regex.as_str()),
+    };
+    if let Some(method) = &request.method {
+        parts.push(format!("method is {method}"));
+    }
+    for header in &request.headers {
+        parts.push(format!("header {} {}", header.name, value(&header.value)));
+    }
+    for query in &request.query {
+        parts.push(format!("query {} {}", query.name, value(&query.value)));
+    }
+    if parts.is_empty() {
+        "everything".to_owned()
+    } else {
+        parts.join(" and ")
+    }
+}
+
+fn filters_of(filters: &Filters) -> Value {
+    let default = Filters::default();
+    let mut out: BTreeMap<&str, String> = BTreeMap::new();
+    let mut put = |name, differs: bool, text: String| {
+        if differs {
+            out.insert(name, text);
+        }
+    };
+    put(
+        "ipAccess",
+        filters.ip_access.is_some(),
+        format!("{:?}", filters.ip_access),
+    );
+    put(
+        "rateLimits",
+        !filters.rate_limits.is_empty(),
+        format!("{:?}", filters.rate_limits),
+    );
+    put(
+        "cors",
+        filters.cors.is_some(),
+        format!("{:?}", filters.cors),
+    );
+    put(
+        "basicAuth",
+        filters.basic_auth.is_some(),
+        format!("{:?}", filters.basic_auth),
+    );
+    let auth = filters.forward_auth.as_ref().map(|auth| {
+        format!(
+            "{} {} sees {:?} gives {:?} within {:?}",
+            auth.cluster.key, auth.path, auth.request_headers, auth.response_headers, auth.timeout
+        )
+    });
+    put("forwardAuth", auth.is_some(), auth.unwrap_or_default());
+    put(
+        "requestHeaders",
+        filters.request_headers != default.request_headers,
+        format!("{:?}", filters.request_headers),
+    );
+    put(
+        "rewrite",
+        filters.rewrite.is_some(),
+        format!("{:?}", filters.rewrite),
+    );
+    let mirrors: Vec<_> = filters
+        .mirrors
+        .iter()
+        .map(|mirror| format!("{} % to {}", mirror.percent, mirror.cluster.key))
+        .collect();
+    put("mirrors", !mirrors.is_empty(), mirrors.join(", "));
+    put(
+        "responseHeaders",
+        filters.response_headers != default.response_headers,
+        format!("{:?}", filters.response_headers),
+    );
+    put(
+        "compression",
+        filters.compression.is_some(),
+        format!("{:?}", filters.compression),
+    );
+    json!(out)
+}
+
+/// What a cluster says beyond its key.
+fn cluster_of(cluster: &Cluster) -> Value {
+    let mut out = Map::new();
+    out.insert("target".to_owned(), format!("{:?}", cluster.target).into());
+    out.insert(
+        "protocol".to_owned(),
+        format!("{:?}", cluster.protocol).into(),
+    );
+    if let Some(tls) = &cluster.tls {
+        let roots = if tls.roots.is_some() { "own" } else { "system" };
+        let text = format!(
+            "server name {:?}, {roots} CAs{}",
+            tls.server_name,
+            if tls.insecure_skip_verify {
+                ", unverified"
+            } else {
+                ""
+            }
+        );
+        out.insert("tls".to_owned(), text.into());
+    }
+    if let Some(version) = cluster.proxy_protocol {
+        out.insert("proxyProtocol".to_owned(), format!("{version:?}").into());
+    }
+    out.insert(
+        "loadBalancing".to_owned(),
+        format!("{:?}", cluster.load_balancing).into(),
+    );
+    if let Some(check) = &cluster.active_health {
+        out.insert("activeHealth".to_owned(), format!("{check:?}").into());
+    }
+    let passive = &cluster.passive_health;
+    out.insert(
+        "passiveHealth".to_owned(),
+        format!(
+            "{} failures, {:?}",
+            passive.consecutive_failures, passive.ejection_time
+        )
+        .into(),
+    );
+    if let Some(max) = cluster.circuit.max_requests {
+        out.insert("maxRequests".to_owned(), max.into());
+    }
+    out.insert(
+        "connectTimeout".to_owned(),
+        format!("{:?}", cluster.connect_timeout).into(),
+    );
+    out.into()
+}
