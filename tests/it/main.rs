@@ -9,4 +9,9 @@
     reason = "a test fails by panicking and talks to whoever runs it"
 )]
 
+mod desync;
+mod downgrade;
+mod h2spec;
+mod real;
+mod support;
 mod tidy;

@@ -9,10 +9,13 @@ pub(super) enum Fate {
     Refused,
     /// The origin sees it once, and only once.
     Forwarded,
+    /// As RFC 9112 §6.3 lets a proxy: read by its chunks alone, forwarded so, and the connection ends;
+    /// or refused. Nothing behind it is ever read as a request.
+    Closed,
     /// Both are right, as long as what the origin sees is clean.
     Either,
 }
-use Fate::{Either, Forwarded, Refused};
+use Fate::{Closed, Either, Forwarded, Refused};
 
 pub(super) struct Case {
     pub(super) name: String,
@@ -61,19 +64,19 @@ pub(super) fn cases() -> Vec<Case> {
         // Two lengths.
         framed(
             "cl-te",
-            Refused,
+            Closed,
             "Content-Length: 6\r\nTransfer-Encoding: chunked",
             &zero,
         ),
         framed(
             "te-cl",
-            Refused,
+            Closed,
             "Transfer-Encoding: chunked\r\nContent-Length: 6",
             &zero,
         ),
         framed(
             "cl-twice-same",
-            Refused,
+            Either,
             "Content-Length: 5\r\nContent-Length: 5",
             "hello",
         ),

@@ -13,23 +13,16 @@ fn curl_speaks_every_http_version() {
     let origin = Origin::echo();
     let edge = Edge::start(&[route("app", "app.test", origin.address())]);
     edge.wait_for_status("app.test", "/", 200);
-    for (option, version) in [("--http1.0", "1.0"), ("--http1.1", "1.1"), ("--http2", "2")] {
+    for (option, version) in [("--http1.0", "1"), ("--http1.1", "1.1"), ("--http2", "2")] {
         let text = succeed(
             edge.curl(&["app.test"])
                 .args([option, "-w", "\n%{http_code} %{http_version}"])
                 .arg(edge.url("app.test", "/a?b=%2F+c")),
         );
         let (body, end) = text.rsplit_once('\n').unwrap();
-        // HTTP/1.0 is answered by the version the edge speaks.
-        let answered = if version == "1.0" {
-            ["200 1.0", "200 1.1"]
-        } else {
-            ["", ""]
-        };
-        assert!(
-            end == format!("200 {version}") || answered.contains(&end),
-            "{option}: {end}"
-        );
+        // A server may answer HTTP/1.0 with its own minor version; curl writes 1.0 as "1".
+        let same = end == format!("200 {version}");
+        assert!(same || (version == "1" && end == "200 1.1"), "{option}: {end}");
         let seen: serde_json::Value = serde_json::from_str(body).unwrap();
         assert_eq!(seen["target"], "/a?b=%2F+c", "{option}");
     }
