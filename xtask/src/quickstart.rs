@@ -43,8 +43,7 @@ fn serve(check: bool) -> Result<()> {
     }
     let mut edge = Edge(command.spawn().context("start the edge")?);
     wait_until_ready(&mut edge)?;
-    let ca = root.join("target/quickstart-ca.crt");
-    export_ca(&state.join("ca/root.pem"), &ca)?;
+    let ca = state.join("ca/ca.crt");
     let url = format!("https://localhost:{HTTPS}/");
     if check {
         let page = fetch(&ca, &url)?;
@@ -59,7 +58,7 @@ fn serve(check: bool) -> Result<()> {
     }
     println!(
         "\n  serving   {url}  and http://localhost:{HTTP}/ (redirects)\n\
-         \x20 CA        {ca}  (`tidegate ca` tells how to trust it)\n\
+         \x20 CA        {ca}  (`tidegate ca --state-dir target/quickstart` tells how to trust it)\n\
          \x20 try       curl --cacert {ca} {url}\n\
          \x20 proxy     start anything on 127.0.0.1:3000, then open https://app.localhost:{HTTPS}/\n\
          \x20 edit      files in examples/quickstart apply as they are saved\n\
@@ -113,15 +112,6 @@ fn wait_until_ready(edge: &mut Edge) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(50));
     }
-}
-
-/// Writes the CA's certificate, without the key beside it, where a person may hand it around.
-fn export_ca(state: &Path, to: &Path) -> Result<()> {
-    let text = std::fs::read_to_string(state).context("read the internal CA")?;
-    let begin = text
-        .find("-----BEGIN CERTIFICATE")
-        .context("no certificate in the internal CA's file")?;
-    std::fs::write(to, &text[begin..]).with_context(|| format!("write {}", to.display()))
 }
 
 fn ready() -> bool {

@@ -22,7 +22,10 @@ fn curl_speaks_every_http_version() {
         let (body, end) = text.rsplit_once('\n').unwrap();
         // A server may answer HTTP/1.0 with its own minor version; curl writes 1.0 as "1".
         let same = end == format!("200 {version}");
-        assert!(same || (version == "1" && end == "200 1.1"), "{option}: {end}");
+        assert!(
+            same || (version == "1" && end == "200 1.1"),
+            "{option}: {end}"
+        );
         let seen: serde_json::Value = serde_json::from_str(body).unwrap();
         assert_eq!(seen["target"], "/a?b=%2F+c", "{option}");
     }

@@ -146,19 +146,11 @@ impl Edge {
         fs::remove_file(self.objects().join(name)).unwrap();
     }
 
-    /// A file with the edge's own root certificate, without the key that lies beside it in the state.
+    /// The file with the edge's own root certificate.
     #[track_caller]
     pub(crate) fn ca_file(&self) -> PathBuf {
-        let file = self.folder.path().join("ca.crt");
-        if !file.exists() {
-            let root = self.folder.path().join("state/ca/root.pem");
-            let text = fs::read_to_string(&root)
-                .unwrap_or_else(|error| panic!("read {}: {error}", root.display()));
-            let begin = text
-                .find("-----BEGIN CERTIFICATE")
-                .expect("a certificate in root.pem");
-            fs::write(&file, &text[begin..]).unwrap();
-        }
+        let file = self.folder.path().join("state/ca/ca.crt");
+        assert!(file.exists(), "no root certificate at {}", file.display());
         file
     }
 

@@ -114,7 +114,7 @@ impl Proxy {
                     .arg("run")
                     .arg(&objects)
                     .args(["--https", &format!("127.0.0.1:{}", setup.port)])
-                    .args(["--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+                    .args(["--http", "off", "--admin", "off"])
                     .args(["--workers", "1", "--access-log", "off"])
                     .arg("--state-dir")
                     .arg(setup.folder.join("state"));
