@@ -11,6 +11,7 @@
 
 mod desync;
 mod downgrade;
+mod examples;
 mod h2spec;
 mod real;
 mod support;

@@ -19,7 +19,12 @@ const ADMIN: u16 = 9443;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn serve(check: bool) -> Result<()> {
-    shell::run(&mut shell::cargo(&["build", "--bin", "tidegate"]))?;
+    shell::run(&mut shell::cargo(&[
+        "build",
+        "--workspace",
+        "--bin",
+        "tidegate",
+    ]))?;
     let root = shell::root();
     let state = root.join("target/quickstart");
     let mut command = Command::new(root.join("target/debug/tidegate"));
