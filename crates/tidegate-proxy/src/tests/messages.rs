@@ -1,6 +1,6 @@
 //! What the origin sees of a request, and the client of a response.
 
-use std::io::Write;
+use std::io::{Read, Write};
 
 use super::*;
 
@@ -116,4 +116,33 @@ fn an_unknown_host_is_404_and_a_long_target_passes() {
     let many = "X-Many: 1\r\n".repeat(101);
     let request = format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n{many}Connection: close\r\n\r\n");
     assert_eq!(status_of(&edge.exchange(&request)), 431);
+}
+
+#[test]
+fn a_get_keeps_a_body_whose_length_is_not_known() {
+    let origin = Origin::scripted(|_, mut stream| {
+        let head = read_head(&mut stream);
+        assert!(
+            head.contains("\r\nTransfer-Encoding: chunked\r\n"),
+            "{head}"
+        );
+        let mut body = String::new();
+        while !body.ends_with("0\r\n\r\n") {
+            let mut byte = [0];
+            Read::read_exact(&mut stream, &mut byte).unwrap();
+            body.push(char::from(byte[0]));
+        }
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(answer.as_bytes()).unwrap();
+    });
+    let edge = TestEdge::start(forward_to(&[cluster(origin.address)]));
+    let answer = edge.exchange(&format!(
+        "GET /_search HTTP/1.1\r\nHost: {HOST}\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n\
+         5\r\nquery\r\n0\r\n\r\n"
+    ));
+    assert_eq!(status_of(&answer), 200, "{answer}");
+    assert!(answer.ends_with("5\r\nquery\r\n0\r\n\r\n"), "{answer}");
 }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderValue, Method, Request, Response, Uri, Version, header, request};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use tidegate_model::{Cluster, LoadBalancing};
 
 use crate::balance::{self, EndpointView};
@@ -348,6 +348,7 @@ fn copy_head(request: &Request<Body>) -> Request<Body> {
 fn prepare(request: &mut Request<Body>, h2: bool, cluster: &Cluster) {
     if h2 {
         *request.version_mut() = Version::HTTP_2;
+        request.headers_mut().remove(header::TRANSFER_ENCODING);
         if request.uri().authority().is_some() {
             return;
         }
@@ -366,6 +367,17 @@ fn prepare(request: &mut Request<Body>, h2: bool, cluster: &Cluster) {
         }
     } else {
         *request.version_mut() = Version::HTTP_11;
+        // hyper drops the body of a GET or HEAD whose length it does not know, unless the header says
+        // that there is one. Search APIs send such requests.
+        if matches!(*request.method(), Method::GET | Method::HEAD)
+            && !request.body().is_end_stream()
+            && request.body().size_hint().exact().is_none()
+        {
+            let chunked = HeaderValue::from_static("chunked");
+            request
+                .headers_mut()
+                .insert(header::TRANSFER_ENCODING, chunked);
+        }
         if request.uri().authority().is_some() {
             // Prepared for HTTP/2 by an earlier attempt.
             let mut parts = std::mem::take(request.uri_mut()).into_parts();
