@@ -587,3 +587,66 @@ fn rule_9_trailers_cannot_act_as_headers() {
         "grpc-message: ok\ngrpc-status: 0\nx-checksum: 1"
     );
 }
+
+mod hosts {
+    use std::sync::LazyLock;
+
+    use proptest::prelude::*;
+    use tidegate_model::{HostMap, HostName, HostPattern};
+
+    use super::Authority;
+
+    static MAPS: LazyLock<[(usize, HostMap<usize>); 2]> =
+        LazyLock::new(|| [1, 10_000].map(|size| (size, map(size))));
+
+    /// Every tenth host is a wildcard; the value is the pattern's number.
+    fn map(size: usize) -> HostMap<usize> {
+        let mut map = HostMap::default();
+        for i in 0..size {
+            let text = if i % 10 == 9 {
+                format!("*.h{i}.example")
+            } else {
+                format!("h{i}.example")
+            };
+            map.insert(HostPattern::parse(&text).unwrap(), i);
+        }
+        map
+    }
+
+    proptest! {
+        #[test]
+        fn every_spelling_of_a_host_finds_the_same_route(
+            pick in any::<prop::sample::Index>(), upper in any::<u64>(), dot in any::<bool>(),
+            port in proptest::option::of(1_u16..),
+        ) {
+            for (size, hosts) in &*MAPS {
+                let i = pick.index(*size);
+                let plain = if i % 10 == 9 { format!("x.h{i}.example") } else { format!("h{i}.example") };
+                let mut spelled: String = plain
+                    .chars()
+                    .enumerate()
+                    .map(|(at, c)| if upper >> (at % 64) & 1 == 1 { c.to_ascii_uppercase() } else { c })
+                    .collect();
+                if dot {
+                    spelled.push('.');
+                }
+                if let Some(port) = port {
+                    spelled = format!("{spelled}:{port}");
+                }
+                let authority = Authority::parse(&spelled).unwrap();
+                prop_assert_eq!(authority.port, port);
+                prop_assert_eq!(hosts.lookup(&authority.host), Some(&i));
+                let canonical = HostName::parse(authority.host.as_str()).unwrap();
+                prop_assert_eq!(&canonical, &authority.host);
+            }
+        }
+
+        #[test]
+        fn no_authority_makes_the_parser_panic(text in ".{0,40}|[\\[\\]:.0-9a-f@%]{0,40}") {
+            if let Ok(authority) = Authority::parse(&text) {
+                prop_assert!(HostName::parse(authority.host.as_str()).is_ok());
+                prop_assert!(!text.contains(['@', '/', ',', ' ']));
+            }
+        }
+    }
+}
