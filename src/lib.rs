@@ -4,5 +4,6 @@ pub mod admin;
 pub mod api;
 pub mod app;
 pub mod cli;
+pub mod codegen;
 pub mod standalone;
 pub mod translate;

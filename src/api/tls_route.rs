@@ -97,7 +97,6 @@ pub struct TlsRouteSpec {
     /// Where requests go. The most specific match of any rule wins: an exact path before a regular
     /// expression before the longest prefix, then a method, then more headers, then more query
     /// parameters, then the earlier rule.
-    #[serde(default)]
     #[schemars(length(min = 1, max = 64))]
     pub rules: Vec<RouteRule>,
 }

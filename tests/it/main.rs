@@ -12,6 +12,7 @@
 mod desync;
 mod downgrade;
 mod examples;
+mod generated;
 mod h2spec;
 mod real;
 mod support;

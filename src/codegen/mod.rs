@@ -1,0 +1,51 @@
+//! Committed files that are made from the API types: definitions for clusters, reference pages for people.
+//!
+//! Pure: content only. `tests/it/generated.rs` compares it with what is committed and rewrites it when told
+//! to; `tidegate crds` prints the same definitions.
+
+mod conditions;
+mod definitions;
+mod reference;
+
+pub use definitions::{crds_yaml, definition_yaml};
+
+use crate::api::all_crds;
+
+/// A file that must look like this.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GeneratedFile {
+    /// Path from the root of the repository.
+    pub path: String,
+    /// Whole content.
+    pub content: String,
+}
+
+/// Why a file could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("render {what}")]
+pub struct CodegenError {
+    what: String,
+    source: serde_saphyr::SerializeError,
+}
+
+/// Returns every generated file, sorted by path.
+pub fn generated_files() -> Result<Vec<GeneratedFile>, CodegenError> {
+    let mut files = Vec::new();
+    for crd in all_crds() {
+        let plural = &crd.spec.names.plural;
+        files.push(GeneratedFile {
+            path: format!("crds/{plural}.yaml"),
+            content: definition_yaml(&crd)?,
+        });
+        files.push(GeneratedFile {
+            path: format!("docs/reference/{}.md", crd.spec.names.kind.to_lowercase()),
+            content: reference::page(&crd),
+        });
+    }
+    files.push(GeneratedFile {
+        path: "docs/reference/conditions.md".to_owned(),
+        content: conditions::page(),
+    });
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(files)
+}
