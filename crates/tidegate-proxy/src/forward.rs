@@ -76,7 +76,7 @@ impl<'a> Routed<'a> {
     /// Filters, action, response filters.
     pub(crate) async fn answer(
         &mut self,
-        mut parts: request::Parts,
+        mut parts: Box<request::Parts>,
         incoming: Incoming,
     ) -> Result<Response<Body>, Stop> {
         let filters = &self.rule.filters;
@@ -141,7 +141,7 @@ impl<'a> Routed<'a> {
             return Err(Stop::Answered(Box::new(answer)));
         }
         if let Some(auth) = &filters.basic_auth {
-            let user = shared.authenticator.check(auth, &parts.headers).await;
+            let user = Box::pin(shared.authenticator.check(auth, &parts.headers)).await;
             let user = user.map_err(|denied| match denied {
                 basic_auth::Denied::Unauthorized => Stop::page_with(
                     StatusCode::UNAUTHORIZED,
@@ -162,14 +162,14 @@ impl<'a> Routed<'a> {
         self.tell_who(&mut parts.headers);
         if let Some(auth) = &filters.forward_auth {
             let upstreams = &self.connection.worker.upstreams;
-            forward_auth::ask(upstreams, auth, parts, self.proxied()).await?;
+            Box::pin(forward_auth::ask(upstreams, auth, parts, self.proxied())).await?;
         }
         Ok(in_flight)
     }
 
     async fn act(
         &mut self,
-        mut parts: request::Parts,
+        mut parts: Box<request::Parts>,
         incoming: Incoming,
     ) -> Result<Response<Body>, Stop> {
         self.check_length(&parts, &incoming)?;
@@ -206,9 +206,14 @@ impl<'a> Routed<'a> {
             Action::Static(folder) => {
                 let root = PathAndQuery::from_static("/");
                 let target = parts.uri.path_and_query().unwrap_or(&root);
-                static_files::serve(folder, &parts.method, target, &parts.headers)
-                    .await
-                    .map_err(|refusal| Stop::page(refusal.status, refusal.reason))
+                Box::pin(static_files::serve(
+                    folder,
+                    &parts.method,
+                    target,
+                    &parts.headers,
+                ))
+                .await
+                .map_err(|refusal| Stop::page(refusal.status, refusal.reason))
             }
             Action::Unavailable(_) => Err(Stop::page(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -284,7 +289,7 @@ impl<'a> Routed<'a> {
     async fn forward(
         &mut self,
         group: &BackendGroup,
-        mut parts: request::Parts,
+        mut parts: Box<request::Parts>,
         incoming: Incoming,
     ) -> Result<Response<Body>, Stop> {
         let extended_connect = parts.method == Method::CONNECT;

@@ -165,7 +165,9 @@ async fn serve(
 ) -> Result<Response<Body>, Stop> {
     let shared = &connection.worker.shared;
     let client_upgrade = wants_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
-    let (mut parts, incoming) = request.into_parts();
+    let (parts, incoming) = request.into_parts();
+    // Boxed: it is handed from phase to phase, and each would keep room for it.
+    let mut parts = Box::new(parts);
 
     // Snapshot: one for the whole request.
     let published = shared.store.load_full();

@@ -31,6 +31,7 @@ pub(crate) async fn ask(
         first_byte: Some(auth.timeout),
         ..SendOptions::default()
     };
+    let question = Box::new(question);
     let answer = upstream::send(upstreams, &auth.cluster, question, &options).await?;
     if !answer.response.status().is_success() {
         return Err(Stop::Answered(Box::new(pass_on(auth, answer)?)));

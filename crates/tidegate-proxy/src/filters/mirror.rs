@@ -38,7 +38,7 @@ pub(crate) fn tee(
         .iter()
         .filter(|mirror| fastrand::u8(0..100) < mirror.percent)
     {
-        let mut copy = Request::new(if matches!(body, Body::Empty) {
+        let mut copy = Box::new(Request::new(if matches!(body, Body::Empty) {
             Body::Empty
         } else {
             let (sender, receiver) = mpsc::channel(LAG);
@@ -47,7 +47,7 @@ pub(crate) fn tee(
                 receiver,
                 hint: body.size_hint(),
             })
-        });
+        }));
         *copy.method_mut() = parts.method.clone();
         *copy.uri_mut() = parts.uri.clone();
         *copy.headers_mut() = parts.headers.clone();

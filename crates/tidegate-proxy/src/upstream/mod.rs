@@ -63,7 +63,7 @@ pub(crate) struct Answer {
 pub(crate) async fn send(
     upstreams: &Upstreams,
     cluster: &Arc<Cluster>,
-    request: Request<Body>,
+    request: Box<Request<Body>>,
     options: &SendOptions,
 ) -> Result<Answer, ProxyError> {
     let worker = upstreams.cluster(cluster);
@@ -76,7 +76,9 @@ pub(crate) async fn send(
     };
     if !state.addresses().resolved {
         // The first request to a name may be faster than its first resolution.
-        let _ = tokio::time::timeout(cluster.connect_timeout, state.until_resolved()).await;
+        let resolved = tokio::time::timeout(cluster.connect_timeout, state.until_resolved());
+        // Still unresolved: choosing an address says so.
+        let _ = Box::pin(resolved).await;
     }
 
     let mut attempt = Attempt::new(request);
@@ -185,13 +187,13 @@ struct Failure {
 
 /// The request while it is being tried; None while it is on its way.
 struct Attempt {
-    request: Option<Request<Body>>,
+    request: Option<Box<Request<Body>>>,
     repeatable: bool,
     fresh: bool,
 }
 
 impl Attempt {
-    fn new(request: Request<Body>) -> Self {
+    fn new(request: Box<Request<Body>>) -> Self {
         let repeatable = matches!(request.body(), Body::Empty) && is_idempotent(request.method());
         Self {
             request: Some(request),
@@ -208,14 +210,18 @@ impl Attempt {
     ) -> Result<(Response<Incoming>, Option<Lease>), Failure> {
         let cluster = &worker.state.cluster;
         let shared = !options.upgrade && cluster.proxy_protocol.is_none();
-        let (connection, reused) = worker
-            .connection(endpoint.address, shared && !self.fresh, options)
-            .await
-            .map_err(|error| Failure {
-                again: error.nothing_sent(),
-                error,
-                blame: true,
-            })?;
+        let reusable = shared && !self.fresh;
+        let (connection, reused) = match reusable.then(|| worker.idle(endpoint.address)).flatten() {
+            Some(connection) => (connection, true),
+            // Boxed: connecting is rare and its state is larger than all the rest.
+            None => Box::pin(worker.connect(endpoint.address, reusable, options))
+                .await
+                .map_err(|error| Failure {
+                    again: error.nothing_sent(),
+                    error,
+                    blame: true,
+                })?,
+        };
         let Some(mut request) = self.request.take() else {
             // Unreachable by construction: every failure that allows another attempt restores it.
             let detail = "the request was already sent";
@@ -233,7 +239,7 @@ impl Attempt {
             cluster,
         );
         // Only a reused connection can die of the race that makes repeating safe.
-        let replay = (reused && self.repeatable).then(|| copy_head(&request));
+        let replay = (reused && self.repeatable).then(|| Box::new(copy_head(&request)));
         let name = || format!("{} ({})", cluster.name, endpoint.address);
 
         let sending = exchange(connection, request, worker, endpoint, shared);
@@ -249,7 +255,6 @@ impl Attempt {
             });
         };
         outcome.map_err(|(source, unsent)| {
-            let unsent = unsent.map(|request| *request);
             let before_any_byte = !source.is_parse();
             self.request = match (unsent, replay) {
                 (Some(request), _) => Some(request),
@@ -295,14 +300,14 @@ type ExchangeError = (hyper::Error, Option<Box<Request<Body>>>);
 
 async fn exchange(
     connection: HttpConnection,
-    request: Request<Body>,
+    request: Box<Request<Body>>,
     worker: &Arc<WorkerCluster>,
     endpoint: &Arc<Endpoint>,
     shared: bool,
 ) -> Result<(Response<Incoming>, Option<Lease>), ExchangeError> {
     match connection {
         HttpConnection::H1(mut sender) => {
-            let response = sender.try_send_request(request).await.map_err(split)?;
+            let response = sender.try_send_request(*request).await.map_err(split)?;
             let pool = Arc::clone(worker);
             let address = endpoint.address;
             let lease = shared.then(|| Lease::Whole {
@@ -317,7 +322,7 @@ async fn exchange(
             streams,
         } => {
             let count = StreamCount::begin(&streams);
-            let response = sender.try_send_request(request).await.map_err(split)?;
+            let response = sender.try_send_request(*request).await.map_err(split)?;
             Ok((response, Some(Lease::Stream(count))))
         }
     }
@@ -395,8 +400,9 @@ fn prepare(request: &mut Request<Body>, h2: bool, cluster: &Cluster) {
 }
 
 /// Builds the request to a backend from the client's head.
-pub(crate) fn request(parts: request::Parts, body: Body) -> Request<Body> {
-    let mut request = Request::new(body);
+pub(crate) fn request(parts: Box<request::Parts>, body: Body) -> Box<Request<Body>> {
+    let parts = *parts;
+    let mut request = Box::new(Request::new(body));
     *request.method_mut() = parts.method;
     *request.uri_mut() = parts.uri;
     *request.headers_mut() = parts.headers;
@@ -418,7 +424,9 @@ pub(crate) async fn open(
         });
     };
     if !state.addresses().resolved {
-        let _ = tokio::time::timeout(cluster.connect_timeout, state.until_resolved()).await;
+        let resolved = tokio::time::timeout(cluster.connect_timeout, state.until_resolved());
+        // Still unresolved: choosing an address says so.
+        let _ = Box::pin(resolved).await;
     }
     let mut tried = Vec::new();
     loop {

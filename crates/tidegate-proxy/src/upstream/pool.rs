@@ -124,33 +124,22 @@ impl WorkerCluster {
         index
     }
 
-    /// A connection to the address, and whether it was used before.
-    pub(crate) async fn connection(
+    /// Opens a connection to the address, or gets one that another request has opened meanwhile; the flag
+    /// says whether it was used before. `shared` connections may be used by other requests later.
+    pub(crate) async fn connect(
         self: &Arc<Self>,
         address: SocketAddr,
-        reuse: bool,
+        shared: bool,
         options: &SendOptions,
     ) -> Result<(HttpConnection, bool), ProxyError> {
         let cluster = &self.state.cluster;
-        if !reuse {
-            return self
-                .open(address, options)
-                .await
-                .map(|connection| (connection, false));
-        }
-        if let Some(connection) = self.idle(address) {
-            return Ok((connection, true));
-        }
         let may_be_h2 = match cluster.protocol {
             UpstreamProtocol::Http2 => true,
             UpstreamProtocol::Auto => cluster.tls.is_some(),
             UpstreamProtocol::Http1 => false,
         };
-        if !may_be_h2 {
-            return self
-                .open(address, options)
-                .await
-                .map(|connection| (connection, false));
+        if !shared || !may_be_h2 {
+            return Ok((self.open(address, options).await?, false));
         }
         let opening = Arc::clone(&self.lock().entry(address).or_default().opening);
         let _one_at_a_time = opening.lock().await;
@@ -182,7 +171,8 @@ impl WorkerCluster {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn idle(&self, address: SocketAddr) -> Option<HttpConnection> {
+    /// A connection that is free now.
+    pub(crate) fn idle(&self, address: SocketAddr) -> Option<HttpConnection> {
         let mut slots = self.lock();
         let slot = slots.get_mut(&address)?;
         while let Some(idle) = slot.h1.pop() {
