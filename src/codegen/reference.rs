@@ -6,6 +6,22 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSON, JSONSchemaProps, JSONSchemaPropsOrArray,
 };
 
+/// A sample per kind.
+const EXAMPLES: [(&str, &str); 3] = [
+    (
+        "AcmeIssuer",
+        include_str!("../../manifests/samples/issuer.yaml"),
+    ),
+    (
+        "TlsRoute",
+        include_str!("../../manifests/samples/minimal.yaml"),
+    ),
+    (
+        "TunnelAgent",
+        include_str!("../../manifests/samples/tunnel.yaml"),
+    ),
+];
+
 /// Sections so far, so that a shape that comes again becomes a link.
 #[derive(Default)]
 struct Page {
@@ -43,6 +59,14 @@ pub(super) fn page(crd: &CustomResourceDefinition) -> String {
     page.line("");
     page.line("Durations are written as `500ms`, `30s` or `1h30m`, sizes as `64Ki` or `50Mi`.");
     page.line("Fields marked with * are required.");
+    if let Some((_, example)) = EXAMPLES.iter().find(|(kind, _)| *kind == names.kind) {
+        page.line("");
+        page.line("## Example");
+        page.line("");
+        page.line("```yaml");
+        page.text.push_str(example);
+        page.line("```");
+    }
     for (name, schema) in root.properties.iter().flatten() {
         if name == "spec" || name == "status" {
             page.object(name, schema);

@@ -44,7 +44,12 @@ pub fn translate(inputs: &Inputs, now: SystemTime) -> Translation {
     for (id, route, age) in work.routes_by_age() {
         work.route(&id, &route, age);
     }
-    for agent in &inputs.agents {
+    let ours = |class: &Option<String>| *class == inputs.environment.class_name;
+    for agent in inputs
+        .agents
+        .iter()
+        .filter(|agent| ours(&agent.spec.class_name))
+    {
         let id = id_of(&agent.metadata);
         let previous = inputs.last_good.statuses.agents.get(&id);
         let previous = previous.or(agent.status.as_ref());
@@ -136,6 +141,10 @@ impl Work<'_> {
     fn route(&mut self, id: &RouteId, route: &TlsRoute, age: SystemTime) {
         let mut report = Report::new(reference(id));
         let good = self.inputs.last_good.routes.get(id);
+        if route.spec.suspend.unwrap_or(false) {
+            self.suspended(id, route, report);
+            return;
+        }
         let chosen = self.choose(&mut report, id, route, good);
         if let Some(good) = good {
             self.result
@@ -147,10 +156,6 @@ impl Work<'_> {
             self.finish_unserved(id, route, report);
             return;
         };
-        if chosen.spec.suspend.unwrap_or(false) {
-            self.finish_suspended(id, route, report, chosen);
-            return;
-        }
         note_lost_addresses(&mut report, &chosen.compiled);
 
         let hosts: Vec<HostPattern> = chosen
@@ -197,7 +202,7 @@ impl Work<'_> {
             id,
         };
         if let Some(compiled) = compile(report, &references, &route.spec)
-            && (route.spec.suspend.unwrap_or(false) || self.groups.admit(report, id, &route.spec))
+            && self.groups.admit(report, id, &route.spec)
         {
             let spec = match good {
                 Some(good) if *good.spec == route.spec => Arc::clone(&good.spec),
@@ -456,21 +461,27 @@ impl Work<'_> {
         self.finish(id, route, report, conditions, None, Vec::new());
     }
 
-    fn finish_suspended(&mut self, id: &RouteId, route: &TlsRoute, report: Report, chosen: Chosen) {
-        let hostnames = names(&chosen.compiled);
-        self.result.last_good.routes.insert(
-            id.clone(),
-            GoodRoute {
+    /// A suspended route is looked at and reported, but neither served nor given a certificate, and it
+    /// claims nothing. That holds at once, also when the object has mistakes.
+    fn suspended(&mut self, id: &RouteId, route: &TlsRoute, mut report: Report) {
+        let references = References {
+            inputs: self.inputs,
+            id,
+        };
+        let compiled = compile(&mut report, &references, &route.spec);
+        let good = self.inputs.last_good.routes.get(id);
+        let known = if compiled.is_some() {
+            Some(GoodRoute {
                 generation: route.metadata.generation,
-                spec: chosen.spec,
-                certificate: self
-                    .inputs
-                    .last_good
-                    .routes
-                    .get(id)
-                    .and_then(|good| good.certificate.clone()),
-            },
-        );
+                spec: Arc::new(route.spec.clone()),
+                certificate: good.and_then(|good| good.certificate.clone()),
+            })
+        } else {
+            good.cloned()
+        };
+        if let Some(known) = known {
+            self.result.last_good.routes.insert(id.clone(), known);
+        }
         let mut conditions = self.conditions(id, route);
         conditions.judge(&report, ConditionType::Accepted, Reason::Accepted, "valid");
         resolved_refs(&mut conditions, &report);
@@ -484,6 +495,7 @@ impl Work<'_> {
             "spec.suspend is true",
         );
         conditions.summarize(&SUMMARY);
+        let hostnames = compiled.as_ref().map(names).unwrap_or_default();
         self.finish(id, route, report, conditions, None, hostnames);
     }
 
