@@ -358,6 +358,11 @@ fn static_folder(
             None
         }
     };
+    let names = [&wire.path].into_iter().chain(&wire.index);
+    if names.chain(&wire.fallback).any(|name| name.contains('\0')) {
+        report.invalid(field, "a name contains NUL", "no file has such a name");
+        return None;
+    }
     if wire.path.is_empty() {
         report.invalid(at, "the path is empty", "write one such as site, or .");
         return None;

@@ -8,7 +8,7 @@ use tidegate_model::{
 
 use super::durations::positive_duration_or;
 use super::report::{Field, Report};
-use super::words::{header_field, header_name, one_of};
+use super::words::{header_field, header_name, is_authority, one_of};
 use crate::api::{ActiveHealth, LoadBalancer, RouteRule};
 
 /// How a rule talks to all of its backends.
@@ -270,7 +270,7 @@ fn active_health(
         good = false;
     }
     if let Some(host) = &wire.host
-        && host.parse::<http::uri::Authority>().is_err()
+        && !is_authority(host)
     {
         report.invalid(
             field.at("host"),

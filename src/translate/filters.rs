@@ -18,7 +18,8 @@ use super::quantities::quantity;
 use super::references::{Found, References, basic_auth_filter};
 use super::report::{Field, Report};
 use super::words::{
-    editable_header, header_field, header_name, header_value, host_name, method, nearest, one_of,
+    editable_header, header_field, header_name, header_value, host_name, is_authority, method,
+    nearest, one_of,
 };
 use crate::api::{
     CompressionFilter, CorsFilter, Filter, FixedResponseFilter, HeaderModifier, PathModifier,
@@ -363,7 +364,7 @@ fn rewrite(report: &mut Report, field: &Field<'_>, wire: &RewriteFilter) -> Opti
     let hostname = match &wire.hostname {
         None => Some(None),
         Some(name) => {
-            if name.parse::<http::uri::Authority>().is_ok() {
+            if is_authority(name) {
                 header_value(report, &field.at("hostname"), name).map(Some)
             } else {
                 report.invalid(

@@ -140,6 +140,14 @@ pub(super) fn header_value(
     }
 }
 
+/// Whether the text may stand in a Host header: a host, perhaps with a port, and no user.
+pub(super) fn is_authority(text: &str) -> bool {
+    !text.contains('@')
+        && text
+            .parse::<http::uri::Authority>()
+            .is_ok_and(|authority| !authority.host().is_empty())
+}
+
 pub(super) fn method(report: &mut Report, field: &Field<'_>, word: &str) -> Option<Method> {
     match Method::from_bytes(word.as_bytes()) {
         Ok(Method::CONNECT) => {

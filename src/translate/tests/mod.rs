@@ -6,6 +6,7 @@
 //! the one before it returned (only the last is rendered).
 
 mod input;
+mod nasty;
 mod render;
 mod samples;
 
