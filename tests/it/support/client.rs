@@ -58,10 +58,7 @@ pub(crate) struct Client {
 impl Client {
     /// A client for the edge on this port that trusts this root.
     pub(crate) fn new(port: u16, ca_pem: &[u8]) -> Self {
-        let mut roots = RootCertStore::empty();
-        for certificate in rustls::pki_types::CertificateDer::pem_slice_iter(ca_pem) {
-            roots.add(certificate.unwrap()).unwrap();
-        }
+        let roots = Self::roots(ca_pem);
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -69,6 +66,21 @@ impl Client {
             .with_root_certificates(roots)
             .with_no_client_auth();
         Self { port, config }
+    }
+
+    /// The same with another TLS set-up, such as fewer versions or a client certificate.
+    pub(crate) fn with_config(mut self, change: impl FnOnce(ClientConfig) -> ClientConfig) -> Self {
+        self.config = change(self.config);
+        self
+    }
+
+    /// Trust anchors from PEM.
+    pub(crate) fn roots(ca_pem: &[u8]) -> RootCertStore {
+        let mut roots = RootCertStore::empty();
+        for certificate in rustls::pki_types::CertificateDer::pem_slice_iter(ca_pem) {
+            roots.add(certificate.unwrap()).unwrap();
+        }
+        roots
     }
 
     /// A TLS connection with this SNI and these protocols offered.

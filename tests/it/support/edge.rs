@@ -7,8 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::Request;
+use http_body_util::Full;
 use tempfile::TempDir;
 
+use super::client::block_on;
 use super::program::{Program, succeed};
 use super::{Client, Reply, eventually, ports};
 
@@ -178,6 +182,43 @@ impl Edge {
         self.client().get(host, path)
     }
 
+    /// Sends a request without body over HTTP/1.1: method, path and header fields.
+    #[track_caller]
+    pub(crate) fn request(
+        &self,
+        host: &str,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> Reply {
+        self.send(host, method, path, headers, "")
+    }
+
+    /// Sends a request over HTTP/1.1.
+    #[track_caller]
+    pub(crate) fn send(
+        &self,
+        host: &str,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Reply {
+        let mut request = Request::builder().method(method).uri(path);
+        if !headers
+            .iter()
+            .any(|(name, _)| name.eq_ignore_ascii_case("host"))
+        {
+            request = request.header("host", host);
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Full::new(body.into())).unwrap();
+        block_on(self.client().send(host, request))
+            .unwrap_or_else(|error| panic!("{method} {host}{path}: {error}"))
+    }
+
     /// Waits until a GET of this host answers with the status.
     #[track_caller]
     pub(crate) fn wait_for_status(&self, host: &str, path: &str, status: u16) -> Reply {
@@ -235,4 +276,36 @@ pub(crate) fn route(name: &str, host: &str, address: impl std::fmt::Display) -> 
          \x20 rules:\n\
          \x20 - backends: [{{address: \"{address}\"}}]\n"
     )
+}
+
+/// A route whose spec is given as YAML, indented as it likes.
+pub(crate) fn route_of(name: &str, spec: &str) -> String {
+    let spec = spec.trim_matches('\n');
+    let margin = spec
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .map(|line| line.len() - line.trim_start().len())
+        .min()
+        .unwrap_or(0);
+    let body: String = spec
+        .lines()
+        .map(|line| format!("  {}\n", line.get(margin..).unwrap_or_default()))
+        .collect();
+    format!(
+        "apiVersion: edge.tidegate.dev/v1alpha1\nkind: TlsRoute\nmetadata: {{name: {name}}}\nspec:\n{body}"
+    )
+}
+
+/// A Secret whose values are text.
+pub(crate) fn secret(name: &str, kind: &str, values: &[(&str, &str)]) -> String {
+    let mut text = format!(
+        "apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}}}\ntype: {kind}\nstringData:\n"
+    );
+    for (key, value) in values {
+        text.push_str(&format!("  {key}: |\n"));
+        for line in value.lines() {
+            text.push_str(&format!("    {line}\n"));
+        }
+    }
+    text
 }

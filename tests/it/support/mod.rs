@@ -20,7 +20,7 @@ pub(crate) mod program;
 pub(crate) mod raw;
 
 pub(crate) use client::{Client, Reply};
-pub(crate) use edge::{Edge, route};
+pub(crate) use edge::{Edge, route, route_of, secret};
 pub(crate) use eventually::eventually;
 pub(crate) use origin::Origin;
 pub(crate) use program::{Program, missing};

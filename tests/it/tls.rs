@@ -1,0 +1,289 @@
+//! Handshakes: versions, key exchange, names, client certificates, passthrough, changed certificates.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, NamedGroup, ProtocolVersion};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::support::client::block_on;
+use crate::support::{Client, Edge, Origin, eventually, route, route_of, secret};
+
+const HOST: &str = "tls.test";
+
+/// A CA of the test's own.
+struct Ca {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+}
+
+/// A leaf and its key.
+struct Leaf {
+    der: CertificateDer<'static>,
+    pem: String,
+    key: KeyPair,
+}
+
+impl Ca {
+    fn new() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self {
+            issuer: Issuer::new(params, key),
+            pem,
+        }
+    }
+
+    fn leaf(&self, name: &str) -> Leaf {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let leaf = params.signed_by(&key, &self.issuer).unwrap();
+        Leaf {
+            der: leaf.der().clone(),
+            pem: leaf.pem(),
+            key,
+        }
+    }
+}
+
+fn tls_secret(name: &str, leaf: &Leaf) -> String {
+    let key = leaf.key.serialize_pem();
+    secret(
+        name,
+        "kubernetes.io/tls",
+        &[("tls.crt", &leaf.pem), ("tls.key", &key)],
+    )
+}
+
+fn config(ca_pem: &str, versions: &[&'static rustls::SupportedProtocolVersion]) -> ClientConfig {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(versions)
+        .unwrap()
+        .with_root_certificates(Client::roots(ca_pem.as_bytes()))
+        .with_no_client_auth()
+}
+
+#[test]
+fn both_versions_are_spoken_and_the_post_quantum_group_is_preferred() {
+    let origin = Origin::text("x");
+    let edge = Edge::start(&[route("tls", HOST, origin.address())]);
+    edge.wait_for_status(HOST, "/", 200);
+    block_on(async {
+        let stream = edge
+            .client()
+            .connect(HOST, &["h2", "http/1.1"])
+            .await
+            .unwrap();
+        let (_, connection) = stream.get_ref();
+        assert_eq!(
+            connection.protocol_version(),
+            Some(ProtocolVersion::TLSv1_3)
+        );
+        assert_eq!(connection.alpn_protocol(), Some(&b"h2"[..]));
+        let group = connection.negotiated_key_exchange_group().unwrap();
+        assert_eq!(group.name(), NamedGroup::X25519MLKEM768);
+
+        let ca = std::fs::read_to_string(edge.ca_file()).unwrap();
+        let old = edge
+            .client()
+            .with_config(|_| config(&ca, &[&rustls::version::TLS12]));
+        let stream = old.connect(HOST, &[]).await.unwrap();
+        let (_, connection) = stream.get_ref();
+        assert_eq!(
+            connection.protocol_version(),
+            Some(ProtocolVersion::TLSv1_2)
+        );
+        assert_eq!(connection.alpn_protocol(), None);
+    });
+}
+
+#[test]
+fn a_route_may_refuse_the_old_version() {
+    let origin = Origin::text("x");
+    let spec = format!(
+        "hostnames: [{HOST}]\ntls: {{minVersion: '1.3'}}\nrules:\n- backends: [{{address: \"{}\"}}]\n",
+        origin.address()
+    );
+    let edge = Edge::start(&[
+        route_of("tls", &spec),
+        route("other", "other.test", origin.address()),
+    ]);
+    edge.wait_for_status(HOST, "/", 200);
+    let ca = std::fs::read_to_string(edge.ca_file()).unwrap();
+    let old = edge
+        .client()
+        .with_config(|_| config(&ca, &[&rustls::version::TLS12]));
+    assert!(block_on(old.connect(HOST, &[])).is_err());
+    assert!(block_on(old.connect("other.test", &[])).is_ok());
+}
+
+#[test]
+fn an_unknown_name_gets_no_handshake() {
+    let origin = Origin::text("x");
+    let edge = Edge::start(&[route("tls", HOST, origin.address())]);
+    edge.wait_for_status(HOST, "/", 200);
+    assert!(block_on(edge.client().connect("stranger.test", &[])).is_err());
+}
+
+#[test]
+fn clients_need_a_certificate_where_the_route_says_so() {
+    let ca = Ca::new();
+    let origin = Origin::text("x");
+    let spec = format!(
+        "hostnames: [{HOST}]\ntls: {{clientAuth: {{caSecretName: clients}}}}\nrules:\n- backends: [{{address: \"{}\"}}]\n",
+        origin.address()
+    );
+    let edge = Edge::start(&[
+        secret("clients", "Opaque", &[("ca.crt", &ca.pem)]),
+        route_of("tls", &spec),
+        route("open", "open.test", origin.address()),
+    ]);
+    edge.wait_for_status("open.test", "/", 200);
+    assert!(
+        edge.client().try_get(HOST, "/").is_err(),
+        "served without a certificate"
+    );
+    // Neither by the other host's handshake.
+    assert_eq!(
+        edge.request("open.test", "GET", "/", &[("host", HOST)])
+            .status,
+        421
+    );
+
+    let edge_ca = std::fs::read(edge.ca_file()).unwrap();
+    let with = |leaf: &Leaf| {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let key = PrivateKeyDer::try_from(leaf.key.serialize_der()).unwrap();
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(Client::roots(&edge_ca))
+            .with_client_auth_cert(vec![leaf.der.clone()], key)
+            .unwrap();
+        edge.client().with_config(|_| config)
+    };
+    let reply = with(&ca.leaf("client.test")).get(HOST, "/");
+    assert_eq!((reply.status, reply.text().as_str()), (200, "x"));
+    let stranger = with(&Ca::new().leaf("client.test")).try_get(HOST, "/");
+    assert!(
+        stranger.is_err(),
+        "a certificate of another CA was accepted: {stranger:?}"
+    );
+}
+
+#[test]
+fn a_changed_certificate_is_served_and_closes_nothing() {
+    let ca = Ca::new();
+    let origin = Origin::text("x");
+    let spec = format!(
+        "hostnames: [{HOST}]\ntls: {{secretName: site-tls}}\nrules:\n- backends: [{{address: \"{}\"}}]\n",
+        origin.address()
+    );
+    let (first, second) = (ca.leaf(HOST), ca.leaf(HOST));
+    let edge = Edge::builder()
+        .object(route_of("tls", &spec))
+        .object(tls_secret("site-tls", &first))
+        .start();
+    let client = Client::new(edge.https, ca.pem.as_bytes());
+    block_on(async {
+        let served = async || {
+            let stream = client
+                .connect(HOST, &[])
+                .await
+                .map_err(|error| error.to_string())?;
+            let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+            chain
+                .first()
+                .map(|leaf| leaf.clone().into_owned())
+                .ok_or_else(|| "no certificate".to_owned())
+        };
+        assert_eq!(served().await.unwrap(), first.der);
+        let mut kept = client.connect(HOST, &["http/1.1"]).await.unwrap();
+        edge.write("object-1.yaml", &tls_secret("site-tls", &second));
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        while served().await != Ok(second.der.clone()) {
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "the new certificate is not served"
+            );
+            tokio::task::yield_now().await;
+        }
+        // The connection from before still answers.
+        kept.write_all(b"GET / HTTP/1.1\r\nHost: tls.test\r\nConnection: close\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answer = String::new();
+        kept.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    });
+    // A key that does not belong to the certificate changes nothing.
+    let mixed = Leaf {
+        der: first.der.clone(),
+        pem: first.pem.clone(),
+        key: KeyPair::generate().unwrap(),
+    };
+    edge.write("object-1.yaml", &tls_secret("site-tls", &mixed));
+    eventually("the mistake is told", Duration::from_secs(20), || {
+        let log = edge.log();
+        if log.contains("site-tls") {
+            Ok(())
+        } else {
+            Err(log)
+        }
+    });
+    assert_eq!(client.get(HOST, "/").status, 200);
+}
+
+#[test]
+fn passthrough_leaves_tls_to_the_backend() {
+    let ca = Ca::new();
+    let leaf = ca.leaf(HOST);
+    let key = PrivateKeyDer::try_from(leaf.key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let server = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![leaf.der.clone()], key)
+        .unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    std::thread::spawn(move || {
+        block_on(async move {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server));
+            while let Ok((stream, _)) = listener.accept().await {
+                let Ok(mut stream) = acceptor.accept(stream).await else {
+                    continue;
+                };
+                let _ = stream.read(&mut [0; 4096]).await;
+                let _ = stream
+                    .write_all(
+                        b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nbehind",
+                    )
+                    .await;
+                let _ = stream.shutdown().await;
+            }
+        });
+    });
+    let spec = format!(
+        "hostnames: [{HOST}]\ntls: {{mode: Passthrough}}\nrules:\n- backends: [{{address: \"{address}\"}}]\n"
+    );
+    let origin = Origin::text("x");
+    let edge = Edge::start(&[
+        route_of("tls", &spec),
+        route("other", "other.test", origin.address()),
+    ]);
+    edge.wait_for_status("other.test", "/", 200);
+    // Only the backend's own CA vouches for what is served.
+    let client = Client::new(edge.https, ca.pem.as_bytes());
+    assert_eq!(client.get(HOST, "/").text(), "behind");
+    assert!(edge.client().try_get(HOST, "/").is_err());
+}
