@@ -30,11 +30,12 @@ fn the_most_specific_rule_answers_whatever_its_place() {
             "match: {pathPrefix: /q, queryParams: [{name: version, value: '2'}]}",
         ),
     ];
-    let rules: String = rules
+    let rules: Vec<_> = rules
         .concat()
         .lines()
         .map(|line| format!("  {line}\n"))
         .collect();
+    let rules = rules.concat();
     let edge = Edge::start(&[route_of(
         "match",
         &format!("hostnames: [match.test]\nrules:\n{rules}"),

@@ -1,5 +1,6 @@
 //! The real `tidegate` binary on free ports of loopback, over a folder of the test's own.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -287,10 +288,11 @@ pub(crate) fn route_of(name: &str, spec: &str) -> String {
         .map(|line| line.len() - line.trim_start().len())
         .min()
         .unwrap_or(0);
-    let body: String = spec
+    let lines: Vec<_> = spec
         .lines()
         .map(|line| format!("  {}\n", line.get(margin..).unwrap_or_default()))
         .collect();
+    let body = lines.concat();
     format!(
         "apiVersion: edge.tidegate.dev/v1alpha1\nkind: TlsRoute\nmetadata: {{name: {name}}}\nspec:\n{body}"
     )
@@ -302,9 +304,9 @@ pub(crate) fn secret(name: &str, kind: &str, values: &[(&str, &str)]) -> String 
         "apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}}}\ntype: {kind}\nstringData:\n"
     );
     for (key, value) in values {
-        text.push_str(&format!("  {key}: |\n"));
+        let _ = writeln!(text, "  {key}: |");
         for line in value.lines() {
-            text.push_str(&format!("    {line}\n"));
+            let _ = writeln!(text, "    {line}");
         }
     }
     text
