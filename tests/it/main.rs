@@ -17,6 +17,7 @@ mod h2spec;
 mod http;
 mod real;
 mod reload;
+mod standalone;
 mod support;
 mod tidy;
 mod tls;

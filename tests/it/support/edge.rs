@@ -24,6 +24,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Builder {
     objects: Vec<(String, String)>,
     args: Vec<String>,
+    env: Vec<(String, String)>,
+    no_folder: bool,
 }
 
 impl Builder {
@@ -37,6 +39,18 @@ impl Builder {
     /// Adds a command-line argument of `tidegate run`.
     pub(crate) fn arg(mut self, arg: &str) -> Self {
         self.args.push(arg.to_owned());
+        self
+    }
+
+    /// Adds an environment variable.
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Names no folder of objects on the command line.
+    pub(crate) fn without_folder(mut self) -> Self {
+        self.no_folder = true;
         self
     }
 
@@ -56,14 +70,15 @@ impl Builder {
         let mut command = Edge::command();
         command
             .arg("run")
-            .arg(&objects)
+            .args((!self.no_folder).then_some(&objects))
             .args(["--http", &format!("127.0.0.1:{http}")])
             .args(["--https", &format!("127.0.0.1:{https}")])
             .args(["--admin", &format!("127.0.0.1:{admin}")])
             .arg("--state-dir")
             .arg(folder.path().join("state"))
             .args(["--workers", "1"])
-            .args(&self.args);
+            .args(&self.args)
+            .envs(self.env);
         let program = Program::start(&mut command).wait_for_port(admin);
         let edge = Edge {
             program,
@@ -98,6 +113,8 @@ impl Edge {
         Builder {
             objects: Vec::new(),
             args: Vec::new(),
+            env: Vec::new(),
+            no_folder: false,
         }
     }
 

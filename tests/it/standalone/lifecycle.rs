@@ -1,0 +1,204 @@
+//! Start, refusal to start, end, takeover.
+
+use std::net::TcpListener;
+use std::os::unix::net::UnixDatagram;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use crate::support::edge::PATIENCE;
+use crate::support::program::run;
+use crate::support::{Edge, Origin, eventually, ports, route};
+
+/// `tidegate run` on an empty folder of its own, which is expected to end by itself.
+fn start_that_fails(edit: impl FnOnce(&mut Command, &std::path::Path)) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Edge::command();
+    command.arg("run").arg(folder.path());
+    for flag in ["--http", "--https", "--admin"] {
+        command
+            .arg(flag)
+            .arg(format!("127.0.0.1:{}", ports::free()));
+    }
+    edit(&mut command, folder.path());
+    let (ok, output) = run(&mut command);
+    assert!(!ok, "{output}");
+    output
+}
+
+#[test]
+fn a_port_in_use_is_told_with_flag_address_and_owner() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for flag in ["--http", "--https", "--admin"] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = Edge::command();
+        command.arg("run").arg(folder.path());
+        for other in ["--http", "--https", "--admin"] {
+            let value = if other == flag {
+                address.clone()
+            } else {
+                "127.0.0.1:0".to_owned()
+            };
+            command.arg(other).arg(value);
+        }
+        let (ok, output) = run(&mut command);
+        assert!(!ok, "{output}");
+        let owner = format!("(process {})", std::process::id());
+        for expected in [flag, &address, &owner] {
+            assert!(output.contains(expected), "{expected} in {output}");
+        }
+    }
+}
+
+#[test]
+fn a_missing_folder_and_a_state_folder_in_use_are_told() {
+    let output = start_that_fails(|command, folder| {
+        std::fs::remove_dir(folder).unwrap();
+        command.arg("--log-level").arg("warn");
+    });
+    assert!(output.contains("it does not exist"), "{output}");
+
+    let edge = Edge::builder().start();
+    let output = start_that_fails(|command, _| {
+        command.arg("--state-dir").arg(edge.folder().join("state"));
+    });
+    assert!(
+        output.contains("another tidegate uses it (process "),
+        "{output}"
+    );
+    assert!(output.contains("--state-dir"), "{output}");
+}
+
+#[test]
+fn a_second_edge_on_the_same_ports_is_refused() {
+    let edge = Edge::builder().start();
+    let folder = tempfile::tempdir().unwrap();
+    let (ok, output) = run(Edge::command()
+        .arg("run")
+        .arg(folder.path())
+        .args(["--http", "off", "--admin", "off"])
+        .arg("--https")
+        .arg(format!("127.0.0.1:{}", edge.https)));
+    assert!(!ok && output.contains("tidegate (process "), "{output}");
+}
+
+#[test]
+fn the_service_manager_is_told_and_a_signal_ends_in_order() {
+    let origin = Origin::text("x");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let told = || {
+        let mut buffer = [0; 512];
+        let length = socket.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    };
+    let mut edge = Edge::builder()
+        .object(route("a", "a.test", origin.address()))
+        .env("NOTIFY_SOCKET", &path.display().to_string())
+        .start();
+    assert_eq!(told(), "READY=1\n");
+    edge.program().signal("HUP");
+    let reloading = told();
+    assert!(
+        reloading.starts_with("RELOADING=1\nMONOTONIC_USEC="),
+        "{reloading}"
+    );
+    assert_eq!(told(), "READY=1\n");
+    edge.program().signal("TERM");
+    assert_eq!(told(), "STOPPING=1\n");
+    let status = edge.program().wait(PATIENCE);
+    assert!(status.success(), "{status}: {}", edge.log());
+}
+
+#[test]
+fn a_new_process_takes_over_without_a_refused_connection() {
+    let origin = Origin::text("x");
+    let mut edge = Edge::start(&[route("a", "a.test", origin.address())]);
+    edge.wait_for_status("a.test", "/", 200);
+    let (stop, served) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicUsize::new(0)),
+    );
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let (client, stop, served) = (edge.client(), Arc::clone(&stop), Arc::clone(&served));
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    // A new connection each time.
+                    let reply = client.get("a.test", "/");
+                    assert_eq!(reply.status, 200);
+                    served.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    let more = |than: usize| {
+        eventually("more requests", PATIENCE, || {
+            let now = served.load(Ordering::Relaxed);
+            if now > than + 50 {
+                Ok(now)
+            } else {
+                Err(now.to_string())
+            }
+        })
+    };
+    let before = more(0);
+    let old = edge.program().pid();
+    edge.program().signal("USR2");
+    let status = edge.program().wait(PATIENCE);
+    assert!(status.success(), "{status}: {}", edge.log());
+    more(served.load(Ordering::Relaxed).max(before));
+    stop.store(true, Ordering::Relaxed);
+    for client in clients {
+        client.join().expect("every request was answered");
+    }
+    let successor = Successor::of(&edge);
+    assert_ne!(successor.0, old);
+}
+
+#[test]
+fn a_takeover_that_fails_leaves_the_old_process_serving() {
+    let origin = Origin::text("x");
+    let mut edge = Edge::builder()
+        .object(route("a", "a.test", origin.address()))
+        .start();
+    edge.wait_for_status("a.test", "/", 200);
+    // The new process cannot read the folder that the old one has open.
+    let away = edge.folder().join("away");
+    std::fs::rename(edge.objects(), &away).unwrap();
+    edge.program().signal("USR2");
+    eventually("the failure is told", PATIENCE, || {
+        let log = edge.log();
+        if log.contains("upgrade failed; this process goes on") {
+            Ok(())
+        } else {
+            Err(log)
+        }
+    });
+    assert!(edge.program().ended().is_none());
+    edge.wait_for_status("a.test", "/", 200);
+}
+
+/// The process that took over. Dropping ends it.
+struct Successor(u32);
+
+impl Successor {
+    fn of(edge: &Edge) -> Self {
+        let reply = edge.admin("/api/v1/status").unwrap();
+        let body = reply.split_once("\r\n\r\n").unwrap().1;
+        let view: serde_json::Value = serde_json::from_str(body).unwrap();
+        Self(u32::try_from(view["pid"].as_u64().unwrap()).unwrap())
+    }
+}
+
+impl Drop for Successor {
+    fn drop(&mut self) {
+        let _ = Command::new("kill")
+            .arg("-KILL")
+            .arg(self.0.to_string())
+            .status();
+    }
+}
