@@ -9,7 +9,7 @@
 //! not ready any more, edge drains, admin stops.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -141,12 +141,14 @@ impl Running {
         let signals = Signals::new().map_err(RunError::Process)?;
         let predecessor =
             Predecessor::of_this_process().map_err(|error| RunError::Upgrade(Box::new(error)))?;
-        let (state, shared, predecessor) = take_state(&options.state, predecessor)?;
+        check_folder(&options.objects)?;
+        let (state, inherited, predecessor) = take_state(&options.state, predecessor)?;
+        let shared = inherited.is_some();
         let source = new_source(&options, &state, started_at)?;
         let source = Arc::new(Mutex::new(source));
         let refreshed = refresh(&source, started_at);
         let store = Arc::new(SnapshotStore::new());
-        let edge = bind_edge(&options.settings, &store, shared)?;
+        let edge = bind_edge(&options.settings, &store, inherited)?;
         let listeners = edge.addresses();
         let admin_listener = match options.admin {
             Some(address) => {
@@ -306,7 +308,12 @@ impl Running {
     async fn upgrade(&self) -> Option<u32> {
         tracing::info!("starting a new process to take over");
         let state = Arc::clone(&self.state);
-        let outcome = tokio::task::spawn_blocking(move || upgrade::hand_over(state.lock())).await;
+        let edge = self.edge.clone();
+        let outcome = tokio::task::spawn_blocking(move || {
+            let listeners = edge.sockets().map_err(UpgradeError::Talk)?;
+            upgrade::hand_over(state.lock(), &listeners)
+        })
+        .await;
         match outcome {
             Ok(Ok(child)) => {
                 tracing::info!(pid = child.id(), "the new process serves; this one ends");
@@ -424,7 +431,11 @@ fn warn(finding: &Finding) {
     );
 }
 
-type Taken = (Arc<StateFolder>, bool, Option<Predecessor>);
+type Taken = (
+    Arc<StateFolder>,
+    Option<Vec<(String, TcpListener)>>,
+    Option<Predecessor>,
+);
 
 fn take_state(path: &Path, predecessor: Option<Predecessor>) -> Result<Taken, RunError> {
     match predecessor {
@@ -434,10 +445,26 @@ fn take_state(path: &Path, predecessor: Option<Predecessor>) -> Result<Taken, Ru
                 .take()
                 .ok_or_else(|| RunError::Upgrade(Box::new(UpgradeError::Ended)))?;
             let state = StateFolder::inherit(path, lock);
-            Ok((Arc::new(state), true, Some(predecessor)))
+            let listeners = std::mem::take(&mut predecessor.listeners);
+            Ok((Arc::new(state), Some(listeners), Some(predecessor)))
         }
-        None => Ok((Arc::new(StateFolder::open(path)?), false, None)),
+        None => Ok((Arc::new(StateFolder::open(path)?), None, None)),
     }
+}
+
+/// A folder that is wrong from the start is more likely a slip than a loss. Looked at before the state folder is
+/// made, which may lie inside.
+fn check_folder(objects: &ObjectsFrom) -> Result<(), RunError> {
+    if let ObjectsFrom::Folder(folder) = objects
+        && let Err(error) = std::fs::read_dir(folder)
+    {
+        let why = match error.kind() {
+            std::io::ErrorKind::NotFound => "it does not exist; `mkdir` makes it".to_owned(),
+            _ => error.to_string(),
+        };
+        return Err(RunError::Folder(folder.clone(), why));
+    }
+    Ok(())
 }
 
 fn new_source(
@@ -446,18 +473,7 @@ fn new_source(
     now: SystemTime,
 ) -> Result<Source, RunError> {
     let source = match &options.objects {
-        ObjectsFrom::Folder(folder) => {
-            if let Err(error) = std::fs::read_dir(folder) {
-                let hint = match error.kind() {
-                    std::io::ErrorKind::NotFound => {
-                        "it does not exist; `mkdir` makes it".to_owned()
-                    }
-                    _ => error.to_string(),
-                };
-                return Err(RunError::Folder(folder.clone(), hint));
-            }
-            Source::folder(folder, Some(options.state.clone()))
-        }
+        ObjectsFrom::Folder(folder) => Source::folder(folder, Some(options.state.clone())),
         ObjectsFrom::Given(routes) => Source::given(routes.clone()),
     };
     let names = default_names(&options.settings);
@@ -483,13 +499,12 @@ fn default_names(settings: &Settings) -> Vec<HostPattern> {
 fn bind_edge(
     settings: &Settings,
     store: &Arc<SnapshotStore>,
-    shared: bool,
+    inherited: Option<Vec<(String, TcpListener)>>,
 ) -> Result<Edge, RunError> {
     let settings = settings.clone();
-    let bound = if shared {
-        Edge::bind_shared(settings, Arc::clone(store))
-    } else {
-        Edge::bind(settings, Arc::clone(store))
+    let bound = match inherited {
+        Some(inherited) => Edge::bind_inherited(settings, Arc::clone(store), inherited),
+        None => Edge::bind(settings, Arc::clone(store)),
     };
     bound.map_err(|error| {
         let StartError::Bind {

@@ -1,16 +1,19 @@
 //! Hands the edge over to a new process of the same binary without refusing a connection.
 //!
 //! ```text
-//! old: SIGUSR2 ─► spawn new (same arguments), stdin = socket ─► send lock ... wait ─► drain, end
-//! new:            lock from stdin ─► bind the same ports too (SO_REUSEPORT) ─► serve ─► "ready"
+//! old: SIGUSR2 ─► spawn new (same arguments), stdin = socket ─► send lock and sockets ... wait ─► drain, end
+//! new:            lock and sockets from stdin ─► accept from the same sockets ─► "ready"
 //! ```
 //!
-//! The state folder's lock is passed as a file descriptor, so that it is held without a gap and by nobody else.
-//! Until the new process says that it is ready the old one serves as before, and goes on if the new one fails.
+//! The listening sockets themselves are passed: a connection that the kernel has queued, or whose handshake is
+//! under way, is not reset when the old process closes its handle. The state folder's lock is passed too, so
+//! that it is held without a gap and by nobody else. Until the new process says that it is ready the old one serves as before, and goes on if the new one fails.
 //! ADR 0021 tells why.
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
@@ -26,6 +29,12 @@ const MARK: &str = "TIDEGATE_UPGRADE_FROM";
 /// How long a new process may take to become ready.
 const PATIENCE: Duration = Duration::from_secs(60);
 const READY: &[u8] = b"ready\n";
+/// Name of the state folder's lock among what is sent.
+const LOCK: &str = "lock";
+/// The kernel passes at most 253 file descriptors at once (`SCM_MAX_FD`).
+const MOST_FILES: usize = 253;
+/// Bytes of their names.
+const MOST_NAME_BYTES: usize = 4096;
 
 /// The old process, as the new one sees it.
 #[derive(Debug)]
@@ -33,6 +42,8 @@ pub(super) struct Predecessor {
     socket: UnixStream,
     /// The state folder's lock.
     pub(super) lock: Option<File>,
+    /// Listening sockets by listener name.
+    pub(super) listeners: Vec<(String, TcpListener)>,
 }
 
 /// Why a handover failed. The old process goes on.
@@ -62,12 +73,19 @@ impl Predecessor {
         socket
             .set_read_timeout(Some(PATIENCE))
             .map_err(UpgradeError::Talk)?;
-        let lock = receive(&socket)
-            .map_err(UpgradeError::Talk)?
-            .into_iter()
-            .next()
-            .map(File::from);
-        Ok(Some(Self { socket, lock }))
+        let mut predecessor = Self {
+            socket,
+            lock: None,
+            listeners: Vec::new(),
+        };
+        for (name, file) in receive(&predecessor.socket).map_err(UpgradeError::Talk)? {
+            if name == LOCK {
+                predecessor.lock = Some(File::from(file));
+            } else {
+                predecessor.listeners.push((name, TcpListener::from(file)));
+            }
+        }
+        Ok(Some(predecessor))
     }
 
     /// Tells the old process that it may go.
@@ -76,8 +94,20 @@ impl Predecessor {
     }
 }
 
-/// Starts a new process, passes the lock on and waits until it serves. Blocks.
-pub(super) fn hand_over(lock: Option<&File>) -> Result<Child, UpgradeError> {
+/// Starts a new process, passes lock and sockets on and waits until it serves. Blocks.
+pub(super) fn hand_over(
+    lock: Option<&File>,
+    listeners: &[(&'static str, TcpListener)],
+) -> Result<Child, UpgradeError> {
+    let mut files: Vec<(&str, BorrowedFd<'_>)> =
+        lock.iter().map(|lock| (LOCK, lock.as_fd())).collect();
+    files.extend(
+        listeners
+            .iter()
+            .map(|(name, listener)| (*name, listener.as_fd())),
+    );
+    // What does not fit is bound anew beside the others.
+    files.truncate(MOST_FILES);
     let (mut ours, theirs) = UnixStream::pair().map_err(UpgradeError::Talk)?;
     // The path, not the open file: an upgrade is a new file under the old name.
     let program = std::env::args_os()
@@ -94,8 +124,7 @@ pub(super) fn hand_over(lock: Option<&File>) -> Result<Child, UpgradeError> {
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .spawn()
         .map_err(UpgradeError::Spawn)?;
-    let outcome = lock
-        .map_or(Ok(()), |lock| send(&ours, &[lock.as_fd()]))
+    let outcome = send(&ours, &files)
         .map_err(UpgradeError::Talk)
         .and_then(|()| wait(&mut ours));
     match outcome {
@@ -125,26 +154,36 @@ fn wait(socket: &mut UnixStream) -> Result<(), UpgradeError> {
     }
 }
 
-fn send(socket: &UnixStream, files: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+/// Sends files with their names, one line each.
+fn send(socket: &UnixStream, files: &[(&str, BorrowedFd<'_>)]) -> io::Result<()> {
+    let names: Vec<&str> = files.iter().map(|(name, _)| *name).collect();
+    let names = names.join("\n");
+    let files: Vec<BorrowedFd<'_>> = files.iter().map(|(_, file)| *file).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    control.push(SendAncillaryMessage::ScmRights(files));
-    rustix::net::sendmsg(
+    if !control.push(SendAncillaryMessage::ScmRights(&files)) {
+        return Err(io::Error::other("too many files"));
+    }
+    let sent = rustix::net::sendmsg(
         socket,
-        &[IoSlice::new(b"l")],
+        &[IoSlice::new(names.as_bytes())],
         &mut control,
         SendFlags::empty(),
     )?;
-    Ok(())
+    if sent == names.len() {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::WriteZero.into())
+    }
 }
 
-fn receive(socket: &UnixStream) -> io::Result<Vec<OwnedFd>> {
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+fn receive(socket: &UnixStream) -> io::Result<Vec<(String, OwnedFd)>> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut byte = [0];
-    rustix::net::recvmsg(
+    let mut names = [0; MOST_NAME_BYTES];
+    let received = rustix::net::recvmsg(
         socket,
-        &mut [IoSliceMut::new(&mut byte)],
+        &mut [IoSliceMut::new(&mut names)],
         &mut control,
         RecvFlags::CMSG_CLOEXEC,
     )?;
@@ -154,7 +193,8 @@ fn receive(socket: &UnixStream) -> io::Result<Vec<OwnedFd>> {
             files.extend(received);
         }
     }
-    Ok(files)
+    let names = String::from_utf8_lossy(&names[..received.bytes]);
+    Ok(names.lines().map(str::to_owned).zip(files).collect())
 }
 
 #[cfg(test)]
@@ -162,13 +202,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_open_file_goes_through_the_socket() {
+    fn open_files_go_through_the_socket() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let file = tempfile::tempfile().unwrap();
         file.try_lock().unwrap();
         (&file).write_all(b"hello").unwrap();
-        send(&ours, &[file.as_fd()]).unwrap();
-        let received = File::from(receive(&theirs).unwrap().remove(0));
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        send(
+            &ours,
+            &[("lock", file.as_fd()), ("https", listener.as_fd())],
+        )
+        .unwrap();
+        let mut all = receive(&theirs).unwrap();
+        let (name, socket) = all.pop().unwrap();
+        assert_eq!(name, "https");
+        assert_eq!(
+            TcpListener::from(socket).local_addr().unwrap(),
+            listener.local_addr().unwrap()
+        );
+        let received = File::from(all.pop().unwrap().1);
         assert_eq!(received.metadata().unwrap().len(), 5);
         // The lock belongs to the open file, so the receiver holds it too.
         drop(file);

@@ -31,15 +31,7 @@ pub(super) struct CaArgs {
 
 impl CaArgs {
     pub(super) fn run(self, terminal: &mut Terminal) -> anyhow::Result<ExitCode> {
-        let folder = self.state.resolve(self.dir.as_deref())?;
-        let mut state = StateFolder::peek(&folder);
-        // In the folder of objects itself, as the other commands default to.
-        if self.dir.is_none() && self.state.state.is_none() {
-            let here = PathBuf::from(crate::standalone::state::DEFAULT_NAME);
-            if here.is_dir() {
-                state = StateFolder::peek(here);
-            }
-        }
+        let state = StateFolder::peek(self.state.find(self.dir.as_deref())?);
         let pem = read_root(&state)?;
         terminal.text(&pem)?;
         if self.instructions || std::io::IsTerminal::is_terminal(&std::io::stdout()) {

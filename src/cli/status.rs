@@ -18,8 +18,8 @@ use crate::app::status::{Found, status};
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
     /// Folder of objects.
-    #[arg(env = "TIDEGATE_DIR", default_value = ".")]
-    dir: PathBuf,
+    #[arg(env = "TIDEGATE_DIR")]
+    dir: Option<PathBuf>,
 
     #[command(flatten)]
     state: StateArgs,
@@ -37,7 +37,7 @@ enum Output {
 
 impl StatusArgs {
     pub(super) fn run(self, terminal: &mut Terminal) -> anyhow::Result<ExitCode> {
-        let found = status(&self.state.resolve(Some(&self.dir))?)?;
+        let found = status(&self.state.find(self.dir.as_deref())?)?;
         match self.output {
             Output::Json => terminal.line(serde_json::to_string_pretty(&found)?)?,
             Output::Human => print(terminal, &found)?,

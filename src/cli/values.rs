@@ -119,6 +119,7 @@ pub(super) struct StateArgs {
     /// Folder for what the edge must remember: internal CA, certificates, status.
     ///
     /// Default: what systemd gives as STATE_DIRECTORY, else DIR/.tidegate, else ~/.local/state/tidegate.
+    /// Commands that only look also find ./.tidegate and /var/lib/tidegate.
     #[arg(
         long = "state-dir",
         visible_alias = "state",
@@ -129,6 +130,23 @@ pub(super) struct StateArgs {
 }
 
 impl StateArgs {
+    /// The folder that an edge already made, for commands that only look.
+    pub(super) fn find(&self, objects: Option<&Path>) -> anyhow::Result<PathBuf> {
+        let usual = self.resolve(objects)?;
+        if self.state.is_some() || objects.is_some() {
+            return Ok(usual);
+        }
+        let candidates = [
+            PathBuf::from(state::DEFAULT_NAME),
+            usual.clone(),
+            PathBuf::from("/var/lib/tidegate"),
+        ];
+        Ok(candidates
+            .into_iter()
+            .find(|candidate| candidate.is_dir())
+            .unwrap_or(usual))
+    }
+
     /// The folder, given the folder of objects if there is one.
     pub(super) fn resolve(&self, objects: Option<&Path>) -> anyhow::Result<PathBuf> {
         if let Some(state) = &self.state {

@@ -103,6 +103,8 @@ pub struct Edge {
     /// One list per worker.
     sockets: Vec<Vec<Bound>>,
     addresses: Vec<(&'static str, SocketAddr)>,
+    /// Second handles of all sockets, to be passed on.
+    handles: Vec<(&'static str, TcpListener)>,
 }
 
 impl Edge {
@@ -111,20 +113,27 @@ impl Edge {
     ///
     /// A port that another process holds is refused even where `SO_REUSEPORT` would let both have it.
     pub fn bind(settings: Settings, store: Arc<SnapshotStore>) -> Result<Self, StartError> {
-        Self::bind_with(settings, store, true)
+        Self::bind_with(settings, store, None)
     }
 
-    /// As [`Edge::bind`], but shares the ports with a running edge of the same user, which is how a
-    /// new binary takes over from an old one without a refused connection.
-    pub fn bind_shared(settings: Settings, store: Arc<SnapshotStore>) -> Result<Self, StartError> {
-        Self::bind_with(settings, store, false)
+    /// As [`Edge::bind`], but goes on with the listening sockets of a running edge (see
+    /// [`RunningEdge::sockets`]), which is how a new binary takes over from an old one without a refused
+    /// connection: what the kernel has queued stays queued. Sockets that are missing are bound beside them.
+    pub fn bind_inherited(
+        settings: Settings,
+        store: Arc<SnapshotStore>,
+        inherited: Vec<(String, TcpListener)>,
+    ) -> Result<Self, StartError> {
+        Self::bind_with(settings, store, Some(inherited))
     }
 
     fn bind_with(
         settings: Settings,
         store: Arc<SnapshotStore>,
-        exclusive: bool,
+        inherited: Option<Vec<(String, TcpListener)>>,
     ) -> Result<Self, StartError> {
+        let exclusive = inherited.is_none();
+        let mut inherited = inherited.unwrap_or_default();
         let wanted = settings
             .http
             .iter()
@@ -140,6 +149,7 @@ impl Edge {
         let workers = settings.workers.get();
         let mut sockets: Vec<Vec<Bound>> = (0..workers).map(|_| Vec::new()).collect();
         let mut addresses = Vec::new();
+        let mut handles = Vec::new();
         for (kind, address) in wanted {
             let name = kind.name();
             let failed = |source| StartError::Bind {
@@ -151,10 +161,28 @@ impl Edge {
                 probe_free(address).map_err(failed)?;
             }
             let mut bound = address;
-            for sockets in &mut sockets {
-                let listener = listen(bound).map_err(failed)?;
+            let mut given = Vec::new();
+            for (of, listener) in std::mem::take(&mut inherited) {
+                let local = listener.local_addr().map_err(failed)?;
+                if of == name && is_wanted(address, local) {
+                    bound = local;
+                    given.push(listener);
+                } else {
+                    inherited.push((of, listener));
+                }
+            }
+            // Every inherited socket needs a worker, or its queue would never be read; every worker needs a
+            // socket.
+            let count = given.len().max(workers);
+            let mut given = given.into_iter();
+            for index in 0..count {
+                let listener = match given.next() {
+                    Some(listener) => listener,
+                    None => listen(bound).map_err(failed)?,
+                };
                 bound = listener.local_addr().map_err(failed)?;
-                sockets.push(Bound { kind, listener });
+                handles.push((name, listener.try_clone().map_err(failed)?));
+                sockets[index % workers].push(Bound { kind, listener });
             }
             addresses.push((name, bound));
         }
@@ -183,6 +211,7 @@ impl Edge {
             shared,
             sockets,
             addresses,
+            handles,
         })
     }
 
@@ -197,6 +226,7 @@ impl Edge {
             shared,
             sockets,
             addresses,
+            handles,
         } = self;
         let mut threads = Vec::new();
         let watcher = Arc::clone(&shared);
@@ -221,6 +251,7 @@ impl Edge {
         let running = Running {
             shared,
             addresses,
+            handles: Mutex::new(handles),
             threads: Mutex::new(threads),
             stopped: AtomicBool::new(false),
         };
@@ -307,6 +338,8 @@ pub struct RunningEdge {
 struct Running {
     shared: Arc<Shared>,
     addresses: Vec<(&'static str, SocketAddr)>,
+    /// Dropped before draining: a socket that anybody holds goes on queueing connections.
+    handles: Mutex<Vec<(&'static str, TcpListener)>>,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     stopped: AtomicBool,
 }
@@ -337,6 +370,21 @@ impl RunningEdge {
         }
     }
 
+    /// Every listening socket with its listener's name, for a process that takes over. Empty once draining.
+    pub fn sockets(&self) -> io::Result<Vec<(&'static str, TcpListener)>> {
+        self.handles()
+            .iter()
+            .map(|(name, handle)| Ok((*name, handle.try_clone()?)))
+            .collect()
+    }
+
+    fn handles(&self) -> std::sync::MutexGuard<'_, Vec<(&'static str, TcpListener)>> {
+        self.running
+            .handles
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Stops accepting (what the kernel has queued is still served), asks every connection to go
     /// (GOAWAY, `Connection: close`), cuts what is left after `deadline`. Returns the number of
     /// connections and upgraded streams cut. A second call returns at once.
@@ -345,6 +393,7 @@ impl RunningEdge {
             return 0;
         }
         let shared = &self.running.shared;
+        self.handles().clear();
         shared.draining.cancel();
         shared.tasks.close();
         let drained = tokio::time::timeout(deadline, shared.tasks.wait()).await;
@@ -393,6 +442,11 @@ fn socket(address: SocketAddr) -> io::Result<Socket> {
         socket.set_only_v6(!ip.is_unspecified())?;
     }
     Ok(socket)
+}
+
+/// Whether a socket bound to `local` is what `address` asks for.
+fn is_wanted(address: SocketAddr, local: SocketAddr) -> bool {
+    address == local || (address.port() == 0 && address.ip() == local.ip())
 }
 
 /// Whether nobody else listens there: without `SO_REUSEPORT` the kernel tells.

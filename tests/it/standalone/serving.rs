@@ -192,8 +192,12 @@ fn one_service_is_served_without_any_file() {
 #[test]
 fn a_backend_whose_name_does_not_exist_is_told() {
     let edge = Edge::start(&[route("a", "a.test", "nothing.invalid:80")]);
-    let reply = edge.wait_for_status("a.test", "/", 502);
-    assert!(!reply.text().is_empty());
+    let reply = edge.wait_for_status("a.test", "/", 503);
+    assert!(
+        reply.text().contains("BackendUnresolved"),
+        "{}",
+        reply.text()
+    );
     let view = edge.admin("/api/v1/backends").unwrap();
     assert!(view.contains("nothing.invalid:80"), "{view}");
     assert!(!view.contains("\"resolveError\":null"), "{view}");
