@@ -18,7 +18,7 @@ const LOCK: &str = "lock";
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// The folder cannot be made.
-    #[error("create the state folder {path:?}; give another with --state")]
+    #[error("create the state folder {path:?}; give another with --state-dir")]
     Create {
         /// The folder.
         path: PathBuf,
@@ -28,7 +28,7 @@ pub enum StateError {
     },
     /// Another process holds it.
     #[error(
-        "use the state folder {path:?}: another tidegate uses it{owner}; stop that one, or give this one its own with --state"
+        "use the state folder {path:?}: another tidegate uses it{owner}; stop that one, or give this one its own with --state-dir"
     )]
     Locked {
         /// The folder.
