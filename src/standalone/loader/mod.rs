@@ -78,6 +78,7 @@ pub struct Loaded {
     pub kept: Vec<Identity>,
     /// Number of files that were looked at.
     pub files: usize,
+    ages: Arc<BTreeMap<Identity, i64>>,
 }
 
 /// Reads a folder again and again.
@@ -87,6 +88,9 @@ pub struct Loader {
     state: Option<PathBuf>,
     files: BTreeMap<PathBuf, LoadedFile>,
     last: Vec<Located>,
+    /// When an object was first seen, as a number that counts up.
+    ages: Arc<BTreeMap<Identity, i64>>,
+    seen: i64,
 }
 
 #[derive(Debug)]
@@ -114,6 +118,8 @@ impl Loader {
             state,
             files: BTreeMap::new(),
             last: Vec::new(),
+            ages: Arc::default(),
+            seen: 0,
         }
     }
 
@@ -163,8 +169,8 @@ impl Loader {
             objects.push(old);
         }
         mark_kept(&mut problems, &kept, &objects);
-        // The place of an object is its age: nothing in a file says when it was made.
         objects.sort_by(|a, b| (&a.file, a.document).cmp(&(&b.file, b.document)));
+        self.age(&objects);
         problems.sort_by(|a, b| (&a.file, a.line, a.document).cmp(&(&b.file, b.line, b.document)));
         self.files = files;
         self.last.clone_from(&objects);
@@ -173,7 +179,23 @@ impl Loader {
             problems,
             kept,
             files: listing.files.len(),
+            ages: self.ages.clone(),
         }
+    }
+
+    /// Nothing in a file says when its object was made. An object is as old as its first sight, and those of one
+    /// load by their order: a new file never takes a hostname from one that is being served.
+    fn age(&mut self, objects: &[Located]) {
+        let mut ages = BTreeMap::new();
+        for located in objects {
+            let age = self.ages.get(&located.identity).copied();
+            let age = age.unwrap_or_else(|| {
+                self.seen += 1;
+                self.seen
+            });
+            ages.insert(located.identity.clone(), age);
+        }
+        self.ages = Arc::new(ages);
     }
 
     fn lost_folder(&self, error: &std::io::Error) -> Loaded {
@@ -202,6 +224,7 @@ impl Loader {
             objects: self.last.clone(),
             kept,
             files: 0,
+            ages: self.ages.clone(),
         }
     }
 
@@ -551,10 +574,15 @@ impl Loaded {
     /// What the folder gives to the translation; certificates and the environment are the caller's.
     pub fn inputs(&self) -> Inputs {
         let mut inputs = Inputs::default();
-        for (position, located) in (1_i64..).zip(&self.objects) {
+        for located in &self.objects {
+            let age = self
+                .ages
+                .get(&located.identity)
+                .copied()
+                .unwrap_or_default();
             match &located.object {
-                Object::Route(route) => inputs.routes.push(aged(route, position)),
-                Object::Agent(agent) => inputs.agents.push(aged(agent, position)),
+                Object::Route(route) => inputs.routes.push(aged(route, age)),
+                Object::Agent(agent) => inputs.agents.push(aged(agent, age)),
                 Object::Issuer(issuer) => inputs.issuers.push(Arc::clone(issuer)),
                 Object::Secret(secret) => {
                     inputs
@@ -609,9 +637,8 @@ impl Loaded {
     }
 }
 
-/// Objects of files have no creation time; their order stands for it, so that of two that claim one hostname
-/// the first in the order of file and document wins.
-fn aged<T>(object: &Arc<T>, position: i64) -> Arc<T>
+/// The object with its age as time of creation, unless it has one.
+fn aged<T>(object: &Arc<T>, age: i64) -> Arc<T>
 where
     T: kube::Resource + Clone,
 {
@@ -621,7 +648,7 @@ where
         return Arc::clone(object);
     }
     let mut object = T::clone(object);
-    object.meta_mut().creation_timestamp = Timestamp::from_second(position).ok().map(Time);
+    object.meta_mut().creation_timestamp = Timestamp::from_second(age).ok().map(Time);
     Arc::new(object)
 }
 

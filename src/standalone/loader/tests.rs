@@ -178,16 +178,24 @@ fn ten_thousand_objects_are_read_and_only_the_changed_file_again() {
 }
 
 #[test]
-fn the_place_in_the_folder_is_the_age() {
+fn an_object_is_as_old_as_its_first_sight() {
     let mut folder = Folder::new();
     folder.write("1.yaml", route("b"));
     folder.write("2.yaml", route("a"));
-    let inputs = folder.loader.load(SystemTime::now()).inputs();
-    let times: Vec<_> = inputs
-        .routes
-        .iter()
-        .map(|route| route.metadata.creation_timestamp.clone().unwrap())
-        .collect();
-    assert!(times[0] < times[1]);
-    assert_eq!(inputs.routes[0].metadata.name.as_deref(), Some("b"));
+    let oldest_first = |folder: &mut Folder| {
+        let inputs = folder.loader.load(SystemTime::now()).inputs();
+        let mut routes: Vec<_> = inputs
+            .routes
+            .iter()
+            .map(|route| {
+                let made = route.metadata.creation_timestamp.clone().unwrap();
+                (made, route.metadata.name.clone().unwrap())
+            })
+            .collect();
+        routes.sort();
+        routes.into_iter().map(|(_, name)| name).collect::<Vec<_>>()
+    };
+    assert_eq!(oldest_first(&mut folder), ["b", "a"]);
+    folder.write("0.yaml", route("c"));
+    assert_eq!(oldest_first(&mut folder), ["b", "a", "c"]);
 }
