@@ -11,7 +11,6 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tidegate_model::{HostName, VirtualHost};
-use tokio_util::sync::CancellationToken;
 
 use crate::edge::Worker;
 use crate::forwarded::{self, ClientAddress};
@@ -90,20 +89,9 @@ const H2_SEND_BUFFER: usize = 256 * 1024;
 const H2_STREAM_WINDOW: u32 = 256 * 1024;
 const H2_CONNECTION_WINDOW: u32 = 1024 * 1024;
 
-/// How long a connection without a request may wait for one when the edge drains.
-const FIRST_REQUEST: Duration = Duration::from_secs(2);
-
-/// Completes when a draining edge asks the connection to go. hyper closes an HTTP/1 connection that has seen
-/// nothing yet, but its client was let in and is about to send: it gets its first answer, with
-/// `Connection: close`. HTTP/2 tells by itself which requests count (`head` is None).
-async fn time_to_go(draining: &CancellationToken, clock: &ConnectionClock, head: Option<Duration>) {
-    draining.cancelled().await;
-    let Some(patience) = head else { return };
-    let deadline = tokio::time::Instant::now() + patience.min(FIRST_REQUEST);
-    while clock.served() == 0 && tokio::time::Instant::now() < deadline {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
+/// How long a connection may still send its first request after the edge began to drain: about what is on
+/// its way at that moment.
+pub(crate) const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
 
 /// Serves until the connection ends, the clocks say so, or the edge drains.
 pub(crate) async fn serve(
@@ -141,13 +129,16 @@ pub(crate) async fn serve(
             let mut conn = pin!($conn);
             let period = timeouts.request_head.min(timeouts.keep_alive_idle) / 2;
             let mut tick = pin!(tokio::time::sleep(timeouts.request_head));
-            let mut draining = pin!(time_to_go(&draining, &clock, $head));
+            let mut draining = pin!(draining.cancelled());
             let mut leaving = false;
             loop {
                 tokio::select! {
                     biased;
                     result = conn.as_mut() => break result,
                     () = tick.as_mut() => {
+                        if leaving && clock.served() == 0 {
+                            break Ok(());
+                        }
                         match clock.verdict($head, timeouts.keep_alive_idle, timeouts.write_stall) {
                             ClockVerdict::Fine => {}
                             ClockVerdict::SlowHead | ClockVerdict::Stalled => break Ok(()),
@@ -168,7 +159,14 @@ pub(crate) async fn serve(
                     }
                     () = draining.as_mut(), if !leaving => {
                         leaving = true;
-                        conn.as_mut().graceful_shutdown();
+                        clock.leave();
+                        // hyper would close an HTTP/1 connection that has not asked anything yet,
+                        // and its first request may be on its way.
+                        if version == Version::HTTP_2 || clock.served() > 0 {
+                            conn.as_mut().graceful_shutdown();
+                        } else {
+                            tick.as_mut().reset(tokio::time::Instant::now() + FIRST_REQUEST_GRACE);
+                        }
                     }
                     () = cut.cancelled(), if leaving => break Ok(()),
                 }

@@ -304,7 +304,9 @@ async fn forget_unused_limits(shared: &Shared) {
 async fn serve(worker: Arc<Worker>, sockets: Vec<Bound>) {
     let accepting = TaskTracker::new();
     for Bound { kind, listener } in sockets {
-        accepting.spawn(listener::accept(Arc::clone(&worker), kind, listener));
+        let accept = listener::accept(Arc::clone(&worker), kind, listener);
+        // Counted among the connections too: a drain is not over while one may still be taken.
+        accepting.spawn(worker.shared.tasks.track_future(accept));
     }
     accepting.close();
     let cut = worker.shared.cut.clone();

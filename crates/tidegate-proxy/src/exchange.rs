@@ -99,14 +99,8 @@ impl RequestGuard {
     }
 
     pub(crate) fn is_last_of_connection(&self) -> bool {
-        self.served
-            >= self
-                .connection
-                .worker
-                .shared
-                .settings
-                .limits
-                .requests_per_connection
+        let limits = &self.connection.worker.shared.settings.limits;
+        self.connection.clock.is_leaving() || self.served >= limits.requests_per_connection
     }
 
     pub(crate) fn host(&mut self, host: &HostName) {

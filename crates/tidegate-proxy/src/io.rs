@@ -6,7 +6,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -130,6 +130,8 @@ pub(crate) struct ConnectionClock {
     offered: AtomicU32,
     /// When one of them was last asked for more.
     taken_at: AtomicU64,
+    /// The next response is the last one.
+    leaving: AtomicBool,
 }
 
 /// What the clock says about an open connection.
@@ -153,6 +155,7 @@ impl ConnectionClock {
             idle_since: AtomicU64::new(0),
             offered: AtomicU32::new(0),
             taken_at: AtomicU64::new(0),
+            leaving: AtomicBool::new(false),
         })
     }
 
@@ -197,6 +200,15 @@ impl ConnectionClock {
     /// The body waits for its source, or is gone.
     pub(crate) fn withdraw(&self) {
         self.offered.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// The edge drains: the next response closes the connection.
+    pub(crate) fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
     }
 
     /// Requests so far.

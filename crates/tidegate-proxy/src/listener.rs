@@ -182,9 +182,15 @@ async fn run(
 
 async fn run_plain(worker: Arc<Worker>, mut tcp: TcpStream, ahead: Bytes, facts: ConnectionFacts) {
     let deadline = worker.shared.settings.timeouts.request_head;
-    let Ok(Ok((version, ahead))) =
-        tokio::time::timeout(deadline, sniff_version(&mut tcp, ahead)).await
-    else {
+    let draining = worker.shared.draining.clone();
+    let sniffed = tokio::select! {
+        sniffed = tokio::time::timeout(deadline, sniff_version(&mut tcp, ahead)) => sniffed,
+        () = async {
+            draining.cancelled().await;
+            tokio::time::sleep(connection::FIRST_REQUEST_GRACE).await;
+        } => return,
+    };
+    let Ok(Ok((version, ahead))) = sniffed else {
         return;
     };
     let stall = worker.shared.settings.timeouts.write_stall;

@@ -101,6 +101,30 @@ fn drain_finishes_what_runs_and_cuts_what_stays() {
     assert!(TcpStream::connect(http).is_err(), "nobody listens any more");
 }
 
+#[test]
+fn a_connection_that_has_not_asked_yet_may_still_do_so_while_the_edge_drains() {
+    let origin = Origin::echo();
+    let edge = TestEdge::start(forward_to(&[cluster(origin.address)]));
+    let mut fresh = edge.connect();
+    // A second connection proves that the first was accepted before it.
+    assert_eq!(status_of(&edge.exchange(&get("/"))), 200);
+    let running = edge.edge.clone();
+    let drained = edge.runtime.spawn_blocking(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.unwrap().block_on(running.drain(PATIENCE))
+    });
+    eventually(|| TcpStream::connect(edge.http).is_err());
+    fresh
+        .write_all(get("/").replace("Connection: close\r\n", "").as_bytes())
+        .unwrap();
+    let answer = read_to_end(&mut fresh);
+    assert_eq!(status_of(&answer), 200);
+    assert!(answer.contains("connection: close\r\n"), "{answer}");
+    assert_eq!(edge.runtime.block_on(drained).unwrap(), 0);
+}
+
 impl TestEdge {
     fn exchange_or_nothing(&self, request: &str) -> String {
         let mut stream = self.connect();
