@@ -9,6 +9,7 @@
     reason = "a test fails by panicking and talks to whoever runs it"
 )]
 
+mod abuse;
 mod desync;
 mod downgrade;
 mod examples;
