@@ -22,11 +22,11 @@ const EXAMPLES: [(&str, &str); 3] = [
     ),
 ];
 
-/// Sections so far, so that a shape that comes again becomes a link.
+/// The sections of a page: one per shape, at the path where the shape comes first.
 #[derive(Default)]
-struct Page {
+struct Page<'a> {
     text: String,
-    seen: Vec<(JSONSchemaProps, String)>,
+    sections: Vec<(String, &'a JSONSchemaProps)>,
 }
 
 pub(super) fn page(crd: &CustomResourceDefinition) -> String {
@@ -69,23 +69,44 @@ pub(super) fn page(crd: &CustomResourceDefinition) -> String {
     }
     for (name, schema) in root.properties.iter().flatten() {
         if name == "spec" || name == "status" {
-            page.object(name, schema);
+            page.collect(name, schema);
         }
+    }
+    for (path, schema) in page.sections.clone() {
+        page.section(&path, schema);
     }
     page.text
 }
 
 // === impl Page ===
 
-impl Page {
+impl<'a> Page<'a> {
     fn line(&mut self, line: &str) {
         self.text.push_str(line);
         self.text.push('\n');
     }
 
-    /// Writes the section of an object, then those of its fields.
-    fn object(&mut self, path: &str, schema: &JSONSchemaProps) {
-        self.seen.push((shape(schema), path.to_owned()));
+    /// Finds the sections below, in the order of the page.
+    fn collect(&mut self, path: &str, schema: &'a JSONSchemaProps) {
+        if let Some(JSONSchemaPropsOrArray::Schema(items)) = &schema.items {
+            self.collect(&format!("{path}[]"), items);
+        } else if is_object(schema) && self.known(schema).is_none() {
+            self.sections.push((path.to_owned(), schema));
+            for (name, field) in schema.properties.iter().flatten() {
+                self.collect(&format!("{path}.{name}"), field);
+            }
+        }
+    }
+
+    fn known(&self, schema: &JSONSchemaProps) -> Option<&str> {
+        let wanted = shape(schema);
+        self.sections
+            .iter()
+            .find(|(_, known)| shape(known) == wanted)
+            .map(|(path, _)| path.as_str())
+    }
+
+    fn section(&mut self, path: &str, schema: &JSONSchemaProps) {
         self.line("");
         self.line(&format!("## {path}"));
         self.line("");
@@ -94,24 +115,18 @@ impl Page {
             self.line(&words);
             self.line("");
         }
-        let rules: Vec<String> = schema
-            .x_kubernetes_validations
-            .iter()
-            .flatten()
-            .filter_map(|rule| rule.message.clone())
-            .collect();
-        let mut shown: Vec<&String> = Vec::new();
-        for rule in &rules {
-            if !shown.contains(&rule) {
-                shown.push(rule);
-                self.line(&format!("- Rule: {rule}."));
+        let mut shown: Vec<String> = Vec::new();
+        for rule in schema.x_kubernetes_validations.iter().flatten() {
+            let message = rule.message.clone().unwrap_or_default();
+            if !shown.contains(&message) {
+                self.line(&format!("- Rule: {message}."));
+                shown.push(message);
             }
         }
         if !shown.is_empty() {
             self.line("");
         }
         let required = schema.required.clone().unwrap_or_default();
-        let mut deeper: Vec<(String, &JSONSchemaProps)> = Vec::new();
         if schema.properties.iter().flatten().next().is_none() {
             self.line("It has no fields.");
             return;
@@ -120,69 +135,45 @@ impl Page {
         self.line("| --- | --- | --- |");
         for (name, field) in schema.properties.iter().flatten() {
             let star = if required.contains(name) { "*" } else { "" };
-            let (type_, inner) = self.type_of(path, name, field);
+            let type_ = self.type_of(field);
             self.line(&format!(
                 "| `{name}`{star} | {type_} | {} |",
                 prose(field).replace('|', "\\|")
             ));
-            deeper.extend(inner);
-        }
-        for (path, schema) in deeper {
-            // A sibling may have had the same shape.
-            if self.known(schema).is_none() {
-                self.object(&path, schema);
-            }
         }
     }
 
-    fn known(&self, schema: &JSONSchemaProps) -> Option<&str> {
-        let wanted = shape(schema);
-        self.seen
-            .iter()
-            .find(|(known, _)| *known == wanted)
-            .map(|(_, path)| path.as_str())
-    }
-
-    /// The words for a type, and the section that it needs.
-    fn type_of<'a>(
-        &self,
-        path: &str,
-        name: &str,
-        schema: &'a JSONSchemaProps,
-    ) -> (String, Option<(String, &'a JSONSchemaProps)>) {
+    /// The words for a type.
+    fn type_of(&self, schema: &JSONSchemaProps) -> String {
         if schema.x_kubernetes_int_or_string == Some(true) {
-            return ("size".to_owned(), None);
+            return "size".to_owned();
         }
         if let Some(JSONSchemaPropsOrArray::Schema(items)) = &schema.items {
-            let (inner, section) = self.type_of(path, &format!("{name}[]"), items);
             let count = range(schema.min_items, schema.max_items);
-            return (format!("list of {inner}{count}"), section);
+            return format!("list of {}{count}", self.type_of(items));
+        }
+        if is_object(schema) {
+            let target = self.known(schema).unwrap_or_default();
+            return format!("[object](#{})", anchor(target));
+        }
+        if schema.enum_.is_some() {
+            return values(schema);
         }
         match schema.type_.as_deref() {
-            Some("object") => {
-                let target = self
-                    .known(schema)
-                    .map_or_else(|| format!("{path}.{name}"), str::to_owned);
-                let link = format!("[object](#{})", anchor(&target));
-                let section = (target == format!("{path}.{name}")).then_some((target, schema));
-                (link, section)
-            }
-            Some("string" | "integer") if schema.enum_.is_some() => (values(schema), None),
-            Some("string") if schema.format.as_deref() == Some("date-time") => {
-                ("time".to_owned(), None)
-            }
-            Some("string") => (format!("string{}", range(None, schema.max_length)), None),
-            Some("integer") => {
-                let bounds = match (schema.minimum, schema.maximum) {
-                    (Some(low), Some(high)) => format!(", {low} to {high}"),
-                    _ => String::new(),
-                };
-                (format!("integer{bounds}"), None)
-            }
-            Some(other) => (other.to_owned(), None),
-            None => ("any".to_owned(), None),
+            Some("string") if schema.format.as_deref() == Some("date-time") => "time".to_owned(),
+            Some("string") => format!("string{}", range(None, schema.max_length)),
+            Some("integer") => match (schema.minimum, schema.maximum) {
+                (Some(low), Some(high)) => format!("integer, {low} to {high}"),
+                _ => "integer".to_owned(),
+            },
+            Some(other) => other.to_owned(),
+            None => "any".to_owned(),
         }
     }
+}
+
+fn is_object(schema: &JSONSchemaProps) -> bool {
+    schema.type_.as_deref() == Some("object")
 }
 
 /// A schema without the words about the place it stands in.
@@ -232,4 +223,30 @@ fn anchor(heading: &str) -> String {
         .filter(|c| c.is_alphanumeric() || *c == '-')
         .collect::<String>()
         .to_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_link_of_a_page_leads_to_a_heading() {
+        for crd in crate::api::all_crds() {
+            let page = page(&crd);
+            let headings: Vec<String> = page
+                .lines()
+                .filter_map(|line| line.strip_prefix("## "))
+                .map(anchor)
+                .collect();
+            let links: Vec<&str> = page
+                .split("](#")
+                .skip(1)
+                .filter_map(|rest| rest.split(')').next())
+                .collect();
+            assert!(links.len() > 3, "{page}");
+            for link in links {
+                assert!(headings.iter().any(|heading| heading == link), "{link}");
+            }
+        }
+    }
 }
