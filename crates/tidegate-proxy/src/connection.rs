@@ -33,11 +33,10 @@ pub(crate) struct ConnectionFacts {
 /// The host of the last request: most connections ask for one host only.
 pub(crate) struct CachedHost {
     pub(crate) revision: u64,
-    pub(crate) resolved: ResolvedHost,
+    pub(crate) resolved: Arc<ResolvedHost>,
 }
 
 /// A host name with what serves it.
-#[derive(Clone)]
 pub(crate) struct ResolvedHost {
     pub(crate) name: HostName,
     /// Host or `:authority` as the client wrote it.
@@ -72,11 +71,11 @@ impl Connection {
     }
 
     /// The cached host, if raw text and revision still are the same.
-    pub(crate) fn cached(&self, raw: &[u8], revision: u64) -> Option<ResolvedHost> {
+    pub(crate) fn cached(&self, raw: &[u8], revision: u64) -> Option<Arc<ResolvedHost>> {
         let cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
         let cached = cached.as_ref()?;
         (cached.revision == revision && cached.resolved.raw.as_bytes() == raw)
-            .then(|| cached.resolved.clone())
+            .then(|| Arc::clone(&cached.resolved))
     }
 
     pub(crate) fn remember(&self, cached: CachedHost) {

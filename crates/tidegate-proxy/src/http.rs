@@ -169,11 +169,12 @@ async fn serve(
     // Boxed: it is handed from phase to phase, and each would keep room for it.
     let mut parts = Box::new(parts);
 
-    // Snapshot: one for the whole request.
-    let published = shared.store.load_full();
-
-    // Host: who is asked for, and whether this connection may ask for it.
-    let host = resolve_host(connection, &published, normalize::authority(&parts)?)?;
+    // Snapshot and host: who is asked for, and whether this connection may ask for it. What serves the
+    // host is kept for the whole request.
+    let host = {
+        let published = shared.store.load();
+        resolve_host(connection, &published, normalize::authority(&parts)?)?
+    };
     guard.host(&host.name);
     let Some((virtual_host, metrics)) = &host.serving else {
         return Err(not_served(connection, &host.name));
@@ -250,7 +251,7 @@ fn resolve_host(
     connection: &Connection,
     published: &Published,
     raw: Option<&str>,
-) -> Result<ResolvedHost, Refusal> {
+) -> Result<Arc<ResolvedHost>, Refusal> {
     let server_name = connection
         .facts
         .tls
@@ -273,15 +274,15 @@ fn resolve_host(
             let metrics = connection.worker.shared.metrics.route(&virtual_host.route);
             (Arc::clone(virtual_host), metrics)
         });
-    let resolved = ResolvedHost {
+    let resolved = Arc::new(ResolvedHost {
         name: authority.host,
         raw,
         serving,
-    };
+    });
     let revision = published.revision;
     connection.remember(CachedHost {
         revision,
-        resolved: resolved.clone(),
+        resolved: Arc::clone(&resolved),
     });
     Ok(resolved)
 }
