@@ -204,6 +204,9 @@ impl Running {
         }
         if let Some(address) = admin_address {
             tracing::info!(listener = "admin", %address, "listening");
+            if !address.ip().is_loopback() {
+                tracing::warn!(%address, "the admin listener has no login and can be reached from other machines");
+            }
         }
         readiness.set_ready();
         notify_manager(&[NotifyState::Ready]);
@@ -405,7 +408,7 @@ impl Tracked {
         if same && self.loaded_before {
             return;
         }
-        if let Ok(text) = serde_json::to_string_pretty(&view)
+        if let Ok(text) = serde_json::to_string(&view)
             && let Err(error) = state.write_unsynced(STATUS_FILE, &text)
         {
             tracing::warn!(error = %chain(&error), "cannot write the status file");

@@ -277,6 +277,13 @@ impl Source {
                 kept: problem.kept,
             })
             .collect();
+        let mut places = root.map(|root| loaded.places(root));
+        let served: BTreeSet<&RouteId> = translation
+            .snapshot
+            .hosts
+            .values()
+            .map(|host| &host.route)
+            .collect();
         for problem in &translation.problems {
             let identity = Identity {
                 kind: match problem.object.kind {
@@ -287,7 +294,14 @@ impl Source {
                 namespace: problem.object.namespace.clone().unwrap_or_default(),
                 name: problem.object.name.clone(),
             };
-            let place = root.and_then(|root| loaded.locate(root, &identity, &problem.field));
+            let place = places
+                .as_mut()
+                .and_then(|places| places.of(&identity, &problem.field));
+            let route = identity.object_name();
+            // Refused, and served all the same: as it was when it was right.
+            let kept = identity.kind == ObjectKind::TlsRoute
+                && served.contains(&route)
+                && is_refused(translation, &route);
             let (file, document, line) = match place {
                 Some(place) => (Some(place.file), place.document, place.line),
                 None => (None, None, None),
@@ -302,7 +316,7 @@ impl Source {
                 reason: problem.reason.to_string(),
                 message: problem.message.clone(),
                 hint: problem.hint.clone(),
-                kept: false,
+                kept,
             });
         }
         findings
@@ -341,6 +355,19 @@ impl Keeper {
         self.parsed.retain(|id, _| wanted(id));
         self.ca.retain(&self.state, wanted);
     }
+}
+
+fn is_refused(translation: &Translation, route: &RouteId) -> bool {
+    translation
+        .statuses
+        .routes
+        .get(route)
+        .is_some_and(|status| {
+            status
+                .conditions
+                .iter()
+                .any(|condition| condition.type_ == "Accepted" && condition.status == "False")
+        })
 }
 
 fn served_certificate(tls: &tidegate_model::TlsMode) -> Option<&Arc<Certificate>> {

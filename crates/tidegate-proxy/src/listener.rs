@@ -38,6 +38,9 @@ impl ListenerKind {
 /// Pause after an error that the next accept would meet again (no file descriptors left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Longest time that a draining edge goes on accepting.
+const LONGEST_SWEEP: Duration = Duration::from_millis(250);
+
 /// Accepts until the edge drains, then takes what the kernel has queued and closes the socket.
 pub(crate) async fn accept(worker: Arc<Worker>, kind: ListenerKind, listener: StdListener) {
     let listener = match TcpListener::from_std(listener) {
@@ -62,9 +65,12 @@ pub(crate) async fn accept(worker: Arc<Worker>, kind: ListenerKind, listener: St
             () = draining.cancelled() => break,
         }
     }
-    // Connections that finished their TCP handshake would be reset by closing the socket.
-    while let Ok(Ok((tcp, peer))) =
-        tokio::time::timeout(Duration::from_millis(1), listener.accept()).await
+    // Connections that finished their TCP handshake would be reset by closing the socket. Under load new
+    // ones come for ever, and where another process has the socket too they are its to take.
+    let latest = tokio::time::Instant::now() + LONGEST_SWEEP;
+    while tokio::time::Instant::now() < latest
+        && let Ok(Ok((tcp, peer))) =
+            tokio::time::timeout(Duration::from_millis(1), listener.accept()).await
     {
         begin(&worker, kind, tcp, peer);
     }

@@ -21,6 +21,8 @@ use crate::translate::{Inputs, SecretData};
 
 /// Most objects that are read.
 pub(crate) const MAX_OBJECTS: usize = 50_000;
+/// Most problems of one load whose line is looked up, each of which reads a file again.
+const MOST_LINES: usize = 200;
 /// A file that changed less than this ago is read again although its time did not move: file systems count
 /// time in steps.
 const TIME_STEP: Duration = Duration::from_secs(2);
@@ -235,9 +237,12 @@ impl Loader {
             match entry.role {
                 Role::Objects => {
                     let stamps = vec![entry.stamp.clone()];
-                    let loaded = self
-                        .unchanged(path, &stamps)
-                        .or_else(|| read_objects(&self.root, path, &entry.stamp, now));
+                    let loaded = self.unchanged(path, &stamps).or_else(|| {
+                        if entry.stamp.length() == 0 && self.held_objects(path) {
+                            return Some(emptied(path, &entry.stamp, now));
+                        }
+                        read_objects(&self.root, path, &entry.stamp, now)
+                    });
                     if let Some(loaded) = loaded {
                         files.insert(path.clone(), loaded);
                     }
@@ -261,6 +266,12 @@ impl Loader {
         files
     }
 
+    fn held_objects(&self, path: &Path) -> bool {
+        self.files.get(path).is_some_and(|file| {
+            !file.objects.is_empty() || file.problems.iter().any(|it| it.reason == "EmptyFile")
+        })
+    }
+
     fn unchanged(&mut self, path: &Path, stamps: &[FileStamp]) -> Option<LoadedFile> {
         let old = self.files.get(path)?;
         let settled = stamps
@@ -271,6 +282,31 @@ impl Loader {
         } else {
             None
         }
+    }
+}
+
+/// A file without a byte is more likely half saved than meant.
+fn emptied(path: &Path, stamp: &FileStamp, now: SystemTime) -> LoadedFile {
+    LoadedFile {
+        stamps: vec![stamp.clone()],
+        read_at: now,
+        objects: Vec::new(),
+        problems: vec![FileProblem {
+            file: path.to_owned(),
+            document: None,
+            line: None,
+            column: None,
+            object: None,
+            field: String::new(),
+            reason: "EmptyFile",
+            message: "the file is empty, and held objects before".to_owned(),
+            hint: Some("delete the file to remove its objects".to_owned()),
+            kept: false,
+        }],
+        failed: Failed {
+            anything: true,
+            named: BTreeSet::new(),
+        },
     }
 }
 
@@ -613,18 +649,42 @@ impl Loaded {
         self.objects.is_empty() && self.problems.is_empty()
     }
 
-    /// Where a field of an object stands. The file is read now: lines are not kept for what is right.
-    pub(crate) fn locate(&self, root: &Path, identity: &Identity, field: &str) -> Option<Place> {
-        let located = self
-            .objects
-            .iter()
-            .find(|located| located.identity == *identity)?;
+    /// Looks up where fields of objects stand.
+    pub(crate) fn places<'a>(&'a self, root: &'a Path) -> Places<'a> {
+        Places {
+            root,
+            objects: self
+                .objects
+                .iter()
+                .map(|located| (&located.identity, located))
+                .collect(),
+            lines_left: MOST_LINES,
+        }
+    }
+}
+
+/// Looks up where fields of objects stand. Files are read now: lines are not kept for what is right.
+#[derive(Debug)]
+pub(crate) struct Places<'a> {
+    root: &'a Path,
+    objects: BTreeMap<&'a Identity, &'a Located>,
+    lines_left: usize,
+}
+
+impl Places<'_> {
+    /// The place of a field, if the object came from a file.
+    pub(crate) fn of(&mut self, identity: &Identity, field: &str) -> Option<Place> {
+        let located = self.objects.get(identity)?;
         let mut place = Place {
             file: located.file.clone(),
             document: None,
             line: None,
         };
-        if let Ok(Some(text)) = folder::read(root, &located.file) {
+        if self.lines_left == 0 {
+            return Some(place);
+        }
+        self.lines_left -= 1;
+        if let Ok(Some(text)) = folder::read(self.root, &located.file) {
             let documents = document::split(&text);
             place.document = (documents.len() > 1).then_some(located.document);
             place.line = documents

@@ -96,6 +96,19 @@ fn a_deleted_file_deletes_and_an_unreadable_one_does_not() {
 }
 
 #[test]
+fn a_file_that_is_half_saved_deletes_nothing() {
+    let mut folder = Folder::new();
+    folder.write("a.yaml", route("a"));
+    folder.write("b.yaml", "");
+    folder.expect(&[A], &[], &[]);
+    folder.write("a.yaml", "");
+    folder.expect(&[A], &["EmptyFile"], &[A]);
+    folder.expect(&[A], &["EmptyFile"], &[A]);
+    folder.write("a.yaml", "# nothing any more\n");
+    folder.expect(&[], &[], &[]);
+}
+
+#[test]
 fn a_lost_folder_empties_nothing() {
     let mut folder = Folder::new();
     folder.write("a.yaml", route("a"));

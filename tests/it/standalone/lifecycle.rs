@@ -116,7 +116,9 @@ fn the_service_manager_is_told_and_a_signal_ends_in_order() {
 #[test]
 fn a_new_process_takes_over_without_a_refused_connection() {
     let origin = Origin::text("x");
-    let mut edge = Edge::start(&[route("a", "a.test", origin.address())]);
+    let mut edge = Edge::builder()
+        .object(route("a", "a.test", origin.address()))
+        .start();
     edge.wait_for_status("a.test", "/", 200);
     let (stop, served) = (
         Arc::new(AtomicBool::new(false)),
@@ -128,10 +130,13 @@ fn a_new_process_takes_over_without_a_refused_connection() {
             std::thread::spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
                     // A new connection each time.
-                    let reply = client.get("a.test", "/");
-                    assert_eq!(reply.status, 200);
+                    let reply = client.try_get("a.test", "/")?;
+                    if reply.status != 200 {
+                        return Err(format!("{} {}", reply.status, reply.text()));
+                    }
                     served.fetch_add(1, Ordering::Relaxed);
                 }
+                Ok(())
             })
         })
         .collect();
@@ -153,7 +158,8 @@ fn a_new_process_takes_over_without_a_refused_connection() {
     more(served.load(Ordering::Relaxed).max(before));
     stop.store(true, Ordering::Relaxed);
     for client in clients {
-        client.join().expect("every request was answered");
+        let outcome: Result<(), String> = client.join().unwrap();
+        assert_eq!(outcome, Ok(()), "{}", edge.log());
     }
     let successor = Successor::of(&edge);
     assert_ne!(successor.0, old);

@@ -69,6 +69,14 @@ fn edits_apply_and_a_mistake_keeps_the_last_good_version() {
         ],
     );
 
+    // Wrong in what it says rather than in how it is written.
+    edge.write("a.yaml", &route("a", "a.test", "no-port"));
+    wait_for_status_output(
+        &edge,
+        &["has no port", "its last good version stays in use"],
+    );
+    wait_for_text(&edge, "a.test", "two");
+
     edge.write("a.yaml", &route("a", "a.test", one.address()));
     wait_for_text(&edge, "a.test", "one");
     eventually("the log says that it is mended", PATIENCE, || {

@@ -158,7 +158,7 @@ impl Client {
 async fn read(
     response: Result<http::Response<hyper::body::Incoming>, hyper::Error>,
 ) -> Result<Reply, String> {
-    let (parts, body) = response.map_err(|error| error.to_string())?.into_parts();
+    let (parts, body) = response.map_err(|error| format!("{error:?}"))?.into_parts();
     let collected = body.collect().await.map_err(|error| error.to_string())?;
     Ok(Reply {
         status: parts.status.as_u16(),
