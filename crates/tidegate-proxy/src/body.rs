@@ -226,7 +226,10 @@ impl RequestBody {
         };
         this.clock.progressed();
         match frame {
-            Some(Ok(frame)) => {
+            Some(Ok(mut frame)) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    crate::normalize::trailers(trailers);
+                }
                 if let Some(data) = frame.data_ref() {
                     this.read += data.len() as u64;
                     if let Some(limit) = this.limit

@@ -19,7 +19,7 @@ use crate::exchange::RequestGuard;
 use crate::filters::concurrency::InFlightGuard;
 use crate::filters::{basic_auth, compression, cors, forward_auth, headers, ip_access, mirror};
 use crate::forwarded::{self, ClientAddress, ForwardedFacts};
-use crate::http::{Stop, empty};
+use crate::http::{PageWish, Stop, empty, stopped};
 use crate::normalize::{self, Normalized, Reuse};
 use crate::upstream::cluster::ActiveRequest;
 use crate::upstream::connect::ProxiedAddresses;
@@ -73,12 +73,14 @@ impl<'a> Routed<'a> {
         }
     }
 
-    /// Filters, action, response filters.
+    /// Filters, action, response filters. The edge's own pages pass the response filters too: a script
+    /// that may read an answer may also read that there is none.
     pub(crate) async fn answer(
         &mut self,
         mut parts: Box<request::Parts>,
         incoming: Incoming,
-    ) -> Result<Response<Body>, Stop> {
+        page: &PageWish,
+    ) -> Response<Body> {
         let filters = &self.rule.filters;
         let kept = (filters.cors.is_some() || filters.compression.is_some()).then(|| RequestHead {
             method: parts.method.clone(),
@@ -91,13 +93,8 @@ impl<'a> Routed<'a> {
             }
             Err(stop) => Err(stop),
         };
-        match acted {
-            Ok(response) => Ok(self.finish(response, kept.as_ref())),
-            Err(Stop::Answered(response)) => Err(Stop::Answered(Box::new(
-                self.finish(*response, kept.as_ref()),
-            ))),
-            Err(stop) => Err(stop),
-        }
+        let response = acted.unwrap_or_else(|stop| stopped(stop, page, self.guard));
+        self.finish(response, kept.as_ref())
     }
 
     /// The filters in front of the action, in the order of [`tidegate_model::Filters`].
@@ -293,7 +290,9 @@ impl<'a> Routed<'a> {
         incoming: Incoming,
     ) -> Result<Response<Body>, Stop> {
         let extended_connect = parts.method == Method::CONNECT;
-        let upgrading = self.prepare_upgrade(&mut parts, extended_connect);
+        // A request with a body is no handshake: it goes on as what it is otherwise (RFC 9110 §7.8).
+        let upgrading = (extended_connect || incoming.is_end_stream())
+            && self.prepare_upgrade(&mut parts, extended_connect);
         if self.normalized.trailers {
             parts
                 .headers

@@ -7,7 +7,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http::{header, request};
 use hyper::body::Incoming;
 use hyper::ext::Protocol;
-use tidegate_model::{HostName, PlainHttp, Published};
+use hyper::upgrade::OnUpgrade;
+use tidegate_model::{HostName, PlainHttp, Published, VirtualHost};
 
 use crate::body::Body;
 use crate::connection::{CachedHost, Connection, ResolvedHost};
@@ -75,7 +76,7 @@ pub(crate) async fn handle(
 ) -> Response<ResponseBody> {
     let mut guard = RequestGuard::begin(&connection, &request);
     let page = PageWish::of(&request);
-    let mut response = match serve(&connection, request, &mut guard).await {
+    let mut response = match serve(&connection, request, &page, &mut guard).await {
         Ok(response) => response,
         Err(stop) => stopped(stop, &page, &mut guard),
     };
@@ -87,7 +88,7 @@ pub(crate) async fn handle(
 }
 
 /// What an error page would look like; kept because the request is consumed on its way.
-struct PageWish {
+pub(crate) struct PageWish {
     version: Version,
     head_only: bool,
     accept: Option<HeaderValue>,
@@ -112,7 +113,7 @@ impl PageWish {
 }
 
 /// The only place that turns a failure into a response.
-fn stopped(stop: Stop, wish: &PageWish, guard: &mut RequestGuard) -> Response<Body> {
+pub(crate) fn stopped(stop: Stop, wish: &PageWish, guard: &mut RequestGuard) -> Response<Body> {
     match stop {
         Stop::Answered(response) => *response,
         Stop::Refused(refusal) => {
@@ -157,17 +158,18 @@ fn close_after(response: &mut Response<Body>, version: Version) {
     }
 }
 
-/// The phases. What they learn for the access log goes into the guard.
+/// The phases up to the host. What they learn for the access log goes into the guard.
 async fn serve(
     connection: &Arc<Connection>,
     mut request: Request<Incoming>,
+    page: &PageWish,
     guard: &mut RequestGuard,
 ) -> Result<Response<Body>, Stop> {
     let shared = &connection.worker.shared;
     let client_upgrade = wants_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
     let (parts, incoming) = request.into_parts();
     // Boxed: it is handed from phase to phase, and each would keep room for it.
-    let mut parts = Box::new(parts);
+    let parts = Box::new(parts);
 
     // Snapshot and host: who is asked for, and whether this connection may ask for it. What serves the
     // host is kept for the whole request.
@@ -194,8 +196,33 @@ async fn serve(
         },
     }
 
+    let hsts = virtual_host
+        .hsts
+        .clone()
+        .filter(|_| connection.facts.tls.is_some());
+    let message = (parts, incoming, client_upgrade);
+    let served = serve_host(connection, &host, virtual_host, message, page, guard).await;
+    let mut response = served.unwrap_or_else(|stop| stopped(stop, page, guard));
+    if let Some(hsts) = hsts {
+        // On error pages too: it is about the host, not about the answer (RFC 6797 §7.2).
+        response
+            .headers_mut()
+            .insert(header::STRICT_TRANSPORT_SECURITY, hsts);
+    }
+    Ok(response)
+}
+
+/// The phases of a request whose host is known.
+async fn serve_host(
+    connection: &Arc<Connection>,
+    host: &ResolvedHost,
+    virtual_host: &VirtualHost,
+    (mut parts, incoming, client_upgrade): (Box<request::Parts>, Incoming, Option<OnUpgrade>),
+    page: &PageWish,
+    guard: &mut RequestGuard,
+) -> Result<Response<Body>, Stop> {
     // Normalise: from here on router, filters and backend read one message.
-    let limits = &shared.settings.limits;
+    let limits = &connection.worker.shared.settings.limits;
     let limits = (limits.header_bytes, limits.header_count, limits.uri_bytes);
     let normalized = normalize::request(&mut parts, limits)?;
 
@@ -217,21 +244,13 @@ async fn serve(
     let mut routed = Routed::new(
         connection,
         guard,
-        &host,
+        host,
         &entry.rule,
         client,
         normalized,
         client_upgrade,
     );
-    let mut response = routed.answer(parts, incoming).await?;
-    if let Some(hsts) = &virtual_host.hsts
-        && connection.facts.tls.is_some()
-    {
-        response
-            .headers_mut()
-            .insert(header::STRICT_TRANSPORT_SECURITY, hsts.clone());
-    }
-    Ok(response)
+    Ok(routed.answer(parts, incoming, page).await)
 }
 
 const MISDIRECTED: Refusal = Refusal {

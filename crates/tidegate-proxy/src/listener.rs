@@ -186,17 +186,28 @@ async fn run(
     }
 }
 
-async fn run_plain(worker: Arc<Worker>, mut tcp: TcpStream, ahead: Bytes, facts: ConnectionFacts) {
-    let deadline = worker.shared.settings.timeouts.request_head;
-    let draining = worker.shared.draining.clone();
-    let sniffed = tokio::select! {
-        sniffed = tokio::time::timeout(deadline, sniff_version(&mut tcp, ahead)) => sniffed,
-        () = async {
-            draining.cancelled().await;
-            tokio::time::sleep(connection::FIRST_REQUEST_GRACE).await;
-        } => return,
+/// Waits for the first bytes of a connection; None when they do not come in time. Once the edge drains they
+/// may still be on their way, but browsers also open connections that they never use.
+async fn first_bytes<T>(
+    worker: &Worker,
+    limit: Duration,
+    reading: impl Future<Output = T>,
+) -> Option<T> {
+    let leaving = async {
+        worker.shared.draining.cancelled().await;
+        tokio::time::sleep(connection::FIRST_REQUEST_GRACE).await;
     };
-    let Ok(Ok((version, ahead))) = sniffed else {
+    tokio::select! {
+        biased;
+        read = tokio::time::timeout(limit, reading) => read.ok(),
+        () = leaving => None,
+    }
+}
+
+async fn run_plain(worker: Arc<Worker>, mut tcp: TcpStream, ahead: Bytes, facts: ConnectionFacts) {
+    let limit = worker.shared.settings.timeouts.request_head;
+    let sniffing = sniff_version(&mut tcp, ahead);
+    let Some(Ok((version, ahead))) = first_bytes(&worker, limit, sniffing).await else {
         return;
     };
     let stall = worker.shared.settings.timeouts.write_stall;
@@ -232,9 +243,10 @@ async fn run_tls(
 ) -> Result<(), TlsError> {
     let shared = &worker.shared;
     let timed_out = |_| TlsError::Timeout(limit);
-    let hello = tokio::time::timeout_at(deadline, tls::read_hello(&mut tcp, ahead))
+    let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+    let hello = first_bytes(worker, left, tls::read_hello(&mut tcp, ahead))
         .await
-        .map_err(timed_out)??;
+        .ok_or(TlsError::Timeout(limit))??;
     let published = shared.store.load_full();
     let decision = tls::decide(
         &shared.tls,

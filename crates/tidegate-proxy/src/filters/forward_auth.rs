@@ -2,8 +2,10 @@
 //! backend. The request's body is never sent there.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header, request};
+use http_body_util::BodyExt as _;
 use hyper::body::Body as _;
 use tidegate_model::{ForwardAuth, Target};
 
@@ -25,14 +27,21 @@ pub(crate) async fn ask(
     parts: &mut request::Parts,
     proxied: ProxiedAddresses,
 ) -> Result<(), Stop> {
-    let question = question(auth, parts)?;
+    let question = Box::new(question(auth, parts)?);
     let options = SendOptions {
         proxied: Some(proxied),
-        first_byte: Some(auth.timeout),
         ..SendOptions::default()
     };
-    let question = Box::new(question);
-    let answer = upstream::send(upstreams, &auth.cluster, question, &options).await?;
+    let asking = upstream::send(upstreams, &auth.cluster, question, &options);
+    // Connecting counts too.
+    let answer = tokio::time::timeout(auth.timeout, asking)
+        .await
+        .unwrap_or_else(|_| {
+            Err(ProxyError::FirstByteTimeout {
+                endpoint: auth.cluster.name.clone(),
+                limit: auth.timeout,
+            })
+        })?;
     if !answer.response.status().is_success() {
         return Err(Stop::Answered(Box::new(pass_on(auth, answer)?)));
     }
@@ -43,12 +52,36 @@ pub(crate) async fn ask(
             parts.headers.append(name.clone(), value.clone());
         }
     }
-    if answer.response.body().is_end_stream()
-        && let Some(lease) = answer.lease
-    {
-        lease.release();
-    }
+    free_connection(answer, auth.timeout);
     Ok(())
+}
+
+/// Bytes of a yes that are read so that its connection can be used again.
+const MAX_YES: usize = 16 * 1024;
+
+/// Reads what the service says beside its yes, without making the request wait for it.
+fn free_connection(answer: Answer, limit: Duration) {
+    let Answer {
+        response, lease, ..
+    } = answer;
+    let Some(lease) = lease else { return };
+    let mut body = http_body_util::Limited::new(response.into_body(), MAX_YES);
+    if body.is_end_stream() {
+        return lease.release();
+    }
+    tokio::spawn(async move {
+        let reading = async {
+            while let Some(frame) = body.frame().await {
+                if frame.is_err() {
+                    return false;
+                }
+            }
+            true
+        };
+        if tokio::time::timeout(limit, reading).await == Ok(true) {
+            lease.release();
+        }
+    });
 }
 
 fn question(auth: &ForwardAuth, parts: &request::Parts) -> Result<Request<Body>, ProxyError> {

@@ -2,11 +2,14 @@
 //! test says byte for byte what the other side does.
 
 mod bodies;
+mod extended_connect;
+mod h2_peers;
 mod lifecycle;
 mod messages;
 mod retries;
 mod tls;
 mod upgrades;
+mod versions;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -85,6 +85,8 @@ pub(crate) struct ClusterState {
     /// Asks the watcher to resolve at once.
     pub(crate) refresh: Notify,
     pub(crate) active: AtomicU32,
+    /// Set when no snapshot has the cluster any more: nobody resolves or probes it.
+    pub(crate) retired: AtomicBool,
     start: Instant,
 }
 
@@ -103,6 +105,7 @@ impl ClusterState {
             resolved: watch::Sender::new(false),
             refresh: Notify::new(),
             active: AtomicU32::new(0),
+            retired: AtomicBool::new(false),
             start: Instant::now(),
         };
         if let Some(addresses) = known {

@@ -30,10 +30,13 @@ pub(crate) enum UpstreamStream {
 }
 
 impl UpstreamStream {
-    fn speaks_h2(&self) -> bool {
-        match self {
-            Self::Plain(_) => false,
-            Self::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
+    fn is_for_h2(&self, protocol: UpstreamProtocol) -> bool {
+        match (protocol, self) {
+            (UpstreamProtocol::Http2, _) => true,
+            (UpstreamProtocol::Http1, _) | (UpstreamProtocol::Auto, Self::Plain(_)) => false,
+            (UpstreamProtocol::Auto, Self::Tls(stream)) => {
+                stream.get_ref().1.alpn_protocol() == Some(b"h2")
+            }
         }
     }
 }
@@ -124,21 +127,18 @@ pub(crate) enum HttpConnection {
 /// Largest response head taken from a backend, in bytes.
 const MAX_RESPONSE_HEAD: usize = 128 * 1024;
 
-/// Speaks HTTP on the connection; its driver runs as a task of this worker.
+/// Speaks HTTP on the connection; its driver runs as a task of this worker. `http1_only` as in [`transport`].
 pub(crate) async fn http(
     cluster: &Cluster,
     address: SocketAddr,
     stream: UpstreamStream,
+    http1_only: bool,
 ) -> Result<HttpConnection, ProxyError> {
     let failed = |source| ProxyError::Handshake {
         endpoint: format!("{} ({address})", cluster.name),
         source,
     };
-    let h2 = match (cluster.protocol, &stream) {
-        (UpstreamProtocol::Http2, _) => true,
-        (UpstreamProtocol::Auto, stream) => stream.speaks_h2(),
-        (UpstreamProtocol::Http1, _) => false,
-    };
+    let h2 = !http1_only && stream.is_for_h2(cluster.protocol);
     let io = TokioIo::new(stream);
     if h2 {
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
@@ -176,12 +176,14 @@ async fn quietly(connection: impl Future<Output = hyper::Result<()>>) {
     }
 }
 
-/// One request on a connection of its own; for probes.
+/// One request, in origin form and with a Host, on a connection of its own; for probes.
 pub(crate) async fn exchange_once(
+    cluster: &Cluster,
     stream: UpstreamStream,
-    request: Request<Body>,
+    mut request: Request<Body>,
 ) -> Result<StatusCode, hyper::Error> {
-    let h2 = stream.speaks_h2();
+    let h2 = stream.is_for_h2(cluster.protocol);
+    super::prepare(&mut request, h2, cluster);
     let io = TokioIo::new(stream);
     if h2 {
         let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())

@@ -43,7 +43,10 @@ impl Upstreams {
 
     pub(crate) fn cluster(&self, cluster: &Arc<Cluster>) -> Arc<WorkerCluster> {
         let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(worker) = workers.get(&cluster.key) {
+        // One that went and came back has a new state, which is the one that is kept up to date.
+        if let Some(worker) = workers.get(&cluster.key)
+            && !worker.state.retired.load(Ordering::Relaxed)
+        {
             return Arc::clone(worker);
         }
         let worker = Arc::new(WorkerCluster {
@@ -164,7 +167,7 @@ impl WorkerCluster {
     ) -> Result<HttpConnection, ProxyError> {
         let cluster = &self.state.cluster;
         let stream = connect::transport(cluster, address, options.proxied, options.upgrade).await?;
-        connect::http(cluster, address, stream).await
+        connect::http(cluster, address, stream, options.upgrade).await
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<SocketAddr, Slot>> {

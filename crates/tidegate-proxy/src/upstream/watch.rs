@@ -2,6 +2,7 @@
 //! probes addresses. The request path only reads what is found here.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -59,7 +60,13 @@ impl Clusters {
 
     fn retain(&self, wanted: &HashMap<ClusterKey, AbortOnDropHandle<()>>) {
         let mut states = self.states.write().unwrap_or_else(PoisonError::into_inner);
-        states.retain(|key, _| wanted.contains_key(key));
+        states.retain(|key, state| {
+            let kept = wanted.contains_key(key);
+            if !kept {
+                state.retired.store(true, Ordering::Relaxed);
+            }
+            kept
+        });
     }
 }
 
@@ -208,7 +215,7 @@ async fn probe(
     for (name, value) in &check.headers {
         headers.insert(name.clone(), value.clone());
     }
-    let status = connect::exchange_once(connected, request)
+    let status = connect::exchange_once(cluster, connected, request)
         .await
         .map_err(|error| tidegate_telemetry::chain(&error).to_string())?
         .as_u16();
