@@ -86,7 +86,10 @@ impl Connection {
 /// Small writes of HTTP/2 are joined up to this; more only adds memory per stream.
 const H2_SEND_BUFFER: usize = 256 * 1024;
 const H2_STREAM_WINDOW: u32 = 256 * 1024;
-const H2_CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Half of it is the codec's budget for small frames that wait for their reader, at nearly 256 bytes each.
+/// A stream of 20-byte messages that fills its window in front of a slow backend needs 3 MiB of it; beyond
+/// the budget the codec ends the connection.
+const H2_CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 
 /// How long a connection may still send its first request after the edge began to drain: about what is on
 /// its way at that moment.

@@ -259,7 +259,13 @@ pub(crate) struct ClientStream {
     inner: Transport,
     clock: Arc<ConnectionClock>,
     frames: Option<FrameBudget>,
+    /// Bytes read since a read last had to wait.
+    in_a_row: usize,
 }
+
+/// Bytes that HTTP/2 reads before whoever consumes them gets a turn. Many small DATA frames read at once
+/// would exhaust the codec's budget for buffered frames, though they are honest and somebody wants them.
+const READ_IN_A_ROW: usize = 32 * 1024;
 
 /// The two kinds of transport.
 pub(crate) enum Transport {
@@ -277,6 +283,7 @@ impl ClientStream {
             inner,
             clock,
             frames,
+            in_a_row: 0,
         }
     }
 }
@@ -297,16 +304,26 @@ impl AsyncRead for ClientStream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.in_a_row >= READ_IN_A_ROW {
+            this.in_a_row = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
-        ready!(match &mut this.inner {
+        let result = match &mut this.inner {
             Transport::Plain(io) => Pin::new(io).poll_read(cx, buf),
             Transport::Tls(io) => Pin::new(io).poll_read(cx, buf),
-        })?;
+        };
+        if result.is_pending() {
+            this.in_a_row = 0;
+        }
+        ready!(result)?;
         let read = &buf.filled()[before..];
         if !read.is_empty() {
             this.clock.on_read();
             if let Some(frames) = &mut this.frames {
                 frames.account(read)?;
+                this.in_a_row += read.len();
             }
         }
         Poll::Ready(Ok(()))

@@ -1,11 +1,15 @@
 //! The data plane against scripted peers on loopback: clients and origins are raw sockets, so that each
 //! test says byte for byte what the other side does.
 
+mod abuse;
 mod bodies;
+mod endpoints;
 mod extended_connect;
+mod filters;
 mod h2_peers;
 mod lifecycle;
 mod messages;
+mod peers;
 mod retries;
 mod tls;
 mod upgrades;

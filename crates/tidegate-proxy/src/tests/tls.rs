@@ -10,7 +10,7 @@ use tidegate_model::{ClientAuth, ClientAuthMode};
 
 use super::*;
 
-fn roots(certificates: &[&Certificate]) -> RootCertStore {
+pub(super) fn roots(certificates: &[&Certificate]) -> RootCertStore {
     let mut roots = RootCertStore::empty();
     for certificate in certificates {
         roots.add(certificate.key.cert[0].clone()).unwrap();
@@ -18,9 +18,9 @@ fn roots(certificates: &[&Certificate]) -> RootCertStore {
     roots
 }
 
-type TlsStream = StreamOwned<ClientConnection, TcpStream>;
+pub(super) type TlsStream = StreamOwned<ClientConnection, TcpStream>;
 
-fn client(roots: RootCertStore) -> Arc<ClientConfig> {
+pub(super) fn client(roots: RootCertStore) -> Arc<ClientConfig> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -30,13 +30,13 @@ fn client(roots: RootCertStore) -> Arc<ClientConfig> {
     Arc::new(config)
 }
 
-fn tls(edge: &TestEdge, config: &Arc<ClientConfig>, name: &str) -> TlsStream {
+pub(super) fn tls(edge: &TestEdge, config: &Arc<ClientConfig>, name: &str) -> TlsStream {
     let name = ServerName::try_from(name.to_owned()).unwrap();
     let session = ClientConnection::new(Arc::clone(config), name).unwrap();
     StreamOwned::new(session, connect(edge.https))
 }
 
-fn ask(stream: &mut TlsStream, host: &str) -> std::io::Result<String> {
+pub(super) fn ask(stream: &mut TlsStream, host: &str) -> std::io::Result<String> {
     stream.write_all(get("/").replace(HOST, host).as_bytes())?;
     let mut answer = Vec::new();
     match stream.read_to_end(&mut answer) {
@@ -226,4 +226,37 @@ fn passthrough_hands_the_backend_the_bytes_as_they_came() {
         200,
         "terminated by the inner edge with its own certificate"
     );
+}
+
+#[test]
+fn the_hybrid_group_is_negotiated_with_whoever_offers_it() {
+    use rustls::NamedGroup;
+    use rustls::crypto::aws_lc_rs::{default_provider, kx_group};
+
+    let origin = Origin::echo();
+    let own = certificate(&[HOST]);
+    let rule = forward_to(&[cluster(origin.address)]);
+    let host = virtual_host(HOST, rule, policy(Arc::clone(&own)));
+    let edge = TestEdge::start_hosts(vec![host], |_| {});
+    for (offered, expected) in [
+        (vec![kx_group::X25519MLKEM768], NamedGroup::X25519MLKEM768),
+        (
+            vec![kx_group::X25519MLKEM768, kx_group::X25519],
+            NamedGroup::X25519MLKEM768,
+        ),
+        (vec![kx_group::X25519], NamedGroup::X25519),
+        (vec![kx_group::SECP256R1], NamedGroup::secp256r1),
+    ] {
+        let mut provider = default_provider();
+        provider.kx_groups = offered;
+        let config = ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(roots(&[&own]))
+            .with_no_client_auth();
+        let mut stream = tls(&edge, &Arc::new(config), HOST);
+        assert_eq!(status_of(&ask(&mut stream, HOST).unwrap()), 200);
+        let group = stream.conn.negotiated_key_exchange_group().unwrap();
+        assert_eq!(group.name(), expected);
+    }
 }

@@ -127,6 +127,12 @@ pub(crate) enum HttpConnection {
 /// Largest response head taken from a backend, in bytes.
 const MAX_RESPONSE_HEAD: usize = 128 * 1024;
 
+/// Half of the connection's window is the codec's budget for the overhead of small frames that wait for
+/// their reader (256 bytes each). A slow client of a stream of small messages must not exhaust it: the
+/// connection would end for all other clients too.
+const STREAM_WINDOW: u32 = 512 * 1024;
+const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+
 /// Speaks HTTP on the connection; its driver runs as a task of this worker. `http1_only` as in [`transport`].
 pub(crate) async fn http(
     cluster: &Cluster,
@@ -143,8 +149,8 @@ pub(crate) async fn http(
     if h2 {
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
-            .initial_stream_window_size(1024 * 1024)
-            .initial_connection_window_size(4 * 1024 * 1024)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(u32::try_from(MAX_RESPONSE_HEAD).unwrap_or(u32::MAX))
             .keep_alive_interval(std::time::Duration::from_secs(30))
             .keep_alive_timeout(std::time::Duration::from_secs(15))
