@@ -149,7 +149,7 @@ fn endless() -> (Origin, mpsc::Receiver<()>) {
     let origin = Origin::scripted(move |_, mut stream| {
         read_head(&mut stream);
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000000\r\n\r\n");
-        while stream.write_all(&[7; 65536]).is_ok() {}
+        while stream.write_all(&[7; 16384]).is_ok() {}
         let _ = tell.send(());
     });
     (origin, told)

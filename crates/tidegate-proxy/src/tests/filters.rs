@@ -226,7 +226,7 @@ fn a_preflight_never_reaches_the_backend_and_every_answer_may_be_read() {
     allowed(&broken.exchange(&with(&get("/"), FROM_UI)), 502);
     drop(broken);
     let limited = edge(origin.address, &|rule| {
-        rule.filters.rate_limits = vec![once_an_hour()]
+        rule.filters.rate_limits = vec![once_an_hour()];
     });
     allowed(&limited.exchange(&with(&get("/"), FROM_UI)), 200);
     allowed(&limited.exchange(&with(&get("/"), FROM_UI)), 429);
