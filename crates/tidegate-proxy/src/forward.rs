@@ -9,11 +9,14 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
 use http::{header, request, response};
 use hyper::body::{Body as _, Incoming};
 use hyper::upgrade::OnUpgrade;
-use tidegate_model::{Action, BackendGroup, Cluster, HashKey, LoadBalancing, Rule};
+use tidegate_model::{
+    Action, BackendGroup, Cluster, ClusterKey, HashKey, LoadBalancing, Rule, WeightedBackend,
+};
 use tokio::time::Instant;
 
 use crate::body::{Body, BodyOutcome, BodyWatch, RequestBody, UpstreamBody};
 use crate::connection::{Connection, ResolvedHost};
+use crate::edge::Worker;
 use crate::error::ProxyError;
 use crate::exchange::RequestGuard;
 use crate::filters::concurrency::InFlightGuard;
@@ -299,8 +302,9 @@ impl<'a> Routed<'a> {
                 .insert(header::TE, HeaderValue::from_static("trailers"));
         }
         let sticky = sticky(group, &parts.headers);
-        let cluster = balance::choose_backend(&group.backends, sticky)
-            .map(|backend| Arc::clone(&backend.cluster))
+        let worker = &self.connection.worker;
+        let mut tried = Vec::new();
+        let mut cluster = choose_cluster(worker, group, sticky, &tried)
             .ok_or_else(|| Stop::page(StatusCode::SERVICE_UNAVAILABLE, "NoBackend"))?;
         let method = parts.method.clone();
         let (body, watch) = self.request_body(incoming, upgrading);
@@ -312,17 +316,32 @@ impl<'a> Routed<'a> {
             body: watch.clone(),
             upgrade: upgrading,
         };
-        let worker = &self.connection.worker;
         let body = mirror::tee(worker, &self.rule.filters.mirrors, &parts, body, &options);
-        let request = upstream::request(parts, body);
-        let sending = upstream::send(&worker.upstreams, &cluster, request, &options);
-        let answer = match self.deadline {
-            None => sending.await,
-            Some((at, limit)) => tokio::time::timeout_at(at, sending)
-                .await
-                .unwrap_or(Err(ProxyError::RequestTimeout { limit })),
+        let mut request = upstream::request(parts, body);
+        let answer = loop {
+            let sending = upstream::send(&worker.upstreams, &cluster, request, &options);
+            let sent = match self.deadline {
+                None => sending.await,
+                Some((at, limit)) => match tokio::time::timeout_at(at, sending).await {
+                    Ok(sent) => sent,
+                    Err(_) => return Err(ProxyError::RequestTimeout { limit }.into()),
+                },
+            };
+            let failed = match sent {
+                Ok(answer) => break answer,
+                Err(failed) => failed,
+            };
+            // Nothing of it left: another backend of the rule may have it.
+            tried.push(cluster.key.clone());
+            let next = choose_cluster(worker, group, sticky, &tried);
+            match (failed.unsent, next) {
+                (Some(unsent), Some(next)) if !tried.contains(&next.key) => {
+                    request = unsent;
+                    cluster = next;
+                }
+                _ => return Err(explain_failure(failed.error, watch.as_ref(), self.rule).into()),
+            }
         };
-        let answer = answer.map_err(|error| explain_failure(error, watch.as_ref(), self.rule))?;
         self.guard.upstream(answer.endpoint.address, answer.retries);
         let cookie = (sticky != Some(balance::endpoint_id(&cluster.key, answer.endpoint.address)))
             .then(|| upstream::sticky_cookie(&cluster, &answer.endpoint, self.secure))
@@ -524,6 +543,21 @@ fn switched(
         }
     }
     Response::from_parts(parts, Body::Empty)
+}
+
+/// A backend of the rule that is up and was not tried for this request.
+fn choose_cluster(
+    worker: &Worker,
+    group: &BackendGroup,
+    sticky: Option<u64>,
+    tried: &[ClusterKey],
+) -> Option<Arc<Cluster>> {
+    let is_up = |backend: &WeightedBackend| {
+        !tried.contains(&backend.cluster.key)
+            && upstream::is_up(&worker.upstreams, &backend.cluster)
+    };
+    balance::choose_backend(&group.backends, sticky, is_up)
+        .map(|backend| Arc::clone(&backend.cluster))
 }
 
 /// A failed exchange may really be a request body that the edge ended.

@@ -124,33 +124,45 @@ fn address_hash(address: SocketAddr) -> u64 {
 
 // === backends of a rule ===
 
-/// Chooses a backend by weight; the one that a sticky cookie names wins while it has any weight. None if
-/// all weights are 0.
+/// Chooses a backend by weight among those that are up; the one that a sticky cookie names wins while it
+/// has any weight and is up. With none up the weights alone decide. None if all weights are 0.
 pub(crate) fn choose_backend(
     backends: &[WeightedBackend],
     sticky: Option<u64>,
+    is_up: impl Fn(&WeightedBackend) -> bool,
 ) -> Option<&WeightedBackend> {
     if let [only] = backends {
         return (only.weight > 0).then_some(only);
     }
-    let named = sticky.and_then(|id| {
+    let up: Vec<&WeightedBackend> = backends
+        .iter()
+        .filter(|backend| backend.weight > 0 && is_up(backend))
+        .collect();
+    let candidates = if up.is_empty() {
         backends
             .iter()
-            .find(|backend| backend.weight > 0 && names_cluster(id, &backend.cluster.key))
+            .filter(|backend| backend.weight > 0)
+            .collect()
+    } else {
+        up
+    };
+    let named = sticky.and_then(|id| {
+        let mut candidates = candidates.iter();
+        candidates.find(|backend| names_cluster(id, &backend.cluster.key))
     });
-    if named.is_some() {
-        return named;
+    if let Some(named) = named {
+        return Some(named);
     }
-    let total: u64 = backends
+    let total: u64 = candidates
         .iter()
         .map(|backend| u64::from(backend.weight))
         .sum();
-    (total > 0).then(|| at(backends, fastrand::u64(0..total)))?
+    (total > 0).then(|| at(&candidates, fastrand::u64(0..total)))?
 }
 
 /// The backend whose share of the weights the point falls into.
-fn at(backends: &[WeightedBackend], mut point: u64) -> Option<&WeightedBackend> {
-    backends.iter().find(|backend| {
+fn at<'a>(backends: &[&'a WeightedBackend], mut point: u64) -> Option<&'a WeightedBackend> {
+    backends.iter().copied().find(|backend| {
         let weight = u64::from(backend.weight);
         let found = point < weight;
         point = point.saturating_sub(weight);

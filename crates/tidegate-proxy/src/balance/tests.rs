@@ -164,21 +164,35 @@ fn weights_are_shares() {
         backend("d", u32::MAX),
     ];
     let shares: Vec<_> = (0..5)
-        .map(|point| &*at(&backends, point).unwrap().cluster.name)
+        .map(|point| {
+            &*at(&backends.iter().collect::<Vec<_>>(), point)
+                .unwrap()
+                .cluster
+                .name
+        })
         .collect();
     assert_eq!(shares, ["a", "c", "c", "c", "d"]);
     let total = 4 + u64::from(u32::MAX);
-    assert_eq!(at(&backends, total - 1).unwrap().cluster.name, "d");
-    assert!(at(&backends, total).is_none());
+    assert_eq!(
+        at(&backends.iter().collect::<Vec<_>>(), total - 1)
+            .unwrap()
+            .cluster
+            .name,
+        "d"
+    );
+    assert!(at(&backends.iter().collect::<Vec<_>>(), total).is_none());
     for _ in 0..100 {
         assert_ne!(
-            choose_backend(&backends[..3], None).unwrap().cluster.name,
+            choose_backend(&backends[..3], None, |_| true)
+                .unwrap()
+                .cluster
+                .name,
             "b"
         );
     }
-    assert!(choose_backend(&backends[1..2], None).is_none());
-    assert!(choose_backend(&[backend("a", 0), backend("b", 0)], None).is_none());
-    assert!(choose_backend(&[], None).is_none());
+    assert!(choose_backend(&backends[1..2], None, |_| true).is_none());
+    assert!(choose_backend(&[backend("a", 0), backend("b", 0)], None, |_| true).is_none());
+    assert!(choose_backend(&[], None, |_| true).is_none());
 }
 
 #[test]
@@ -200,7 +214,7 @@ fn a_sticky_cookie_leads_back() {
         assert_eq!(sticky_id(&headers, "edge"), Some(id));
         assert_eq!(sticky_endpoint(&endpoints, id), Some(3));
         for _ in 0..20 {
-            let chosen = choose_backend(&backends, Some(id)).unwrap();
+            let chosen = choose_backend(&backends, Some(id), |_| true).unwrap();
             assert!(expected.is_none_or(|name| chosen.cluster.name == name));
             assert_ne!(chosen.cluster.name, "c");
         }
@@ -224,5 +238,24 @@ fn a_cookie_that_names_nothing_is_ignored() {
         let mut headers = HeaderMap::new();
         headers.insert(header::COOKIE, HeaderValue::from_static(bad));
         assert_eq!(sticky_id(&headers, "edge"), None, "{bad}");
+    }
+}
+
+#[test]
+fn a_backend_that_is_down_is_chosen_only_when_all_are() {
+    let backends = [backend("down", 100), backend("up", 1), backend("off", 0)];
+    let up = |backend: &WeightedBackend| backend.cluster.name != "down";
+    for _ in 0..200 {
+        assert_eq!(
+            choose_backend(&backends, None, up).unwrap().cluster.name,
+            "up"
+        );
+    }
+    let names = |_: &WeightedBackend| false;
+    for _ in 0..200 {
+        assert_ne!(
+            choose_backend(&backends, None, names).unwrap().cluster.name,
+            "off"
+        );
     }
 }

@@ -36,12 +36,11 @@ pub(crate) async fn ask(
     // Connecting counts too.
     let answer = tokio::time::timeout(auth.timeout, asking)
         .await
-        .unwrap_or_else(|_| {
-            Err(ProxyError::FirstByteTimeout {
-                endpoint: auth.cluster.name.clone(),
-                limit: auth.timeout,
-            })
-        })?;
+        .map_err(|_| ProxyError::FirstByteTimeout {
+            endpoint: auth.cluster.name.clone(),
+            limit: auth.timeout,
+        })?
+        .map_err(|failed| failed.error)?;
     if !answer.response.status().is_success() {
         return Err(Stop::Answered(Box::new(pass_on(auth, answer)?)));
     }

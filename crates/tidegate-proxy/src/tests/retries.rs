@@ -99,3 +99,16 @@ fn an_unreachable_backend_is_a_502_and_the_limit_a_503() {
     }
     assert_eq!(status_of(&edge.exchange(&get("/"))), 503);
 }
+
+#[test]
+fn another_backend_of_the_rule_is_tried_when_one_refuses() {
+    let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
+    let origin = Origin::echo();
+    let edge = TestEdge::start(forward_to(&[cluster(nobody), cluster(origin.address)]));
+    let post = format!(
+        "POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    );
+    for _ in 0..10 {
+        assert_eq!(status_of(&edge.exchange(&post)), 200);
+    }
+}

@@ -59,19 +59,36 @@ pub(crate) struct Answer {
     pub(crate) retries: usize,
 }
 
+/// A request that no address of a cluster answered.
+pub(crate) struct SendError {
+    pub(crate) error: ProxyError,
+    /// The request, when nothing of it can have reached a backend: another cluster may have it.
+    pub(crate) unsent: Option<Box<Request<Body>>>,
+}
+
+impl From<SendError> for ProxyError {
+    fn from(failed: SendError) -> Self {
+        failed.error
+    }
+}
+
 /// Sends the request to one of the cluster's addresses. Expects an origin-form target and a Host field.
 pub(crate) async fn send(
     upstreams: &Upstreams,
     cluster: &Arc<Cluster>,
     request: Box<Request<Body>>,
     options: &SendOptions,
-) -> Result<Answer, ProxyError> {
+) -> Result<Answer, SendError> {
     let worker = upstreams.cluster(cluster);
     let state = Arc::clone(&worker.state);
     let Some(mut active) = ActiveRequest::begin(&state) else {
-        return Err(ProxyError::CircuitOpen {
+        let error = ProxyError::CircuitOpen {
             cluster: cluster.name.clone(),
             limit: cluster.circuit.max_requests.unwrap_or_default(),
+        };
+        return Err(SendError {
+            error,
+            unsent: Some(request),
         });
     };
     if !state.addresses().resolved {
@@ -85,7 +102,12 @@ pub(crate) async fn send(
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut retries = 0;
     loop {
-        let endpoint = choose(&worker, &tried, options)?;
+        let endpoint = match choose(&worker, &tried, options) {
+            Ok(endpoint) => endpoint,
+            Err(error) => {
+                return Err(attempt.given_up(error));
+            }
+        };
         active.at(&endpoint);
         match attempt.make(&worker, &endpoint, options).await {
             Ok((response, lease)) => {
@@ -105,18 +127,26 @@ pub(crate) async fn send(
                     state.refresh.notify_one();
                 }
                 if !failure.again || retries + 1 >= MAX_ATTEMPTS {
-                    return Err(error);
+                    return Err(attempt.given_up(error));
                 }
                 if error.nothing_sent() {
                     tried.push(endpoint.address);
                     if tried.len() >= state.addresses().endpoints.len() {
-                        return Err(error);
+                        return Err(attempt.given_up(error));
                     }
                 }
                 retries += 1;
             }
         }
     }
+}
+
+/// Whether any address of the cluster is believed to answer; true while nothing is known.
+pub(crate) fn is_up(upstreams: &Upstreams, cluster: &Arc<Cluster>) -> bool {
+    let worker = upstreams.cluster(cluster);
+    let addresses = worker.state.addresses();
+    let mut endpoints = addresses.endpoints.iter();
+    !addresses.resolved || endpoints.any(|endpoint| worker.state.is_healthy(endpoint))
 }
 
 fn choose(
@@ -200,6 +230,11 @@ impl Attempt {
             repeatable,
             fresh: false,
         }
+    }
+
+    fn given_up(self, error: ProxyError) -> SendError {
+        let unsent = self.request.filter(|_| error.nothing_sent());
+        SendError { error, unsent }
     }
 
     async fn make(
