@@ -48,6 +48,6 @@ pub fn check(folder: &Path, now: SystemTime) -> CheckReport {
 }
 
 /// Nothing is issued here, so that a missing certificate is no mistake of the objects.
-fn is_unissued(finding: &Finding) -> bool {
+pub(super) fn is_unissued(finding: &Finding) -> bool {
     finding.reason == "Issuing"
 }

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use http::{HeaderMap, Method, Uri};
 use tidegate_model::{
     Action, Certificate, HeaderEdits, HostName, PlainHttp, RedirectPath, Rule, Snapshot, TlsMode,
-    TlsVersion, VirtualHost,
+    TlsVersion, UpstreamProtocol, VirtualHost,
 };
 use tidegate_proxy::{ExplainRequest, Verdict};
 
@@ -52,7 +52,12 @@ pub fn explain(folder: &Path, question: &Question, now: SystemTime) -> Explanati
     let mut explanation = Explanation {
         sections: Vec::new(),
         answered: false,
-        problems: refreshed.findings.iter().map(problem_view).collect(),
+        problems: refreshed
+            .findings
+            .iter()
+            .filter(|finding| !super::check::is_unissued(finding))
+            .map(problem_view)
+            .collect(),
     };
     decide(&refreshed.translation.snapshot, question, &mut explanation);
     explanation
@@ -346,7 +351,7 @@ fn action(action: &Action) -> Vec<String> {
                     if group.backends.len() > 1 {
                         let _ = write!(line, ", weight {} of {total}", backend.weight);
                     }
-                    let _ = write!(line, ", {:?}", cluster.protocol);
+                    let _ = write!(line, ", {}", protocol(cluster.protocol));
                     if let Some(tls) = &cluster.tls {
                         line.push_str(if tls.insecure_skip_verify {
                             " over TLS, not verified"
@@ -386,6 +391,14 @@ fn action(action: &Action) -> Vec<String> {
         }
         Action::Static(folder) => vec![format!("files of {}", folder.root.display())],
         Action::Unavailable(why) => vec![format!("503 Service Unavailable: {why}")],
+    }
+}
+
+fn protocol(protocol: UpstreamProtocol) -> &'static str {
+    match protocol {
+        UpstreamProtocol::Auto => "HTTP/1.1, or HTTP/2 where its TLS agrees to it",
+        UpstreamProtocol::Http1 => "HTTP/1.1",
+        UpstreamProtocol::Http2 => "HTTP/2",
     }
 }
 

@@ -103,9 +103,27 @@ fn has_content(text: &str) -> bool {
 }
 
 impl RawDocument<'_> {
+    /// Whether it says that it is a list of objects; a look at the text, before anything is parsed.
+    pub(crate) fn is_list(&self) -> bool {
+        self.text.lines().any(|line| {
+            let line = line.trim_end_matches([',', ' ', '\r']);
+            let kind = line.strip_prefix("kind:").or_else(|| {
+                let json = line.trim_start().trim_start_matches('{').trim_start();
+                json.strip_prefix("\"kind\":")
+            });
+            kind.is_some_and(|kind| kind.trim_matches([' ', '"', '\'']).ends_with("List"))
+        })
+    }
+
     /// Parses the text into a tree whose lines count from the start of the file.
     pub(crate) fn parse(&self) -> Result<Node, SyntaxError> {
-        let mut node: Node = serde_saphyr::from_str(self.text).map_err(|error| {
+        // The parser's own bounds are meant for one configuration; a list of ten thousand objects is fine here,
+        // where the size of a file is bounded before.
+        let options = serde_saphyr::options! {
+            budget: serde_saphyr::budget! { max_events: 20_000_000, max_nodes: 10_000_000 },
+        };
+        let parsed = serde_saphyr::from_str_with_options(self.text, options);
+        let mut node: Node = parsed.map_err(|error| {
             let location = error.location();
             SyntaxError {
                 line: location.map(|location| location.line() + self.first_line - 1),
@@ -247,6 +265,19 @@ impl Node {
             Value::String(_) => "a string",
             Value::List(_) => "a list",
             Value::Map(_) => "a mapping",
+        }
+    }
+
+    /// Bytes of all keys and values together.
+    pub(crate) fn text_bytes(&self) -> usize {
+        match &self.value {
+            Value::Null | Value::Bool(_) | Value::Number(_) => 4,
+            Value::String(text) => text.len(),
+            Value::List(items) => items.iter().map(Self::text_bytes).sum(),
+            Value::Map(entries) => entries
+                .iter()
+                .map(|(key, value)| key.text.len() + value.text_bytes())
+                .sum(),
         }
     }
 

@@ -141,7 +141,21 @@ pub(crate) fn decode(node: Node) -> Vec<Decoded> {
                 item.default_entry("kind", kind);
                 item.default_entry("apiVersion", version);
             }
-            decode_one(&item)
+            let mut decoded = decode_one(&item);
+            let bytes = item.text_bytes();
+            if bytes > MAX_OBJECT_BYTES {
+                decoded.object = None;
+                decoded.problems.push(FieldProblem {
+                    path: String::new(),
+                    line: item.line(),
+                    reason: "TooLarge",
+                    message: format!("the object has {bytes} bytes"),
+                    hint: Some(format!(
+                        "an object may have at most {MAX_OBJECT_BYTES} bytes, in Kubernetes too"
+                    )),
+                });
+            }
+            decoded
         })
         .collect()
 }

@@ -361,7 +361,9 @@ fn read_objects(
     let several = documents.len() > 1;
     for raw in &documents {
         let number = several.then_some(raw.number);
-        if raw.text.len() > MAX_OBJECT_BYTES {
+        // A list is bounded by the file; its items are looked at one by one below.
+        let is_list = raw.text.len() > MAX_OBJECT_BYTES && raw.is_list();
+        if raw.text.len() > MAX_OBJECT_BYTES && !is_list {
             loaded.failed.anything = true;
             loaded.problems.push(FileProblem {
                 document: number,

@@ -212,3 +212,85 @@ fn an_object_is_as_old_as_its_first_sight() {
     folder.write("0.yaml", route("c"));
     assert_eq!(oldest_first(&mut folder), ["b", "a", "c"]);
 }
+
+#[test]
+fn a_long_list_is_read_and_an_item_that_is_too_large_is_told() {
+    let mut folder = Folder::new();
+    let mut text = "apiVersion: v1\nkind: List\nitems:\n".to_owned();
+    let item = |name: &str, data: &str| {
+        format!(
+            "  - {{apiVersion: v1, kind: ConfigMap, metadata: {{name: {name}}}, data: {{x: {data}}}}}\n"
+        )
+    };
+    for number in 0..200 {
+        text.push_str(&item(&format!("m{number}"), &"y".repeat(10_000)));
+    }
+    text.push_str(&item("large", &"y".repeat(MAX_OBJECT_BYTES + 1)));
+    folder.write("list.yaml", text);
+    let loaded = folder.loader.load(SystemTime::now());
+    assert_eq!(loaded.objects.len(), 200);
+    assert_eq!(loaded.problems.len(), 1);
+    let problem = &loaded.problems[0];
+    assert_eq!(problem.reason, "TooLarge");
+    assert!(
+        problem
+            .object
+            .as_ref()
+            .unwrap()
+            .to_string()
+            .ends_with("/large")
+    );
+}
+
+/// Objects of every kind, bent at random places: whatever comes out, it is objects or problems.
+#[test]
+fn no_text_makes_the_loader_panic() {
+    let samples = [
+        format!("{}---\n{}", route("a"), route("b")),
+        "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Secret, metadata: {name: a}, data: {x: eA==}}\n".to_owned(),
+        "{\"apiVersion\": \"edge.tidegate.dev/v1alpha1\", \"kind\": \"TunnelAgent\", \"metadata\": {\"name\": \"x\"}, \"spec\": {\"mappings\": [{\"name\": \"a\"}]}}".to_owned(),
+        "apiVersion: edge.tidegate.dev/v1alpha1\nkind: AcmeIssuer\nmetadata: &m\n  name: x\nspec: *m\n".to_owned(),
+    ];
+    let pieces: [&[u8]; 12] = [
+        b"---\n",
+        b": ",
+        b"- ",
+        b"[",
+        b"}",
+        b"&a ",
+        b"*a",
+        b"\t",
+        b"|\n",
+        b"\xc3\xa4",
+        b"\0",
+        b"!!int ",
+    ];
+    // A small generator with a fixed seed: a failure can be repeated.
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut random = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        usize::try_from(state % below as u64).unwrap()
+    };
+    let mut folder = Folder::new();
+    for round in 0..600 {
+        let mut text = samples[round % samples.len()].clone().into_bytes();
+        for _ in 0..=random(4) {
+            let at = random(text.len());
+            match random(3) {
+                0 => text.truncate(at.max(1)),
+                1 => {
+                    text.remove(at);
+                    text.push(b'\n');
+                }
+                _ => {
+                    let piece = pieces[random(pieces.len())];
+                    text.splice(at..at, piece.iter().copied());
+                }
+            }
+        }
+        folder.write("x.yaml", &text);
+        folder.loader.load(SystemTime::now());
+    }
+}
