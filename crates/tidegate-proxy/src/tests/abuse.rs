@@ -11,6 +11,7 @@ use super::*;
 
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
+const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const DATA: u8 = 0;
 const END_STREAM: u8 = 1;
@@ -79,6 +80,43 @@ fn streams_opened_and_reset_end_the_connection_early() {
     });
     let seen = edge.metric("tidegate_http_requests_total");
     assert!((1..1000).contains(&seen), "{seen} requests were begun");
+}
+
+#[test]
+fn streams_that_make_the_edge_reset_them_end_the_connection_early() {
+    let origin = Origin::echo();
+    let edge = TestEdge::start(forward_to(&[cluster(origin.address)]));
+    flood(&edge, raw(&edge), 20_000, |n| {
+        let stream = 2 * n + 1;
+        let mut both = frame(HEADERS, END_HEADERS | END_STREAM, stream, &head(GET));
+        both.extend(frame(WINDOW_UPDATE, 0, stream, &[0; 4]));
+        both
+    });
+    let seen = edge.metric("tidegate_http_requests_total");
+    assert!((1..1000).contains(&seen), "{seen} requests were begun");
+    let reached = origin.connections.load(Ordering::SeqCst);
+    assert!(reached <= 100, "{reached} reached the backend");
+}
+
+#[test]
+fn a_small_head_that_decodes_to_a_large_one_is_refused() {
+    let origin = Origin::echo();
+    let edge = TestEdge::start_with(forward_to(&[cluster(origin.address)]), |settings| {
+        settings.timeouts.request_head = Duration::from_millis(100);
+        settings.timeouts.keep_alive_idle = Duration::from_millis(100);
+    });
+    // A field of 4,000 bytes goes into the dynamic table, then 10,000 references of one byte each.
+    let mut block = head(GET);
+    block.extend([0x40, 1, b'x', 0x7f, 0xa1, 0x1e]);
+    block.extend([b'y'; 4000]);
+    block.extend([0xbe; 10_000]);
+    let mut stream = raw(&edge);
+    stream
+        .write_all(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &block))
+        .unwrap();
+    read_to_end(&mut stream);
+    assert_eq!(origin.connections.load(Ordering::SeqCst), 0);
+    assert_eq!(status_of(&edge.exchange(&get("/"))), 200);
 }
 
 #[test]

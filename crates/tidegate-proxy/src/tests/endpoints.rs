@@ -6,6 +6,7 @@ use std::time::Instant;
 use http::HeaderName;
 use tidegate_model::{ActiveHealthCheck, HashKey};
 
+use super::h2_peers::{H2Origin, describe};
 use super::*;
 
 /// Answers each request with the name.
@@ -138,6 +139,33 @@ fn an_address_that_fails_its_probes_is_avoided_until_it_passes_them() {
     for _ in 0..20 {
         assert_eq!(status_of(&edge.exchange(&get("/"))), 201);
     }
+}
+
+#[test]
+fn an_address_that_does_not_answer_its_probe_delays_no_other() {
+    let silent = Origin::scripted(|_, mut stream| {
+        read_to_end(&mut stream);
+    });
+    let mut cluster = cluster_of(&[silent.address, closed_port()]);
+    let mut check = probing(Some("/"));
+    check.timeout = PATIENCE * 10;
+    check.unhealthy_threshold = 1;
+    cluster.active_health = Some(check);
+    let edge = TestEdge::start(forward_to(&[Arc::new(cluster)]));
+    until(|| edge.healthy().iter().filter(|healthy| **healthy).count() == 1);
+}
+
+#[test]
+fn probes_speak_the_version_of_the_cluster() {
+    let origin = H2Origin::scripted(describe);
+    let mut cluster = cluster_of(&[origin.address]);
+    cluster.protocol = UpstreamProtocol::Http2;
+    let mut check = probing(Some("/health"));
+    check.unhealthy_threshold = 1;
+    cluster.active_health = Some(check);
+    let edge = TestEdge::start(forward_to(&[Arc::new(cluster)]));
+    until(|| origin.connections.load(Ordering::SeqCst) > 3);
+    assert_eq!(edge.healthy(), [true]);
 }
 
 #[test]

@@ -145,6 +145,42 @@ fn a_hundred_thousand_small_frames_pass_both_ways() {
 }
 
 #[test]
+fn a_slow_reader_of_small_frames_does_not_end_the_connection_that_others_share() {
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&sent);
+    let origin = H2Origin::scripted(move |request, mut respond| {
+        let counter = Arc::clone(&counter);
+        async move {
+            if request.uri().path() != "/stream" {
+                return describe(request, respond).await;
+            }
+            let mut stream = respond.send_response(Response::new(()), false).unwrap();
+            loop {
+                h2_send(&mut stream, Bytes::from_static(&[7; 20]), false).await;
+                counter.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    });
+    let edge = TestEdge::start(forward_to(&[h2c(origin.address)]));
+    edge.block_on(async {
+        let mut slow = edge.h2().await;
+        let (response, _) = slow
+            .send_request(h2_request("GET", "/stream"), true)
+            .unwrap();
+        let unread = response.await.unwrap();
+        // All windows on the way are full then.
+        while sent.load(Ordering::SeqCst) < 26_000 {
+            tokio::task::yield_now().await;
+        }
+        let mut other = edge.h2().await;
+        let (response, _) = other.send_request(h2_request("GET", "/"), true).unwrap();
+        assert_eq!(response.await.unwrap().status(), StatusCode::OK);
+        assert!(!unread.body().is_end_stream());
+    });
+    assert_eq!(origin.connections.load(Ordering::SeqCst), 1);
+}
+
+#[test]
 fn http_2_in_front_of_http_1() {
     let origin = Origin::scripted(|_, mut stream| {
         let head = read_head(&mut stream).to_ascii_lowercase();

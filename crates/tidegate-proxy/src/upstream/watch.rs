@@ -10,6 +10,7 @@ use http::{HeaderValue, Request, header};
 use tidegate_model::{
     ActiveHealthCheck, Cluster, ClusterKey, ObservedCluster, SnapshotStore, Target,
 };
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -154,10 +155,19 @@ async fn probe_forever(state: &Arc<ClusterState>) {
                 .iter()
                 .any(|endpoint| endpoint.address == *address)
         });
-        for endpoint in &endpoints {
-            let outcome = tokio::time::timeout(check.timeout, probe(state, endpoint, check))
-                .await
-                .unwrap_or_else(|_| Err(format!("no answer within {:?}", check.timeout)));
+        // All at once: an address that does not answer must not delay what is found of the others.
+        let mut probes = JoinSet::new();
+        for endpoint in endpoints {
+            let state = Arc::clone(state);
+            probes.spawn(async move {
+                let outcome = probe(&state, &endpoint).await;
+                (endpoint, outcome)
+            });
+        }
+        while let Some(joined) = probes.join_next().await {
+            let Ok((endpoint, outcome)) = joined else {
+                continue;
+            };
             let (good, bad) = streaks.entry(endpoint.address).or_default();
             let conclusion = match outcome {
                 Ok(()) => {
@@ -182,12 +192,22 @@ async fn probe_forever(state: &Arc<ClusterState>) {
     }
 }
 
-async fn probe(
-    state: &Arc<ClusterState>,
+/// One probe within its time.
+async fn probe(state: &ClusterState, endpoint: &Endpoint) -> Result<(), String> {
+    let cluster = &state.cluster;
+    let Some(check) = &cluster.active_health else {
+        return Ok(());
+    };
+    tokio::time::timeout(check.timeout, ask(cluster, endpoint, check))
+        .await
+        .unwrap_or_else(|_| Err(format!("no answer within {:?}", check.timeout)))
+}
+
+async fn ask(
+    cluster: &Cluster,
     endpoint: &Endpoint,
     check: &ActiveHealthCheck,
 ) -> Result<(), String> {
-    let cluster = &state.cluster;
     let connected = connect::transport(cluster, endpoint.address, None, false)
         .await
         .map_err(|error| tidegate_telemetry::chain(&error).to_string())?;
