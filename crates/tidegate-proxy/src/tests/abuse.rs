@@ -10,7 +10,9 @@ use super::h2_peers::{h2_body, h2_over, h2_request};
 use super::*;
 
 const HEADERS: u8 = 1;
+const PRIORITY: u8 = 2;
 const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const DATA: u8 = 0;
@@ -117,6 +119,16 @@ fn a_small_head_that_decodes_to_a_large_one_is_refused() {
     read_to_end(&mut stream);
     assert_eq!(origin.connections.load(Ordering::SeqCst), 0);
     assert_eq!(status_of(&edge.exchange(&get("/"))), 200);
+}
+
+#[test]
+fn frames_that_cost_nothing_end_the_connection() {
+    let origin = Origin::echo();
+    let edge = TestEdge::start(forward_to(&[cluster(origin.address)]));
+    flood(&edge, raw(&edge), 100_000, |_| frame(SETTINGS, 0, 0, &[]));
+    flood(&edge, raw(&edge), 200_000, |_| {
+        frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 1])
+    });
 }
 
 #[test]

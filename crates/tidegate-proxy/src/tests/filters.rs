@@ -414,12 +414,15 @@ fn files_have_ranges_and_etags() {
 #[test]
 fn plain_http_is_redirected_with_path_and_query() {
     let origin = Origin::echo();
-    let rule = forward_to(&[cluster(origin.address)]);
-    let own = certificate(&[HOST]);
-    let mut host = virtual_host(HOST, rule, policy(Arc::clone(&own)));
+    let serving = forward_to(&[cluster(origin.address)]);
+    let unavailable = rule(Action::Unavailable("no such backend".to_owned()));
+    let own = certificate(&[HOST, "down.test"]);
+    let mut host = virtual_host(HOST, serving, policy(Arc::clone(&own)));
     host.plain_http = PlainHttp::Redirect(StatusCode::PERMANENT_REDIRECT);
     host.hsts = Some(HeaderValue::from_static("max-age=300"));
-    let edge = TestEdge::start_hosts(vec![host], |settings| {
+    let mut down = virtual_host("down.test", unavailable, policy(Arc::clone(&own)));
+    down.hsts.clone_from(&host.hsts);
+    let edge = TestEdge::start_hosts(vec![host, down], |settings| {
         settings.public_https_port = Some(8443);
     });
     let answer = edge.exchange(&get("/a%20b?c=d&e=%2F"));
@@ -434,6 +437,12 @@ fn plain_http_is_redirected_with_path_and_query() {
     let secure = tls::ask(&mut tls::tls(&edge, &config, HOST), HOST).unwrap();
     assert_eq!(
         field(&secure, "strict-transport-security"),
+        Some("max-age=300")
+    );
+    let page = tls::ask(&mut tls::tls(&edge, &config, "down.test"), "down.test").unwrap();
+    assert_eq!(status_of(&page), 503);
+    assert_eq!(
+        field(&page, "strict-transport-security"),
         Some("max-age=300")
     );
 }
