@@ -16,6 +16,7 @@ use crate::edge::Worker;
 use crate::forwarded::{self, ClientAddress};
 use crate::http as phases;
 use crate::io::{ClientStream, ClockVerdict, ConnectionClock, FrameBudget, Transport};
+use crate::listener::OpenConnection;
 use crate::metrics::RouteMetrics;
 use crate::tls::TlsFacts;
 
@@ -28,6 +29,8 @@ pub(crate) struct ConnectionFacts {
     pub(crate) local: SocketAddr,
     /// None on plain HTTP.
     pub(crate) tls: Option<TlsFacts>,
+    /// Its place among the open connections.
+    pub(crate) _open: OpenConnection,
 }
 
 /// The host of the last request: most connections ask for one host only.

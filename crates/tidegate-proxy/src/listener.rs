@@ -8,12 +8,14 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::Version;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::ProxyProtocolMode;
 use crate::connection::{self, ConnectionFacts};
 use crate::edge::Worker;
+use crate::filters::concurrency::InFlightGuard;
 use crate::io::{Socket, Transport};
 use crate::proxy_protocol::{self, Parsed};
 use crate::tls::{self, Decision, TlsError};
@@ -94,8 +96,8 @@ fn begin(worker: &Arc<Worker>, kind: ListenerKind, tcp: TcpStream, peer: SocketA
     let peer = canonical(peer);
     shared.metrics.accepted(kind.name());
     let limits = &shared.settings.limits;
-    let open = usize::try_from(shared.metrics.connections.get()).unwrap_or_default();
-    if open >= limits.connections {
+    let in_all = usize::try_from(shared.metrics.connections.get()).unwrap_or_default();
+    if in_all >= limits.connections {
         shared.metrics.connection_refused("TooManyConnections");
         return;
     }
@@ -115,13 +117,32 @@ fn begin(worker: &Arc<Worker>, kind: ListenerKind, tcp: TcpStream, peer: SocketA
     };
     let worker = Arc::clone(worker);
     let tracker = shared.tasks.clone();
-    tracker.spawn(async move {
-        let gauge = worker.shared.metrics.connections.clone();
+    let open = OpenConnection::new(shared.metrics.connections.clone(), place);
+    tracker.spawn(run(worker, kind, tcp, peer, trusted, open));
+}
+
+/// Counts a connection for as long as its socket lives, which may be longer than HTTP on it: an upgraded
+/// connection holds it too.
+#[derive(Debug)]
+pub(crate) struct OpenConnection {
+    gauge: Gauge,
+    _place: Option<InFlightGuard>,
+}
+
+impl OpenConnection {
+    fn new(gauge: Gauge, place: Option<InFlightGuard>) -> Self {
         gauge.inc();
-        run(worker, kind, tcp, peer, trusted).await;
-        gauge.dec();
-        drop(place);
-    });
+        Self {
+            gauge,
+            _place: place,
+        }
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.gauge.dec();
+    }
 }
 
 pub(crate) fn is_trusted(worker: &Worker, peer: IpAddr) -> bool {
@@ -139,6 +160,7 @@ async fn run(
     mut tcp: TcpStream,
     peer: SocketAddr,
     trusted: bool,
+    open: OpenConnection,
 ) {
     // Failing to set an option is no reason to refuse the client.
     let _ = tcp.set_nodelay(true);
@@ -171,6 +193,7 @@ async fn run(
         client,
         local,
         tls: None,
+        _open: open,
     };
     match kind {
         ListenerKind::Http => run_plain(worker, tcp, ahead, facts).await,

@@ -112,3 +112,29 @@ fn an_upgraded_connection_without_traffic_ends_after_its_idle_time() {
     client.write_all(HANDSHAKE.as_bytes()).unwrap();
     assert!(read_to_end(&mut client).starts_with("HTTP/1.1 101 "));
 }
+
+#[test]
+fn an_upgraded_connection_keeps_its_place_among_the_connections_of_its_client() {
+    let origin = Origin::scripted(|_, mut stream| {
+        read_head(&mut stream);
+        let answer = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
+                      Upgrade: websocket\r\n\r\n";
+        stream.write_all(answer.as_bytes()).unwrap();
+        let _ = stream.read(&mut [0]);
+    });
+    let edge = TestEdge::start_with(forward_to(&[cluster(origin.address)]), |settings| {
+        settings.limits.connections_per_client = 2;
+    });
+    let _open: Vec<_> = (0..2)
+        .map(|_| {
+            let mut client = edge.connect();
+            client.write_all(HANDSHAKE.as_bytes()).unwrap();
+            assert!(read_head(&mut client).starts_with("HTTP/1.1 101 "));
+            client
+        })
+        .collect();
+    let mut third = edge.connect();
+    let _ = third.write_all(get("/").as_bytes());
+    assert_eq!(read_to_end(&mut third), "");
+    assert_eq!(edge.metric("tidegate_connections_open"), 2);
+}
