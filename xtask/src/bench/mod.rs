@@ -185,7 +185,7 @@ fn workloads(quick: bool, body: &Path) -> Vec<Workload> {
                 false,
                 16,
                 16,
-                if hosts > 1000 { 3000 } else { 12_000 },
+                if hosts > 1000 { 1500 } else { 6000 },
                 "/1k",
                 None,
             ),
@@ -198,35 +198,35 @@ fn workloads(quick: bool, body: &Path) -> Vec<Workload> {
         files(
             "small-h1",
             "1 KiB, HTTP/1.1, 32 kept connections",
-            h2load(true, 32, 1, 30_000, "/1k", None),
+            h2load(true, 32, 1, 12_000, "/1k", None),
         ),
         files(
             "small-h2",
             "1 KiB, HTTP/2, 16 connections of 16 streams",
-            h2load(false, 16, 16, 30_000, "/1k", None),
+            h2load(false, 16, 16, 12_000, "/1k", None),
         ),
         files(
             "large-h1",
             "1 MiB, HTTP/1.1, 8 connections",
-            h2load(true, 8, 1, 600, "/1m", None),
+            h2load(true, 8, 1, 300, "/1m", None),
         ),
         files(
             "large-h2",
             "1 MiB, HTTP/2, 4 connections of 4 streams",
-            h2load(false, 4, 4, 600, "/1m", None),
+            h2load(false, 4, 4, 300, "/1m", None),
         ),
         Workload {
             origin: OriginKind::Sink,
             ..files(
                 "upload",
                 "10 MiB upload, HTTP/1.1, 4 connections",
-                h2load(true, 4, 1, 60, "/upload", Some(body)),
+                h2load(true, 4, 1, 40, "/upload", Some(body)),
             )
         },
         files(
             "handshake",
             "1 KiB, a new TLS connection for each request, 8 at a time",
-            Kind::Handshakes { count: scale(2400) },
+            Kind::Handshakes { count: scale(1200) },
         ),
         Workload {
             origin: OriginKind::Echo,
@@ -235,7 +235,7 @@ fn workloads(quick: bool, body: &Path) -> Vec<Workload> {
                 "WebSocket echo of 128 bytes, 16 connections",
                 Kind::WebSocket {
                     connections: 16,
-                    count: scale(16_000),
+                    count: scale(8000),
                 },
             )
         },
