@@ -219,3 +219,20 @@ fn upstream_connections_are_kept() {
         origin.connections()
     );
 }
+
+#[test]
+fn a_dead_backend_is_passed_over() {
+    let alive = Origin::text("alive");
+    let edge = edge(&format!(
+        "backends: [{{address: \"127.0.0.1:{}\"}}, {{address: \"{}\"}}]",
+        ports::free(),
+        alive.address()
+    ));
+    // A refused connection is found out by the first requests; after them nobody notices.
+    for _ in 0..20 {
+        edge.get(HOST, "/");
+    }
+    for _ in 0..50 {
+        assert_eq!(edge.get(HOST, "/").status, 200);
+    }
+}
