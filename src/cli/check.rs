@@ -21,7 +21,13 @@ pub(super) struct CheckArgs {
     dir: PathBuf,
 
     /// For people or for programs; the JSON is described in docs/reference/check-output.md.
-    #[arg(long, short, value_enum, default_value = "human")]
+    #[arg(
+        long,
+        short,
+        value_name = "FORMAT",
+        value_enum,
+        default_value = "human"
+    )]
     output: Output,
 }
 

@@ -10,6 +10,7 @@ mod check;
 mod completions;
 mod crds;
 mod explain;
+mod reference;
 mod run;
 mod status;
 mod terminal;
@@ -68,6 +69,11 @@ enum Command {
     Ca(ca::CaArgs),
     Crds(crds::CrdsArgs),
     Completions(completions::CompletionsArgs),
+}
+
+/// The command line as a page of documentation, `docs/reference/cli.md`.
+pub fn reference() -> String {
+    reference::page()
 }
 
 impl Cli {

@@ -58,11 +58,11 @@ pub(super) struct RunArgs {
     state: StateArgs,
 
     /// Where to listen for plain HTTP: a port, an address with port, or off.
-    #[arg(long, env = "TIDEGATE_HTTP", default_value = "80", value_parser = values::listen, value_delimiter = ',', help_heading = "Listeners")]
+    #[arg(long, env = "TIDEGATE_HTTP", value_name = "ADDRESS", default_value = "80", value_parser = values::listen, value_delimiter = ',', help_heading = "Listeners")]
     http: Vec<Listen>,
 
     /// Where to listen for HTTPS. A bare port means every address, IPv4 and IPv6.
-    #[arg(long, env = "TIDEGATE_HTTPS", default_value = "443", value_parser = values::listen, value_delimiter = ',', help_heading = "Listeners")]
+    #[arg(long, env = "TIDEGATE_HTTPS", value_name = "ADDRESS", default_value = "443", value_parser = values::listen, value_delimiter = ',', help_heading = "Listeners")]
     https: Vec<Listen>,
 
     /// Port of HTTPS as clients see it, when a router or container maps it; used in redirects.
@@ -75,7 +75,7 @@ pub(super) struct RunArgs {
     public_https_port: Option<u16>,
 
     /// Where to listen for health checks, metrics and the read-only API, or off. Has no login: keep it private.
-    #[arg(long, env = "TIDEGATE_ADMIN", default_value = "127.0.0.1:9180", value_parser = values::listen, help_heading = "Listeners")]
+    #[arg(long, env = "TIDEGATE_ADMIN", value_name = "ADDRESS", default_value = "127.0.0.1:9180", value_parser = values::listen, help_heading = "Listeners")]
     admin: Listen,
 
     /// Name under which the admin listener may be asked, besides localhost and addresses.
@@ -90,6 +90,7 @@ pub(super) struct RunArgs {
     #[arg(
         long,
         env = "TIDEGATE_PROXY_PROTOCOL",
+        value_name = "WHEN",
         value_enum,
         default_value = "off",
         help_heading = "Client address"
@@ -157,6 +158,7 @@ pub(super) struct RunArgs {
     #[arg(
         long,
         env = "TIDEGATE_ACCESS_LOG",
+        value_name = "WHEN",
         value_enum,
         default_value = "on",
         help_heading = "Log"
@@ -181,6 +183,7 @@ pub(super) struct RunArgs {
     #[arg(
         long,
         env = "TIDEGATE_LOG_FORMAT",
+        value_name = "FORMAT",
         value_enum,
         default_value = "human",
         help_heading = "Log"

@@ -25,7 +25,13 @@ pub(super) struct StatusArgs {
     state: StateArgs,
 
     /// For people or for programs.
-    #[arg(long, short, value_enum, default_value = "human")]
+    #[arg(
+        long,
+        short,
+        value_name = "FORMAT",
+        value_enum,
+        default_value = "human"
+    )]
     output: Output,
 }
 

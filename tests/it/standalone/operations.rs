@@ -102,3 +102,17 @@ fn commands_teach_and_complete() {
     let (ok, output) = run(Edge::command().arg("status").arg(folder.path()));
     assert!(!ok && output.contains("tidegate run"), "{output}");
 }
+
+#[test]
+fn the_generated_page_of_the_command_line_is_current() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference/cli.md");
+    let page = tidegate::cli::reference();
+    if std::env::var_os("UPDATE_GENERATED").is_some() {
+        std::fs::write(&path, &page).unwrap();
+    }
+    let committed = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        committed == page,
+        "docs/reference/cli.md differs; run: cargo xtask codegen"
+    );
+}
