@@ -12,13 +12,13 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tidegate_model::{HostName, VirtualHost};
 
-use crate::edge::Worker;
 use crate::forwarded::{self, ClientAddress};
 use crate::http as phases;
 use crate::io::{ClientStream, ClockVerdict, ConnectionClock, FrameBudget, Transport};
 use crate::listener::OpenConnection;
 use crate::metrics::RouteMetrics;
 use crate::tls::TlsFacts;
+use crate::worker::Worker;
 
 /// What is known of a connection before its first request.
 #[derive(Debug)]

@@ -4,7 +4,6 @@
 //! upstream connections; workers share only what must be one: snapshot, health, limits, counters.
 
 use std::collections::HashSet;
-use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,13 +17,13 @@ use tokio_util::task::TaskTracker;
 
 use crate::Settings;
 use crate::filters::basic_auth::Authenticator;
-use crate::filters::concurrency::InFlight;
 use crate::filters::rate_limit::RateLimits;
 use crate::listener::{self, ListenerKind};
 use crate::metrics::Metrics;
 use crate::tls::TlsConfigs;
 use crate::upstream::Upstreams;
 use crate::upstream::watch::{self, Clusters};
+use crate::worker::{Shared, Worker};
 
 /// Why the edge could not start.
 #[derive(Debug, thiserror::Error)]
@@ -50,44 +49,6 @@ pub enum StartError {
 
 /// Connections the kernel keeps for us between accepts.
 const BACKLOG: i32 = 4096;
-
-/// What all workers share.
-pub(crate) struct Shared {
-    pub(crate) settings: Settings,
-    pub(crate) store: Arc<SnapshotStore>,
-    pub(crate) tls: TlsConfigs,
-    pub(crate) clusters: Arc<Clusters>,
-    pub(crate) metrics: Metrics,
-    /// The port that clients use for HTTPS; None without such a listener.
-    pub(crate) https_port: Option<u16>,
-    pub(crate) rate_limits: RateLimits,
-    pub(crate) authenticator: Authenticator,
-    /// Open connections per client address.
-    pub(crate) connections: Arc<InFlight>,
-    /// Requests in flight per client address and rule.
-    pub(crate) requests: Arc<InFlight>,
-    /// No new connections; open ones are asked to go.
-    pub(crate) draining: CancellationToken,
-    /// Whatever is still open ends now.
-    pub(crate) cut: CancellationToken,
-    /// Connections and upgraded streams of all workers.
-    pub(crate) tasks: TaskTracker,
-}
-
-impl fmt::Debug for Shared {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared")
-            .field("settings", &self.settings)
-            .finish_non_exhaustive()
-    }
-}
-
-/// What one worker has for itself.
-#[derive(Debug)]
-pub(crate) struct Worker {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) upstreams: Upstreams,
-}
 
 /// One listener socket of one worker.
 #[derive(Debug)]

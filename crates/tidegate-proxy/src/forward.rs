@@ -16,17 +16,17 @@ use tokio::time::Instant;
 
 use crate::body::{Body, BodyOutcome, BodyWatch, RequestBody, UpstreamBody};
 use crate::connection::{Connection, ResolvedHost};
-use crate::edge::Worker;
 use crate::error::ProxyError;
 use crate::exchange::RequestGuard;
 use crate::filters::concurrency::InFlightGuard;
 use crate::filters::{basic_auth, compression, cors, forward_auth, headers, ip_access, mirror};
 use crate::forwarded::{self, ClientAddress, ForwardedFacts};
-use crate::http::{PageWish, Stop, empty, stopped};
 use crate::normalize::{self, Normalized, Reuse};
+use crate::stop::{PageWish, Stop, empty, stopped};
 use crate::upstream::cluster::ActiveRequest;
 use crate::upstream::connect::ProxiedAddresses;
 use crate::upstream::{self, Answer, SendOptions};
+use crate::worker::Worker;
 use crate::{balance, redirect, rewrite, static_files, upgrade};
 
 /// A request with its rule.

@@ -36,9 +36,11 @@ mod rewrite;
 mod router;
 mod settings;
 mod static_files;
+mod stop;
 mod tls;
 mod upgrade;
 mod upstream;
+mod worker;
 
 #[cfg(test)]
 mod tests;

@@ -14,11 +14,11 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::ProxyProtocolMode;
 use crate::connection::{self, ConnectionFacts};
-use crate::edge::Worker;
 use crate::filters::concurrency::InFlightGuard;
 use crate::io::{Socket, Transport};
 use crate::proxy_protocol::{self, Parsed};
 use crate::tls::{self, Decision, TlsError};
+use crate::worker::Worker;
 use crate::{passthrough, upstream};
 
 /// The two kinds of listener.

@@ -6,11 +6,11 @@ use bytes::Bytes;
 use tidegate_model::Cluster;
 use tokio::net::TcpStream;
 
-use crate::edge::Worker;
 use crate::io::Socket;
 use crate::upgrade;
 use crate::upstream::connect::ProxiedAddresses;
 use crate::upstream::{self, SendOptions};
+use crate::worker::Worker;
 
 /// No byte for this long ends a passed-through connection; the edge cannot see what it carries.
 const IDLE: std::time::Duration = std::time::Duration::from_secs(3600);

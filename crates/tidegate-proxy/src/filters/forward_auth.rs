@@ -11,8 +11,8 @@ use tidegate_model::{ForwardAuth, Target};
 
 use crate::body::{Body, UpstreamBody};
 use crate::error::ProxyError;
-use crate::http::Stop;
 use crate::normalize;
+use crate::stop::Stop;
 use crate::upstream::connect::ProxiedAddresses;
 use crate::upstream::{self, Answer, SendOptions, Upstreams};
 

@@ -13,8 +13,8 @@ use tidegate_model::Mirror;
 use tokio::sync::mpsc;
 
 use crate::body::{Body, BodyError};
-use crate::edge::Worker;
 use crate::upstream::{self, SendOptions};
+use crate::worker::Worker;
 
 /// Frames that a copy may lag behind.
 const LAG: usize = 64;

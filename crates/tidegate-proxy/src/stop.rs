@@ -1,0 +1,141 @@
+//! How a phase ends a request before its rule's action has answered it, and the only place that turns a
+//! failure into a response.
+
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use hyper::body::Incoming;
+
+use crate::body::Body;
+use crate::error::ProxyError;
+use crate::exchange::RequestGuard;
+use crate::normalize::Refusal;
+use crate::respond;
+
+/// Why a request goes no further.
+pub(crate) enum Stop {
+    /// The message itself is not acceptable; an HTTP/1 connection closes after the answer.
+    Refused(Refusal),
+    /// The edge answers with a page of its own.
+    Page {
+        status: StatusCode,
+        reason: &'static str,
+        field: Option<(HeaderName, HeaderValue)>,
+    },
+    /// A filter has the whole answer.
+    Answered(Box<Response<Body>>),
+    /// No backend answered.
+    Failed(ProxyError),
+}
+
+impl Stop {
+    pub(crate) fn page(status: StatusCode, reason: &'static str) -> Self {
+        Self::Page {
+            status,
+            reason,
+            field: None,
+        }
+    }
+
+    pub(crate) fn page_with(
+        status: StatusCode,
+        reason: &'static str,
+        name: HeaderName,
+        value: HeaderValue,
+    ) -> Self {
+        Self::Page {
+            status,
+            reason,
+            field: Some((name, value)),
+        }
+    }
+}
+
+impl From<Refusal> for Stop {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<ProxyError> for Stop {
+    fn from(error: ProxyError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// What an error page would look like; kept because the request is consumed on its way.
+pub(crate) struct PageWish {
+    pub(crate) version: Version,
+    head_only: bool,
+    accept: Option<HeaderValue>,
+    language: Option<HeaderValue>,
+}
+
+impl PageWish {
+    pub(crate) fn of(request: &Request<Incoming>) -> Self {
+        Self {
+            version: request.version(),
+            head_only: request.method() == Method::HEAD,
+            accept: request.headers().get(header::ACCEPT).cloned(),
+            language: request.headers().get(header::ACCEPT_LANGUAGE).cloned(),
+        }
+    }
+
+    fn page(&self, status: StatusCode, reason: &str, guard: &RequestGuard) -> Response<Body> {
+        let id = guard.request_id();
+        let (accept, language) = (self.accept.as_ref(), self.language.as_ref());
+        respond::error_page(status, reason, &id, accept, language, self.head_only)
+    }
+}
+
+/// The only place that turns a failure into a response.
+pub(crate) fn stopped(stop: Stop, wish: &PageWish, guard: &mut RequestGuard) -> Response<Body> {
+    match stop {
+        Stop::Answered(response) => *response,
+        Stop::Refused(refusal) => {
+            guard.refused(refusal.reason);
+            tracing::debug!(
+                reason = refusal.reason,
+                message = refusal.message,
+                "request refused"
+            );
+            let mut response = wish.page(refusal.status, refusal.reason, guard);
+            close_after(&mut response, wish.version);
+            response
+        }
+        Stop::Page {
+            status,
+            reason,
+            field,
+        } => {
+            guard.refused(reason);
+            let mut response = wish.page(status, reason, guard);
+            if let Some((name, value)) = field {
+                response.headers_mut().insert(name, value);
+            }
+            response
+        }
+        Stop::Failed(error) => {
+            guard.failed(&error);
+            let mut response = wish.page(error.status(), error.reason(), guard);
+            if error.leaves_body_unread() {
+                close_after(&mut response, wish.version);
+            }
+            response
+        }
+    }
+}
+
+/// Asks an HTTP/1 client to close after this answer.
+pub(crate) fn close_after(response: &mut Response<Body>, version: Version) {
+    if version < Version::HTTP_2 {
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+}
+
+/// A response without a body.
+pub(crate) fn empty(status: StatusCode) -> Response<Body> {
+    let mut response = Response::new(Body::Empty);
+    *response.status_mut() = status;
+    response
+}
