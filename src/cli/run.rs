@@ -30,7 +30,8 @@ the systemd unit in packaging/, or higher ports with --http and --https.";
 /// Serve the objects of a folder over HTTPS.
 ///
 /// Reads every .yaml, .yml and .json file below DIR (TlsRoute, AcmeIssuer, TunnelAgent, Secret, ConfigMap; several
-/// documents per file), and Secrets from DIR/secrets/NAMESPACE/NAME/{tls.crt,tls.key}. Watches the folder. A
+/// documents per file), and Secrets from DIR/secrets/NAMESPACE/NAME/{tls.crt,tls.key}. Hidden files and the folders
+/// of static backends are left out. Watches the folder. A
 /// mistake in an object is told in the log and by `tidegate status`, harms only that object, and its last good
 /// version stays in use.
 ///

@@ -246,11 +246,12 @@ impl Source {
                 tracing::debug!(route = %certificate.route, issuer, "the internal CA stands in for an AcmeIssuer");
             }
         }
-        let ids: BTreeSet<String> = wanted
+        let mut ids: BTreeSet<String> = wanted
             .iter()
             .map(|certificate| certificate.route.to_string())
             .collect();
-        keeper.retain(|id| id == DEFAULT_LEAF || ids.contains(id));
+        ids.insert(DEFAULT_LEAF.to_owned());
+        keeper.retain(&ids);
         let changed = issued != self.issued;
         self.issued = issued;
         changed
@@ -351,8 +352,8 @@ impl Keeper {
         Ok(parsed)
     }
 
-    fn retain(&mut self, wanted: impl Fn(&str) -> bool) {
-        self.parsed.retain(|id, _| wanted(id));
+    fn retain(&mut self, wanted: &BTreeSet<String>) {
+        self.parsed.retain(|id, _| wanted.contains(id));
         self.ca.retain(&self.state, wanted);
     }
 }

@@ -178,6 +178,15 @@ impl StateFolder {
             .map_err(|source| StateError::Write { path, source })
     }
 
+    /// Names of the files in a folder of the state; none when there is no such folder.
+    pub fn list(&self, folder: &str) -> Vec<String> {
+        fs::read_dir(self.path.join(folder))
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .collect()
+    }
+
     /// Removes a file that may be missing.
     pub fn remove(&self, name: &str) -> Result<(), StateError> {
         let path = self.path.join(name);

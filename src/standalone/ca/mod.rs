@@ -10,9 +10,9 @@
 //! it is issued; it is issued again after two thirds of its life, when its names change and when the root does.
 //! Nothing is ever served from here: what is issued becomes an ordinary certificate of the inputs.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
@@ -36,6 +36,8 @@ const ROOT_LIFETIME: Duration = Duration::from_hours(10 * 365 * 24);
 /// Clocks of clients that are a little behind must not see a certificate of the future.
 const CLOCK_SKEW: Duration = Duration::from_hours(1);
 const ROOT: &str = "ca/ca.pem";
+/// Folder of the leaves.
+const LEAVES: &str = "certificates";
 const ROOT_CERTIFICATE: &str = "ca/ca.crt";
 
 /// Why the CA cannot do what it should.
@@ -95,6 +97,8 @@ pub struct InternalCa {
     issuer: Issuer<'static, KeyPair>,
     lifetime: Duration,
     leaves: HashMap<String, Leaf>,
+    /// Whether files of leaves that nobody wants were looked for.
+    swept: bool,
 }
 
 impl std::fmt::Debug for InternalCa {
@@ -147,6 +151,7 @@ impl InternalCa {
             issuer: root.issuer,
             lifetime: lifetime.max(MIN_LIFETIME),
             leaves: HashMap::new(),
+            swept: false,
         }
     }
 
@@ -202,18 +207,23 @@ impl InternalCa {
         Ok(leaf)
     }
 
-    /// Forgets leaves whose id is not wanted any more and removes their files.
-    pub fn retain(&mut self, state: &StateFolder, wanted: impl Fn(&str) -> bool) {
-        let gone: Vec<String> = self
-            .leaves
-            .keys()
-            .filter(|id| !wanted(id))
-            .cloned()
-            .collect();
-        for id in gone {
-            self.leaves.remove(&id);
-            if let Err(error) = state.remove(&leaf_file(&id)) {
-                tracing::warn!(error = %tidegate_telemetry::chain(&error), id, "cannot remove an unused certificate");
+    /// Forgets leaves whose id is not wanted any more and removes their files, those of earlier processes too.
+    pub fn retain(&mut self, state: &StateFolder, wanted: &BTreeSet<String>) {
+        let known = self.leaves.len();
+        self.leaves.retain(|id, _| wanted.contains(id));
+        if self.swept && self.leaves.len() == known {
+            return;
+        }
+        self.swept = true;
+        let files: BTreeSet<String> = wanted.iter().map(|id| leaf_file(id)).collect();
+        for name in state.list(LEAVES) {
+            let file = format!("{LEAVES}/{name}");
+            let is_leaf = Path::new(&file).extension().is_some_and(|it| it == "pem");
+            if is_leaf
+                && !files.contains(&file)
+                && let Err(error) = state.remove(&file)
+            {
+                tracing::warn!(error = %tidegate_telemetry::chain(&error), "cannot remove an unused certificate");
             }
         }
     }
@@ -416,7 +426,7 @@ fn leaf_file(id: &str) -> String {
         })
         .collect();
     format!(
-        "certificates/{readable}-{:02x}{:02x}{:02x}{:02x}.pem",
+        "{LEAVES}/{readable}-{:02x}{:02x}{:02x}{:02x}.pem",
         digest[0], digest[1], digest[2], digest[3]
     )
 }

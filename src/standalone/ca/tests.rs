@@ -135,7 +135,18 @@ fn unused_leaves_are_removed() {
     let mut ca = InternalCa::open(&state, DEFAULT_LIFETIME, now()).unwrap();
     ca.leaf(&state, "x/y", &names(&["a.test"]), now()).unwrap();
     assert!(ca.next_renewal().is_some());
-    ca.retain(&state, |_| false);
+    ca.retain(&state, &BTreeSet::new());
     assert!(!state.path().join(leaf_file("x/y")).exists());
     assert_eq!(ca.next_renewal(), None);
+
+    // What another process left behind goes too, what is wanted stays.
+    let mut ca = InternalCa::open(&state, DEFAULT_LIFETIME, now()).unwrap();
+    ca.leaf(&state, "x/kept", &names(&["b.test"]), now())
+        .unwrap();
+    ca.leaf(&state, "x/left", &names(&["c.test"]), now())
+        .unwrap();
+    let mut ca = InternalCa::open(&state, DEFAULT_LIFETIME, now()).unwrap();
+    ca.retain(&state, &BTreeSet::from(["x/kept".to_owned()]));
+    assert!(state.path().join(leaf_file("x/kept")).exists());
+    assert!(!state.path().join(leaf_file("x/left")).exists());
 }

@@ -10,7 +10,7 @@
 //! file deletes its objects; a file or folder that cannot be read deletes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -137,10 +137,15 @@ impl Loader {
             Err(error) => return self.lost_folder(&error),
         };
         let mut files = self.read(&listing, now);
-        let mut problems = listing_problems(&listing);
-        if files.is_empty() && problems.is_empty() {
-            tracing::debug!(folder = %self.root.display(), "no files");
+        let mut listing = listing;
+        let sites = self.sites(&files);
+        if !sites.is_empty() {
+            let outside = |path: &Path| !sites.iter().any(|site| path.starts_with(site));
+            files.retain(|path, _| outside(path));
+            listing.files.retain(|path, _| outside(path));
+            listing.unreadable.retain(|path, _| outside(path));
         }
+        let mut problems = listing_problems(&listing);
         let mut objects = Vec::new();
         let mut owners: BTreeMap<Identity, (PathBuf, usize)> = BTreeMap::new();
         for file in files.values_mut() {
@@ -264,6 +269,41 @@ impl Loader {
             files.insert(folder, loaded);
         }
         files
+    }
+
+    /// Folders of `static` backends that lie inside the folder of objects. What they hold is content, often
+    /// JSON, and may come from people who must not configure the edge.
+    fn sites(&self, files: &BTreeMap<PathBuf, LoadedFile>) -> BTreeSet<PathBuf> {
+        let root = self.root.canonicalize().ok();
+        files
+            .values()
+            .flat_map(|file| &file.objects)
+            .chain(&self.last)
+            .filter_map(|located| match &located.object {
+                Object::Route(route) => Some(route),
+                _ => None,
+            })
+            .flat_map(|route| &route.spec.rules)
+            .flat_map(|rule| &rule.backends)
+            .filter_map(|backend| backend.r#static.as_ref())
+            .filter_map(|site| {
+                let path = Path::new(&site.path);
+                let inside = if path.is_absolute() {
+                    path.strip_prefix(root.as_ref()?).ok()?
+                } else {
+                    path
+                };
+                let inside: PathBuf = inside
+                    .components()
+                    .filter(|part| *part != Component::CurDir)
+                    .collect();
+                let plain = inside
+                    .components()
+                    .all(|part| matches!(part, Component::Normal(_)));
+                // A site that is the whole folder would hide the objects themselves.
+                (plain && !inside.as_os_str().is_empty()).then_some(inside)
+            })
+            .collect()
     }
 
     fn held_objects(&self, path: &Path) -> bool {

@@ -294,3 +294,17 @@ fn no_text_makes_the_loader_panic() {
         folder.loader.load(SystemTime::now());
     }
 }
+
+#[test]
+fn content_of_a_static_site_is_no_configuration() {
+    let mut folder = Folder::new();
+    let site = route("a").replace("address: 127.0.0.1:1", "static: {path: ./site}");
+    folder.write("a.yaml", &site);
+    folder.write("site/manifest.json", "{\"name\": \"app\"}");
+    folder.write("site/planted.yaml", route("b"));
+    folder.write("site2/c.yaml", route("c"));
+    folder.expect(&[A, "TlsRoute default/c"], &[], &[]);
+    // Also while the route itself is being mended.
+    folder.write("a.yaml", "bad: [");
+    folder.expect(&[A, "TlsRoute default/c"], &["MalformedYaml"], &[A]);
+}
