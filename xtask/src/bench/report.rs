@@ -68,9 +68,37 @@ fn line(row: &Row) -> String {
     )
 }
 
+/// Tidegate against the better of the two usual choices, workload by workload.
+fn glance(tables: &[Table]) -> String {
+    let mut text = String::from(
+        "| workload | tidegate | better of both | ratio |\n| --- | ---: | ---: | ---: |\n",
+    );
+    for table in tables {
+        let cpu = |proxy: Proxy| {
+            let row = table.rows.iter().find(|row| row.proxy == proxy)?;
+            Some(median(&row.samples, |sample| sample.cpu_us))
+        };
+        let others = [Proxy::Nginx, Proxy::Haproxy].into_iter().filter_map(cpu);
+        let best = others.fold(f64::INFINITY, f64::min);
+        if let Some(ours) = cpu(Proxy::Tidegate)
+            && best.is_finite()
+        {
+            let _ = writeln!(
+                text,
+                "| {} | {ours:.1} | {best:.1} | {:.2} |",
+                table.title,
+                ours / best
+            );
+        }
+    }
+    text
+}
+
 /// The whole page.
 pub(super) fn document(tables: &[Table], proxies: &[Proxy], rounds: usize) -> Result<String> {
     let date = shell::output(Command::new("date").args(["-u", "+%Y-%m-%d"]))?;
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').nth(2).unwrap_or("?").to_owned();
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let mut versions = Vec::new();
     for proxy in proxies {
@@ -82,6 +110,7 @@ pub(super) fn document(tables: &[Table], proxies: &[Proxy], rounds: usize) -> Re
 Written by `cargo xtask bench` on {date}; run it on your own machine to compare there.
 
 {versions}, on {cores} cores, median of {rounds} interleaved rounds.
+The machine's load average over the last 15 minutes was {load}; above {cores}, other work shows in throughput and latencies.
 
 ## How it is measured
 
@@ -98,11 +127,16 @@ Written by `cargo xtask bench` on {date}; run it on your own machine to compare 
 - **RSS** is the resident memory of the process and its children after the load; per connection it is the growth while
   the connections are open, divided by their number.
 
-## Results
+## At a glance
+
+CPU µs per request (per connection for the idle ones) of Tidegate and of the better of nginx and HAProxy.
+
 ",
         date = date.trim(),
         versions = versions.join(", "),
     );
+    text.push_str(&glance(tables));
+    text.push_str("\n## Results\n");
     for one in tables {
         text.push_str(&table(one));
     }
