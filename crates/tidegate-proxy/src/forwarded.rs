@@ -125,6 +125,8 @@ pub(crate) fn apply(headers: &mut HeaderMap, facts: &ForwardedFacts<'_>) {
         Said::default()
     };
     headers.remove(header::FORWARDED);
+    // These and Host: growing once is cheaper than twice.
+    headers.reserve(8);
     let proto = said
         .proto
         .unwrap_or_else(|| HeaderValue::from_static(facts.proto));
