@@ -414,6 +414,9 @@ fn header_changes(host: &VirtualHost, rule: &Rule, question: &Question) -> Vec<S
         lines.push(format!("request  X-Forwarded-Proto: {scheme}"));
         let name = question.url.host().unwrap_or_default();
         lines.push(format!("request  X-Forwarded-Host: {name}"));
+        let well_known = if scheme == "http" { 80 } else { 443 };
+        let port = question.url.port_u16().unwrap_or(well_known);
+        lines.push(format!("request  X-Forwarded-Port: {port}"));
     }
     edits("request ", &rule.filters.request_headers, &mut lines);
     edits("response", &rule.filters.response_headers, &mut lines);

@@ -10,6 +10,8 @@ use crate::exchange::RequestGuard;
 use crate::normalize::Refusal;
 use crate::respond;
 
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
 /// Why a request goes no further.
 pub(crate) enum Stop {
     /// The message itself is not acceptable; an HTTP/1 connection closes after the answer.
@@ -82,7 +84,13 @@ impl PageWish {
     fn page(&self, status: StatusCode, reason: &str, guard: &RequestGuard) -> Response<Body> {
         let id = guard.request_id();
         let (accept, language) = (self.accept.as_ref(), self.language.as_ref());
-        respond::error_page(status, reason, &id, accept, language, self.head_only)
+        let mut response =
+            respond::error_page(status, reason, &id, accept, language, self.head_only);
+        // For clients that show no body; the same id is in the page and in the access log.
+        if let Ok(id) = HeaderValue::try_from(id) {
+            response.headers_mut().insert(X_REQUEST_ID, id);
+        }
+        response
     }
 }
 

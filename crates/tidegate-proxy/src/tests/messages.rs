@@ -97,9 +97,15 @@ fn bodyless_answers_end_at_their_head_and_free_the_connection() {
 fn an_unknown_host_is_404_and_a_long_target_passes() {
     let origin = Origin::echo();
     let edge = TestEdge::start(forward_to(&[cluster(origin.address)]));
+    let unknown = edge.exchange(&get("/").replace(HOST, "other.test"));
+    assert_eq!(status_of(&unknown), 404);
+    let id = unknown.split("x-request-id: ").nth(1).unwrap();
+    let id = id.split('\r').next().unwrap();
+    assert_eq!(id.len(), 32);
     assert_eq!(
-        status_of(&edge.exchange(&get("/").replace(HOST, "other.test"))),
-        404
+        unknown.matches(id).count(),
+        2,
+        "in the head and on the page: {unknown}"
     );
     let long = format!(
         "/scrape?{}",
