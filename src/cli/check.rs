@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
-use super::terminal::{Look, Terminal};
+use super::terminal::{Look, Output, Terminal};
 use crate::app::ProblemView;
 use crate::app::check::{CheckReport, check};
 
@@ -29,12 +29,6 @@ pub(super) struct CheckArgs {
         default_value = "human"
     )]
     output: Output,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Output {
-    Human,
-    Json,
 }
 
 impl CheckArgs {

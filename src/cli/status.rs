@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use super::check;
-use super::terminal::{Look, Terminal};
+use super::terminal::{Look, Output, Terminal};
 use super::values::StateArgs;
 use crate::app::ControlView;
 use crate::app::status::{Found, status};
@@ -33,12 +33,6 @@ pub(super) struct StatusArgs {
         default_value = "human"
     )]
     output: Output,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Output {
-    Human,
-    Json,
 }
 
 impl StatusArgs {

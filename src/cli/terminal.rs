@@ -9,6 +9,13 @@ pub(super) struct Terminal {
     colours: bool,
 }
 
+/// Whom a report is written for.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub(super) enum Output {
+    Human,
+    Json,
+}
+
 /// How a piece of text looks.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Look {

@@ -2,7 +2,7 @@
 //! passthrough. Nothing slow happens in the accept loop itself.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
+use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::ProxyProtocolMode;
 use crate::connection::{self, ConnectionFacts};
 use crate::filters::concurrency::InFlightGuard;
+use crate::forwarded;
 use crate::io::{Socket, Transport};
 use crate::proxy_protocol::{self, Parsed};
 use crate::tls::{self, Decision, TlsError};
@@ -102,7 +103,7 @@ fn begin(worker: &Arc<Worker>, kind: ListenerKind, tcp: TcpStream, peer: SocketA
         return;
     }
     // Behind a trusted proxy all clients share its address; the limit is for direct clients.
-    let trusted = is_trusted(worker, peer.ip());
+    let trusted = forwarded::is_trusted(peer.ip(), &shared.settings.trusted_proxies);
     let place = if trusted {
         None
     } else {
@@ -143,15 +144,6 @@ impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.gauge.dec();
     }
-}
-
-pub(crate) fn is_trusted(worker: &Worker, peer: IpAddr) -> bool {
-    worker
-        .shared
-        .settings
-        .trusted_proxies
-        .iter()
-        .any(|net| net.contains(&peer))
 }
 
 async fn run(

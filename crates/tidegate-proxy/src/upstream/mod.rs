@@ -80,23 +80,15 @@ pub(crate) async fn send(
     options: &SendOptions,
 ) -> Result<Answer, SendError> {
     let worker = upstreams.cluster(cluster);
-    let state = Arc::clone(&worker.state);
-    let Some(mut active) = ActiveRequest::begin(&state) else {
-        let error = ProxyError::CircuitOpen {
-            cluster: cluster.name.clone(),
-            limit: cluster.circuit.max_requests.unwrap_or_default(),
-        };
-        return Err(SendError {
-            error,
-            unsent: Some(request),
-        });
+    let state = &worker.state;
+    let mut active = match begin(state) {
+        Ok(active) => active,
+        Err(error) => {
+            let unsent = Some(request);
+            return Err(SendError { error, unsent });
+        }
     };
-    if !state.addresses().resolved {
-        // The first request to a name may be faster than its first resolution.
-        let resolved = tokio::time::timeout(cluster.connect_timeout, state.until_resolved());
-        // Still unresolved: choosing an address says so.
-        let _ = Box::pin(resolved).await;
-    }
+    until_resolved(state).await;
 
     let mut attempt = Attempt::new(request);
     let mut tried: Vec<SocketAddr> = Vec::new();
@@ -138,6 +130,24 @@ pub(crate) async fn send(
                 retries += 1;
             }
         }
+    }
+}
+
+/// Counts a request as in flight, unless the cluster's limit is reached.
+fn begin(state: &Arc<ClusterState>) -> Result<ActiveRequest, ProxyError> {
+    ActiveRequest::begin(state).ok_or_else(|| ProxyError::CircuitOpen {
+        cluster: state.cluster.name.clone(),
+        limit: state.cluster.circuit.max_requests.unwrap_or_default(),
+    })
+}
+
+/// The first request to a name may be faster than its first resolution. Still unresolved after the time to
+/// connect: choosing an address says so.
+async fn until_resolved(state: &ClusterState) {
+    if !state.addresses().resolved {
+        let resolved = tokio::time::timeout(state.cluster.connect_timeout, state.until_resolved());
+        // Boxed: rare, and its state is larger than the rest.
+        let _ = Box::pin(resolved).await;
     }
 }
 
@@ -224,7 +234,7 @@ struct Attempt {
 
 impl Attempt {
     fn new(request: Box<Request<Body>>) -> Self {
-        let repeatable = matches!(request.body(), Body::Empty) && is_idempotent(request.method());
+        let repeatable = matches!(request.body(), Body::Empty) && request.method().is_idempotent();
         Self {
             request: Some(request),
             repeatable,
@@ -370,11 +380,6 @@ fn split(
     (error.into_error(), unsent)
 }
 
-/// RFC 9110 §9.2.2.
-fn is_idempotent(method: &Method) -> bool {
-    method.is_idempotent()
-}
-
 fn copy_head(request: &Request<Body>) -> Request<Body> {
     let mut copy = Request::new(Body::Empty);
     *copy.method_mut() = request.method().clone();
@@ -451,18 +456,9 @@ pub(crate) async fn open(
     options: &SendOptions,
 ) -> Result<(connect::UpstreamStream, ActiveRequest), ProxyError> {
     let worker = upstreams.cluster(cluster);
-    let state = Arc::clone(&worker.state);
-    let Some(mut active) = ActiveRequest::begin(&state) else {
-        return Err(ProxyError::CircuitOpen {
-            cluster: cluster.name.clone(),
-            limit: cluster.circuit.max_requests.unwrap_or_default(),
-        });
-    };
-    if !state.addresses().resolved {
-        let resolved = tokio::time::timeout(cluster.connect_timeout, state.until_resolved());
-        // Still unresolved: choosing an address says so.
-        let _ = Box::pin(resolved).await;
-    }
+    let state = &worker.state;
+    let mut active = begin(state)?;
+    until_resolved(state).await;
     let mut tried = Vec::new();
     loop {
         let endpoint = choose(&worker, &tried, options)?;
