@@ -1,0 +1,1 @@
+//! Taking over certificates and accounts of certbot, Caddy and Traefik.

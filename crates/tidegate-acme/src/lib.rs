@@ -1,0 +1,17 @@
+//! Certificates by ACME (RFC 8555): planned, ordered, renewed, kept.
+//!
+//! ```text
+//! wanted certificates ─► engine ─► plan (pure: what to do now, and why not) ─► order (I/O, one step at a time)
+//!                           ▲                                                     │
+//!                           └────────── store (what a crash must not lose) ◄──────┘
+//!                           └─► challenge answers, certificates, reports for statuses
+//! ```
+//!
+//! Knows neither Kubernetes nor the data plane: what it stores goes through [`store`], what it answers to
+//! a certification authority leaves as values, and time and randomness are passed in.
+
+pub mod dns;
+pub mod import;
+pub mod notices;
+pub mod plan;
+pub mod preflight;

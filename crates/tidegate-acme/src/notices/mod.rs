@@ -1,0 +1,1 @@
+//! Telling people: before a certificate expires and when renewal keeps failing.

@@ -1,0 +1,1 @@
+//! Checks before an order: an order that must fail is not placed.
