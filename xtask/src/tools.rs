@@ -25,6 +25,7 @@ const TEST_PACKAGES: &[Package] = &[
     ("docker-registry", "docker-registry"),
     ("opentracker", "opentracker"),
     ("openssl", "openssl"),
+    ("named", "bind9"),
 ];
 
 const BENCH_PACKAGES: &[Package] = &[

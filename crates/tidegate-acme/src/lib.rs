@@ -13,5 +13,6 @@
 pub mod dns;
 pub mod import;
 pub mod notices;
+mod oneshot;
 pub mod plan;
 pub mod preflight;
