@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -39,6 +39,7 @@ pub(crate) enum OneshotError {
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
     pub(crate) body: Vec<u8>,
 }
 
@@ -58,6 +59,30 @@ pub(crate) struct Call {
 pub(crate) async fn send(call: Call, request: Request<Full<Bytes>>) -> Result<Reply, OneshotError> {
     let timeout = call.timeout;
     tokio::time::timeout(timeout, exchange(call, request))
+        .await
+        .unwrap_or(Err(OneshotError::Timeout(timeout)))
+}
+
+/// Makes the TLS handshake alone and returns the server's certificate.
+pub(crate) async fn certificate(
+    address: SocketAddr,
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+    timeout: Duration,
+) -> Result<Option<CertificateDer<'static>>, OneshotError> {
+    let handshake = async {
+        let stream = TcpStream::connect(address)
+            .await
+            .map_err(OneshotError::Connect)?;
+        let stream = TlsConnector::from(config)
+            .connect(name, stream)
+            .await
+            .map_err(OneshotError::Tls)?;
+        let (_, session) = stream.get_ref();
+        let certificates = session.peer_certificates().unwrap_or_default();
+        Ok(certificates.first().map(|c| c.clone().into_owned()))
+    };
+    tokio::time::timeout(timeout, handshake)
         .await
         .unwrap_or(Err(OneshotError::Timeout(timeout)))
 }
@@ -118,6 +143,7 @@ async fn read(response: Response<hyper::body::Incoming>, limit: usize) -> hyper:
     }
     Ok(Reply {
         status: parts.status,
+        headers: parts.headers,
         body,
     })
 }

@@ -1,0 +1,196 @@
+//! What was seen, as plain values: the only input of the verdicts.
+
+use std::net::IpAddr;
+use std::time::SystemTime;
+
+use tidegate_model::HostPattern;
+
+use super::caa::CaaFacts;
+
+/// Everything the verdicts are made from.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// When they were collected.
+    pub now: SystemTime,
+    /// The names of the order.
+    pub names: Vec<NameFacts>,
+    /// Addresses that lead to this edge.
+    pub own: OwnAddresses,
+    /// The authority.
+    pub authority: Authority,
+    /// Result of the write test of the store: the error's text.
+    pub store: Option<Result<(), String>>,
+    /// When the limits allow the next order, and which limit that is; none when now.
+    pub budget: Option<Budget>,
+}
+
+/// A limit that is used up.
+#[derive(Debug, Clone)]
+pub struct Budget {
+    /// First moment at which an order may be placed.
+    pub next_order: SystemTime,
+    /// The limit, for people.
+    pub limit: String,
+}
+
+/// How control of a name is going to be proven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChallengeKind {
+    /// A file on port 80 (RFC 8555 §8.3).
+    Http01,
+    /// A certificate on port 443 (RFC 8737).
+    TlsAlpn01,
+    /// A TXT record for the order (RFC 8555 §8.4).
+    Dns01,
+    /// A TXT record that stays.
+    DnsPersist01,
+}
+
+impl ChallengeKind {
+    /// As in the registry of challenge types.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http01 => "http-01",
+            Self::TlsAlpn01 => "tls-alpn-01",
+            Self::Dns01 => "dns-01",
+            Self::DnsPersist01 => "dns-persist-01",
+        }
+    }
+
+    /// Whether the authority connects to the name's addresses.
+    pub const fn connects(self) -> bool {
+        matches!(self, Self::Http01 | Self::TlsAlpn01)
+    }
+
+    /// The port it connects to.
+    pub const fn port(self) -> u16 {
+        match self {
+            Self::Http01 => 80,
+            _ => 443,
+        }
+    }
+}
+
+/// What was seen of one name.
+#[derive(Debug, Clone)]
+pub struct NameFacts {
+    /// The name in the certificate.
+    pub name: HostPattern,
+    /// How it is going to be proven.
+    pub challenge: ChallengeKind,
+    /// The A records.
+    pub v4: Lookup,
+    /// The AAAA records.
+    pub v6: Lookup,
+    /// Where the name's aliases lead, in order.
+    pub aliases: Vec<String>,
+    /// The CAA records that apply.
+    pub caa: CaaFacts,
+    /// What answered at each address.
+    pub loopback: Vec<Loopback>,
+    /// For dns-01 the solver's name or why there is none; for dns-persist-01 the record or what is wrong with
+    /// it. None when the challenge needs no DNS record.
+    pub dns_record: Option<Result<String, DnsRecordProblem>>,
+}
+
+/// Why a TXT record cannot serve.
+#[derive(Debug, Clone)]
+pub struct DnsRecordProblem {
+    /// What is wrong.
+    pub message: String,
+    /// What to do.
+    pub fix: String,
+    /// False when it could only not be seen.
+    pub certain: bool,
+}
+
+/// How a look-up of addresses ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lookup {
+    /// There are some.
+    Found(Vec<IpAddr>),
+    /// The name exists without such records.
+    Empty,
+    /// The name does not exist (NXDOMAIN).
+    NoName,
+    /// The aliases lead in a circle.
+    Circular,
+    /// The server failed: SERVFAIL, REFUSED ….
+    Failed(String),
+    /// No answer, or none that could be read.
+    NoAnswer(String),
+    /// Not looked up: an IP address or a wildcard.
+    NotAsked,
+}
+
+impl Lookup {
+    /// The addresses found.
+    pub fn addresses(&self) -> &[IpAddr] {
+        match self {
+            Self::Found(addresses) => addresses,
+            _ => &[],
+        }
+    }
+}
+
+/// What answered a challenge of our own at one address of a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loopback {
+    /// Where.
+    pub address: IpAddr,
+    /// What.
+    pub answer: LoopbackAnswer,
+}
+
+/// What answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LoopbackAnswer {
+    /// This edge: it knew the answer that only it knows.
+    Ours,
+    /// Something else; how it answered.
+    Stranger(String),
+    /// Nobody listens.
+    Refused,
+    /// No answer: filtered, or no way there.
+    Silent(String),
+}
+
+/// Addresses by which this edge is known.
+#[derive(Debug, Clone, Default)]
+pub struct OwnAddresses {
+    /// Of this machine's interfaces.
+    pub interfaces: Vec<IpAddr>,
+    /// Told by the settings or the load balancer.
+    pub configured: Vec<IpAddr>,
+    /// Told by a service outside.
+    pub echo: Vec<IpAddr>,
+}
+
+/// What is known of the authority and the account.
+#[derive(Debug, Clone, Default)]
+pub struct Authority {
+    /// Its name for people.
+    pub name: String,
+    /// Whether it checks from the public Internet.
+    pub public: bool,
+    /// Why the directory could not be fetched.
+    pub unreachable: Option<String>,
+    /// `meta.caaIdentities`.
+    pub caa_identities: Vec<String>,
+    /// `meta.termsOfService`.
+    pub terms_of_service: Option<String>,
+    /// Whether the settings agree to the terms.
+    pub terms_agreed: bool,
+    /// `meta.externalAccountRequired`.
+    pub external_account_required: bool,
+    /// Whether the settings have an external account, or the account exists already.
+    pub external_account_given: bool,
+    /// `meta.profiles`.
+    pub profiles: Vec<String>,
+    /// The profile asked for.
+    pub profile: Option<String>,
+    /// Its clock, from the `Date` header.
+    pub date: Option<SystemTime>,
+    /// URL of our account, when there is one.
+    pub account_uri: Option<String>,
+}
