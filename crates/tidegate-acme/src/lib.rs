@@ -10,9 +10,22 @@
 //! Knows neither Kubernetes nor the data plane: what it stores goes through [`store`], what it answers to
 //! a certification authority leaves as values, and time and randomness are passed in.
 
+pub mod account;
+pub mod answers;
+pub mod client;
 pub mod dns;
+pub mod engine;
+mod error;
 pub mod import;
+pub mod issued;
+mod keeper;
 pub mod notices;
 mod oneshot;
+pub mod order;
 pub mod plan;
 pub mod preflight;
+pub mod record;
+pub mod settings;
+pub mod store;
+
+pub use error::OrderError;

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use rustls::RootCertStore;
 
-use crate::{Certificate, Cluster, Fingerprint, HostName, HostPattern, RouteEntry, RouteId};
+use crate::{
+    Certificate, ChallengeAnswers, Cluster, Fingerprint, HostName, HostPattern, RouteEntry, RouteId,
+};
 
 /// One complete configuration of the data plane. A request or connection uses one from start to end.
 #[derive(Debug, Default, PartialEq)]
@@ -14,6 +16,8 @@ pub struct Snapshot {
     pub hosts: HostMap<Arc<VirtualHost>>,
     /// Served to clients that send no SNI, and for names nobody claims when set.
     pub default_certificate: Option<Arc<Certificate>>,
+    /// What certification authorities may ask for.
+    pub challenges: Arc<ChallengeAnswers>,
 }
 
 impl Snapshot {

@@ -13,5 +13,6 @@
 
 pub mod ledger;
 pub mod moment;
+pub mod need;
 pub mod renewal;
 pub mod retry;

@@ -1,0 +1,257 @@
+//! Answers to challenges: published as values, served by the data plane, withdrawn when no longer needed.
+//!
+//! An answer counts as presented only when the data plane has said that it serves it: asking the
+//! authority to look any earlier would waste an attempt.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rcgen::{CertificateParams, CustomExtension, KeyPair};
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use tidegate_model::{ChallengeAnswers, HostName, Http01Answer, TlsAlpn01Answer};
+use tokio::sync::watch;
+
+/// How long the data plane may take to serve a new answer.
+const SERVED_WITHIN: Duration = Duration::from_secs(30);
+
+/// One answer. Not secret from the authority or the network, but nobody else's business: not printed.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Answer {
+    /// RFC 8555 §8.3.
+    Http01 {
+        /// The name that is proven.
+        host: HostName,
+        /// The last segment of the path.
+        token: String,
+        /// The content.
+        key_authorization: String,
+    },
+    /// RFC 8737 §3.
+    TlsAlpn01 {
+        /// The name that is proven; an address as itself.
+        host: HostName,
+        /// SHA-256 of the key authorization.
+        digest: [u8; 32],
+    },
+}
+
+impl fmt::Debug for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Http01 { host, .. } => write!(f, "http-01 for {host}"),
+            Self::TlsAlpn01 { host, .. } => write!(f, "tls-alpn-01 for {host}"),
+        }
+    }
+}
+
+/// All answers of this moment, by version.
+#[derive(Debug, Clone, Default)]
+pub struct AnswerSet {
+    /// Counts changes.
+    pub version: u64,
+    /// The answers.
+    pub answers: Arc<BTreeSet<Answer>>,
+}
+
+/// Where answers meet the data plane. Clones share.
+#[derive(Debug, Clone)]
+pub struct Answers {
+    wanted: watch::Sender<AnswerSet>,
+    served: watch::Sender<u64>,
+}
+
+impl Default for Answers {
+    fn default() -> Self {
+        Self {
+            wanted: watch::Sender::new(AnswerSet::default()),
+            served: watch::Sender::new(0),
+        }
+    }
+}
+
+/// The data plane did not say that it serves an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the edge did not begin to serve the answer within {} s", SERVED_WITHIN.as_secs())]
+pub struct NotServed;
+
+impl Answers {
+    /// What must be served, now and from now on.
+    pub fn subscribe(&self) -> watch::Receiver<AnswerSet> {
+        self.wanted.subscribe()
+    }
+
+    /// Says that the data plane serves this version.
+    pub fn mark_served(&self, version: u64) {
+        self.served.send_if_modified(|served| {
+            let newer = version > *served;
+            *served = version.max(*served);
+            newer
+        });
+    }
+
+    /// Publishes the answer and returns once it is served. It is withdrawn when the result is dropped.
+    pub async fn present(&self, answer: Answer) -> Result<Presented, NotServed> {
+        let mut version = 0;
+        self.wanted.send_modify(|wanted| {
+            wanted.version += 1;
+            version = wanted.version;
+            let mut answers = BTreeSet::clone(&wanted.answers);
+            answers.insert(answer.clone());
+            wanted.answers = Arc::new(answers);
+        });
+        let presented = Presented {
+            answers: self.clone(),
+            answer,
+        };
+        let mut served = self.served.subscribe();
+        let seen = served.wait_for(|served| *served >= version);
+        match tokio::time::timeout(SERVED_WITHIN, seen).await {
+            Ok(Ok(_)) => Ok(presented),
+            _ => Err(NotServed),
+        }
+    }
+
+    fn withdraw(&self, answer: &Answer) {
+        self.wanted.send_modify(|wanted| {
+            wanted.version += 1;
+            let mut answers = BTreeSet::clone(&wanted.answers);
+            answers.remove(answer);
+            wanted.answers = Arc::new(answers);
+        });
+    }
+}
+
+/// An answer that is being served.
+#[derive(Debug)]
+pub struct Presented {
+    answers: Answers,
+    answer: Answer,
+}
+
+impl Drop for Presented {
+    fn drop(&mut self) {
+        self.answers.withdraw(&self.answer);
+    }
+}
+
+/// The answers as the data plane takes them. `known` are those of before, whose certificates are kept.
+pub fn for_data_plane(
+    answers: &BTreeSet<Answer>,
+    known: &ChallengeAnswers,
+) -> Result<ChallengeAnswers, rcgen::Error> {
+    let mut all = ChallengeAnswers::default();
+    for answer in answers {
+        match answer {
+            Answer::Http01 {
+                host,
+                token,
+                key_authorization,
+            } => {
+                let answer = Http01Answer {
+                    host: host.clone(),
+                    key_authorization: key_authorization.as_str().into(),
+                };
+                all.http01.insert(token.as_str().into(), answer);
+            }
+            Answer::TlsAlpn01 { host, digest } => {
+                let asked = server_name(host);
+                let answer = match known.tls_alpn01.get(&asked) {
+                    Some(known) if known.digest == *digest => known.clone(),
+                    _ => TlsAlpn01Answer {
+                        digest: *digest,
+                        key: Arc::new(challenge_certificate(host, digest)?),
+                    },
+                };
+                all.tls_alpn01.insert(asked, answer);
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// The server name that an authority asks for: addresses are asked for by their name in `arpa`
+/// (RFC 8738 §6).
+fn server_name(host: &HostName) -> HostName {
+    let Some(address) = host.ip() else {
+        return host.clone();
+    };
+    let reversed = match address {
+        std::net::IpAddr::V4(v4) => {
+            let [a, b, c, d] = v4.octets();
+            format!("{d}.{c}.{b}.{a}.in-addr.arpa")
+        }
+        std::net::IpAddr::V6(v6) => {
+            let mut name = String::with_capacity(72);
+            for octet in v6.octets().iter().rev() {
+                name.push_str(&format!("{:x}.{:x}.", octet & 0xf, octet >> 4));
+            }
+            name + "ip6.arpa"
+        }
+    };
+    HostName::parse(&reversed).unwrap_or_else(|_| host.clone())
+}
+
+/// The self-signed certificate of RFC 8737 §3.
+fn challenge_certificate(host: &HostName, digest: &[u8; 32]) -> Result<CertifiedKey, rcgen::Error> {
+    let mut params = CertificateParams::new(vec![host.to_string()])?;
+    params.custom_extensions = vec![CustomExtension::new_acme_identifier(digest)];
+    let key = KeyPair::generate()?;
+    let certificate = params.self_signed(&key)?;
+    let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let signing = rustls::crypto::aws_lc_rs::sign::any_supported_type(&der)
+        .map_err(|_| rcgen::Error::CouldNotParseKeyPair)?;
+    Ok(CertifiedKey::new(vec![certificate.der().clone()], signing))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_asked_for_by_their_reverse_name() {
+        for (host, expected) in [
+            ("a.example", "a.example"),
+            ("192.0.2.7", "7.2.0.192.in-addr.arpa"),
+            (
+                "2001:db8::1",
+                "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa",
+            ),
+        ] {
+            let host = HostName::parse(host).unwrap();
+            assert_eq!(server_name(&host).as_str(), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_presented_once_it_is_served_and_withdrawn_when_dropped() {
+        let answers = Answers::default();
+        let mut wanted = answers.subscribe();
+        let served = answers.clone();
+        let plane = tokio::spawn(async move {
+            wanted.changed().await.unwrap();
+            let set = wanted.borrow_and_update().clone();
+            let plane = for_data_plane(&set.answers, &ChallengeAnswers::default()).unwrap();
+            served.mark_served(set.version);
+            (wanted, plane)
+        });
+        let answer = Answer::TlsAlpn01 {
+            host: HostName::parse("a.example").unwrap(),
+            digest: [7; 32],
+        };
+        let presented = answers.present(answer).await.unwrap();
+        let (mut wanted, plane) = plane.await.unwrap();
+        assert_eq!(plane.tls_alpn01.len(), 1);
+        // The same answer keeps its certificate.
+        let again = for_data_plane(&wanted.borrow().answers, &plane).unwrap();
+        let host = HostName::parse("a.example").unwrap();
+        assert!(Arc::ptr_eq(
+            &again.tls_alpn01[&host].key,
+            &plane.tls_alpn01[&host].key
+        ));
+        drop(presented);
+        assert!(wanted.borrow_and_update().answers.is_empty());
+    }
+}

@@ -1,0 +1,537 @@
+//! One order, from key to certificate, resumable after every step.
+//!
+//! ```text
+//! key stored ─► order placed ─► URL stored ─► names proven ─► finalized ─► certificate stored
+//! ```
+//!
+//! Each arrow may be the last before a crash. What was stored decides where the next attempt begins; the
+//! authority remembers the rest. Decides nothing about whether or when to order: that is `plan`.
+
+use std::time::{Duration, SystemTime};
+
+use instant_acme::{
+    Account, AuthorizationStatus, CertificateIdentifier, ChallengeType, Identifier, NewOrder,
+    Order, OrderStatus, RetryPolicy,
+};
+use rcgen::{CertificateParams, DistinguishedName, KeyPair, RsaKeySize};
+use tidegate_model::{HostName, HostPattern, Secret};
+use tidegate_telemetry::chain;
+
+use crate::account;
+use crate::answers::{Answer, Answers, Presented};
+use crate::client::AcmeClient;
+use crate::dns::propagation::{self, Propagation};
+use crate::dns::{SolverError, TxtRecord, zone};
+use crate::error::{OrderError, kind, words};
+use crate::issued;
+use crate::record::{CertificateRecord, Issued, Pending};
+use crate::settings::{DnsMethod, Issuer, KeyType, Method};
+use crate::store::{Key, Kind, Store, save};
+
+/// How long an authority may take to look at answers, or to sign, before the order is left for later.
+const PATIENCE: RetryPolicy = RetryPolicy::new()
+    .initial_delay(Duration::from_millis(250))
+    .backoff(1.5)
+    .timeout(Duration::from_secs(90));
+
+/// Where an attempt is; shown to people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// The account is being opened.
+    Account,
+    /// The order is being placed.
+    Ordering,
+    /// A name is being proven.
+    Proving {
+        /// The name.
+        name: String,
+        /// Type of the challenge.
+        challenge: &'static str,
+    },
+    /// The authority looks at the answers.
+    Validating,
+    /// The authority signs.
+    Finalizing,
+}
+
+impl std::fmt::Display for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Account => f.write_str("opening the account"),
+            Self::Ordering => f.write_str("placing the order"),
+            Self::Proving { name, challenge } => {
+                write!(f, "proving control of {name} by {challenge}")
+            }
+            Self::Validating => f.write_str("waiting for the authority to look"),
+            Self::Finalizing => f.write_str("waiting for the authority to sign"),
+        }
+    }
+}
+
+/// Everything an attempt needs.
+pub struct Attempt<'a> {
+    /// Where each step is kept.
+    pub store: &'a dyn Store,
+    /// The issuer's client.
+    pub client: &'a AcmeClient,
+    /// Where answers are presented.
+    pub answers: &'a Answers,
+    /// Who is asked.
+    pub issuer: &'a Issuer,
+    /// Where: the issuer's directory, or its staging directory in a trial.
+    pub directory: &'a str,
+    /// Whether the certificate is thrown away.
+    pub trial: bool,
+    /// What it must cover.
+    pub names: &'a [HostPattern],
+    /// The certificate that it replaces, if the authority offers renewal information.
+    pub replaces: Option<&'a str>,
+    /// Told at each step.
+    pub progress: &'a (dyn Fn(Step) + Send + Sync),
+    /// Told once an order was placed, which the authority counts.
+    pub placed: &'a (dyn Fn() + Send + Sync),
+}
+
+impl Attempt<'_> {
+    /// Runs until there is a certificate. The record holds every step; the result is not yet in it.
+    pub async fn run(&self, record: &mut CertificateRecord) -> Result<Issued, OrderError> {
+        let key = Key::new(Kind::Certificate, record.id.clone());
+        self.prepare(&key, record).await?;
+        (self.progress)(Step::Account);
+        let now = SystemTime::now();
+        let (account, _) =
+            account::open(self.store, self.client, self.issuer, self.directory, now).await?;
+        let mut order = self.order(&account, &key, record).await?;
+        let outcome = self.complete(&mut order, record).await;
+        if let Err(error) = &outcome
+            && !error.keeps_order()
+        {
+            // It can come to nothing any more; the next attempt places another.
+            record.pending = None;
+            save(self.store, &key, record).await?;
+        }
+        outcome
+    }
+
+    /// The key is stored first: a certificate whose key is lost is an order wasted, and a store that
+    /// cannot be written must be found out before the authority is asked.
+    async fn prepare(&self, key: &Key, record: &mut CertificateRecord) -> Result<(), OrderError> {
+        let names: Vec<String> = self.names.iter().map(ToString::to_string).collect();
+        let fits = record.pending.as_ref().is_some_and(|pending| {
+            pending.names == names
+                && pending.directory == self.directory
+                && pending.issuer == self.issuer.name
+                && pending.trial == self.trial
+                && pending.profile == self.issuer.profile
+                && issued::key_type_of(pending.key_pem.expose()) == Some(self.issuer.key_type)
+        });
+        if fits {
+            return Ok(());
+        }
+        let key_type = self.issuer.key_type;
+        // Keys of RSA take seconds to make.
+        let made = tokio::task::spawn_blocking(move || generate(key_type)).await;
+        let pair = match made {
+            Ok(made) => made.map_err(|error| OrderError::Key("certificate's key", error))?,
+            Err(_) => return Err(OrderError::Invalid("the key could not be made".to_owned())),
+        };
+        record.pending = Some(Pending {
+            issuer: self.issuer.name.clone(),
+            directory: self.directory.to_owned(),
+            trial: self.trial,
+            names,
+            key_pem: Secret::new(pair.serialize_pem()),
+            profile: self.issuer.profile.clone(),
+            order_url: None,
+            started_at: SystemTime::now(),
+        });
+        save(self.store, key, record).await?;
+        Ok(())
+    }
+
+    /// The order of before, if the authority still has it; else a new one.
+    async fn order(
+        &self,
+        account: &Account,
+        key: &Key,
+        record: &mut CertificateRecord,
+    ) -> Result<Order, OrderError> {
+        let known = record
+            .pending
+            .as_ref()
+            .and_then(|pending| pending.order_url.clone());
+        if let Some(url) = known {
+            match account.order(url.clone()).await {
+                Ok(order) => {
+                    tracing::info!(certificate = %record.id, order = %url, "going on with the order of before");
+                    return Ok(order);
+                }
+                Err(instant_acme::Error::Api(problem))
+                    if matches!(kind(&problem), "malformed" | "unauthorized")
+                        || problem.status == Some(404) =>
+                {
+                    tracing::info!(certificate = %record.id, order = %url, "the authority does not have the order any more");
+                }
+                Err(error) => return Err(OrderError::of("look at the order", error)),
+            }
+        }
+        (self.progress)(Step::Ordering);
+        let identifiers: Vec<Identifier> = self.names.iter().map(identifier).collect();
+        let mut request = NewOrder::new(&identifiers);
+        if let Some(profile) = &self.issuer.profile {
+            request = request.profile(profile);
+        }
+        let replaces = self.replaces.and_then(|id| id.split_once('.'));
+        let order = match replaces {
+            None => account.new_order(&request).await,
+            Some((authority, serial)) => {
+                let replaced = CertificateIdentifier {
+                    authority_key_identifier: authority.into(),
+                    serial: serial.into(),
+                };
+                match account
+                    .new_order(&NewOrder::new(&identifiers).replaces(replaced))
+                    .await
+                {
+                    // Replaced already, or not known to this authority: an order like any other.
+                    Err(instant_acme::Error::Unsupported(_)) => account.new_order(&request).await,
+                    Err(instant_acme::Error::Api(problem))
+                        if matches!(
+                            kind(&problem),
+                            "alreadyReplaced" | "malformed" | "unauthorized"
+                        ) || problem.status == Some(404) =>
+                    {
+                        account.new_order(&request).await
+                    }
+                    other => other,
+                }
+            }
+        };
+        let order = order.map_err(|error| OrderError::of("place the order", error))?;
+        if let Some(pending) = &mut record.pending {
+            pending.order_url = Some(order.url().to_owned());
+        }
+        save(self.store, key, record).await?;
+        (self.placed)();
+        Ok(order)
+    }
+
+    async fn complete(
+        &self,
+        order: &mut Order,
+        record: &CertificateRecord,
+    ) -> Result<Issued, OrderError> {
+        let Some(pending) = &record.pending else {
+            return Err(OrderError::Invalid("its key is missing".to_owned()));
+        };
+        // Kept until the authority has looked.
+        let mut presented = Vec::new();
+        let mut dns = DnsRecords::default();
+        let proven = match order.state().status {
+            OrderStatus::Pending => {
+                let proven = self.prove(order, &mut presented, &mut dns).await;
+                dns.remove().await;
+                proven
+            }
+            _ => Ok(()),
+        };
+        drop(presented);
+        proven?;
+        if order.state().status == OrderStatus::Ready {
+            (self.progress)(Step::Finalizing);
+            let csr = signing_request(self.names, &pending.key_pem)?;
+            order
+                .finalize_csr(&csr)
+                .await
+                .map_err(|error| OrderError::of("finalize the order", error))?;
+        }
+        if order.state().status == OrderStatus::Invalid {
+            let why = order.state().error.as_ref().map(words).unwrap_or_default();
+            return Err(OrderError::Invalid(why));
+        }
+        let chain = order
+            .poll_certificate(&PATIENCE)
+            .await
+            .map_err(|error| OrderError::of("signing the certificate", error))?;
+        let mut issued =
+            issued::inspect(&chain, &pending.key_pem).map_err(OrderError::Certificate)?;
+        if !issued.covers(self.names) {
+            return Err(OrderError::Certificate(format!(
+                "it is for {}",
+                issued.names.join(", ")
+            )));
+        }
+        issued.issuer = Some(self.issuer.name.clone());
+        issued.directory = Some(self.directory.to_owned());
+        issued.profile.clone_from(&pending.profile);
+        Ok(issued)
+    }
+
+    /// Presents an answer for each name that is not proven yet, tells the authority, waits for it.
+    async fn prove<'a>(
+        &'a self,
+        order: &mut Order,
+        presented: &mut Vec<Presented>,
+        dns: &mut DnsRecords<'a>,
+    ) -> Result<(), OrderError> {
+        let mut chosen = Vec::new();
+        let mut authorizations = order.authorizations();
+        while let Some(authorization) = authorizations.next().await {
+            let mut authorization =
+                authorization.map_err(|error| OrderError::of("look at an authorization", error))?;
+            if authorization.status != AuthorizationStatus::Pending {
+                continue;
+            }
+            let name = authorization.identifier().to_string();
+            let offered: Vec<ChallengeType> = authorization
+                .challenges
+                .iter()
+                .map(|challenge| challenge.r#type.clone())
+                .collect();
+            let method = self.choose(&name, &offered)?;
+            let challenge_type = challenge_type(method);
+            let url = authorization.url().to_owned();
+            let Some(challenge) = authorization.challenge(challenge_type) else {
+                continue;
+            };
+            (self.progress)(Step::Proving {
+                name: name.clone(),
+                challenge: method.challenge(),
+            });
+            let present = |detail: String| OrderError::Present {
+                name: name.clone(),
+                challenge: method.challenge(),
+                detail,
+            };
+            let key_authorization = challenge.key_authorization();
+            match (
+                method,
+                answer_for(method, &name, &challenge.token, &key_authorization),
+            ) {
+                (Method::Dns01(with), _) => {
+                    let bare = name.strip_prefix("*.").unwrap_or(&name);
+                    let value = key_authorization.dns_value();
+                    dns.present(with, bare, value).await.map_err(present)?;
+                }
+                (_, Some(answer)) => {
+                    let answer = self.answers.present(answer).await;
+                    let answer = answer.map_err(|error| present(error.to_string()))?;
+                    presented.push(answer);
+                }
+                // A persistent record is there already.
+                (_, None) => {}
+            }
+            chosen.push((url, method));
+        }
+        dns.wait()
+            .await
+            .map_err(|(name, detail)| OrderError::Present {
+                name,
+                challenge: "dns-01",
+                detail,
+            })?;
+        // The authority looks as soon as it is told: only when all answers are there.
+        let mut authorizations = order.authorizations();
+        while let Some(authorization) = authorizations.next().await {
+            let mut authorization =
+                authorization.map_err(|error| OrderError::of("look at an authorization", error))?;
+            let Some((_, method)) = chosen.iter().find(|(url, _)| url == authorization.url())
+            else {
+                continue;
+            };
+            if let Some(mut challenge) = authorization.challenge(challenge_type(method)) {
+                challenge
+                    .set_ready()
+                    .await
+                    .map_err(|error| OrderError::of("ask the authority to look", error))?;
+            }
+        }
+        (self.progress)(Step::Validating);
+        match order.poll_ready(&PATIENCE).await {
+            Ok(OrderStatus::Invalid) => Err(self.why_invalid(order).await),
+            Ok(_) => Ok(()),
+            Err(instant_acme::Error::Timeout(_)) => Err(OrderError::Unfinished(
+                "looking at the answers to its challenges",
+            )),
+            Err(error) => Err(OrderError::of("wait for the authority to look", error)),
+        }
+    }
+
+    fn choose(&self, name: &str, offered: &[ChallengeType]) -> Result<&Method, OrderError> {
+        let no_solver = |why: String| OrderError::NoSolver {
+            name: name.to_owned(),
+            why,
+        };
+        let pattern = HostPattern::parse(name).map_err(|error| no_solver(error.to_string()))?;
+        let mut why = Vec::new();
+        for solver in &self.issuer.solvers {
+            let kind = solver.method.challenge();
+            if !solver.is_for(&pattern) {
+                why.push(format!("solver {} is not for it", solver.name));
+            } else if !offered.contains(&challenge_type(&solver.method)) {
+                why.push(format!("{kind} is not offered by the authority for it"));
+            } else {
+                return Ok(&solver.method);
+            }
+        }
+        if why.is_empty() {
+            why.push("the issuer has no solver".to_owned());
+        }
+        if matches!(pattern, HostPattern::Wildcard(_)) {
+            why.push("a wildcard needs a dns01 solver".to_owned());
+        }
+        Err(no_solver(why.join("; ")))
+    }
+
+    /// The authority's own words about the name that failed.
+    async fn why_invalid(&self, order: &mut Order) -> OrderError {
+        let mut authorizations = order.authorizations();
+        while let Some(Ok(mut authorization)) = authorizations.next().await {
+            if authorization.refresh().await.is_err() {
+                continue;
+            }
+            let name = authorization.identifier().to_string();
+            for challenge in &authorization.challenges {
+                if let Some(problem) = &challenge.error {
+                    return OrderError::Challenge {
+                        name,
+                        challenge: type_name(&challenge.r#type),
+                        kind: kind(problem).to_owned(),
+                        detail: words(problem),
+                    };
+                }
+            }
+        }
+        let why = order.state().error.as_ref().map(words);
+        OrderError::Invalid(why.unwrap_or_else(|| "it gave no reason".to_owned()))
+    }
+}
+
+/// TXT records that were written, to be removed however it ends.
+#[derive(Default)]
+struct DnsRecords<'a> {
+    written: Vec<(&'a DnsMethod, TxtRecord)>,
+}
+
+impl<'a> DnsRecords<'a> {
+    async fn present(
+        &mut self,
+        with: &'a DnsMethod,
+        name: &str,
+        value: String,
+    ) -> Result<(), String> {
+        let fqdn = zone::challenge_fqdn(&with.resolver, name)
+            .await
+            .map_err(|error| in_words(&error))?;
+        let record = TxtRecord::new(&fqdn, value);
+        // Noted first: half a success must be removed as well.
+        self.written.push((with, record.clone()));
+        with.solver
+            .present(&record, SystemTime::now())
+            .await
+            .map_err(|error| in_words(&error))
+    }
+
+    /// Until every server of each zone shows the record; the name that lacks and what is wrong.
+    async fn wait(&self) -> Result<(), (String, String)> {
+        for (with, record) in &self.written {
+            let waited = propagation::wait(&with.resolver, record, &with.propagation).await;
+            let problem = match waited {
+                Ok(Propagation::Everywhere { .. }) => continue,
+                Ok(Propagation::NoServers) => "its zone has no name server that answers".to_owned(),
+                Ok(Propagation::Incomplete { lacking, .. }) => {
+                    let lacking: Vec<String> = lacking.iter().map(ToString::to_string).collect();
+                    format!("the TXT record is not seen at {}", lacking.join(", "))
+                }
+                Err(error) => in_words(&error),
+            };
+            return Err((record.fqdn.clone(), problem));
+        }
+        Ok(())
+    }
+
+    async fn remove(&self) {
+        for (with, record) in &self.written {
+            if let Err(error) = with.solver.remove(record, SystemTime::now()).await {
+                tracing::warn!(record = %record.fqdn, error = %chain(&error), "the TXT record could not be removed");
+            }
+        }
+    }
+}
+
+/// What went wrong and what to do about it.
+fn in_words(error: &SolverError) -> String {
+    format!("{}; {}", chain(error), error.fix())
+}
+
+fn identifier(name: &HostPattern) -> Identifier {
+    match name {
+        HostPattern::Exact(host) => match host.ip() {
+            Some(address) => Identifier::Ip(address),
+            None => Identifier::Dns(host.to_string()),
+        },
+        HostPattern::Wildcard(_) => Identifier::Dns(name.to_string()),
+    }
+}
+
+fn answer_for(
+    method: &Method,
+    name: &str,
+    token: &str,
+    key_authorization: &instant_acme::KeyAuthorization,
+) -> Option<Answer> {
+    let host = HostName::parse(name).ok()?;
+    match method {
+        Method::Http01 => Some(Answer::Http01 {
+            host,
+            token: token.to_owned(),
+            key_authorization: key_authorization.as_str().to_owned(),
+        }),
+        Method::TlsAlpn01 => Some(Answer::TlsAlpn01 {
+            host,
+            digest: key_authorization.digest().as_ref().try_into().ok()?,
+        }),
+        Method::Dns01(_) | Method::DnsPersist01 => None,
+    }
+}
+
+fn challenge_type(method: &Method) -> ChallengeType {
+    match method {
+        Method::Http01 => ChallengeType::Http01,
+        Method::TlsAlpn01 => ChallengeType::TlsAlpn01,
+        Method::Dns01(_) => ChallengeType::Dns01,
+        Method::DnsPersist01 => ChallengeType::Unknown("dns-persist-01".to_owned()),
+    }
+}
+
+fn type_name(challenge: &ChallengeType) -> String {
+    match challenge {
+        ChallengeType::Http01 => "http-01".to_owned(),
+        ChallengeType::Dns01 => "dns-01".to_owned(),
+        ChallengeType::TlsAlpn01 => "tls-alpn-01".to_owned(),
+        ChallengeType::DeviceAttest01 => "device-attest-01".to_owned(),
+        ChallengeType::Unknown(name) => name.clone(),
+        _ => "another challenge".to_owned(),
+    }
+}
+
+fn generate(key_type: KeyType) -> Result<KeyPair, rcgen::Error> {
+    match key_type {
+        KeyType::P256 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256),
+        KeyType::P384 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384),
+        KeyType::Rsa2048 => KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_2048),
+        KeyType::Rsa4096 => KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_4096),
+    }
+}
+
+fn signing_request(names: &[HostPattern], key_pem: &Secret<String>) -> Result<Vec<u8>, OrderError> {
+    let make = || {
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let mut params = CertificateParams::new(names)?;
+        // Names belong into the extension; a common name is longer than allowed at 65 characters.
+        params.distinguished_name = DistinguishedName::new();
+        let key = KeyPair::from_pem(key_pem.expose())?;
+        Ok(params.serialize_request(&key)?.der().to_vec())
+    };
+    make().map_err(|error| OrderError::Key("signing request", error))
+}

@@ -1,0 +1,272 @@
+//! The documents of the store: what is known of one certificate and of one account.
+//!
+//! A certificate is one document, so that each step of an order is one write: the key is in it before
+//! the order is placed, the order's URL before anything is proven, the certificate before the order is
+//! forgotten. Whatever moment a crash chooses, the next start finds where it was.
+
+use std::time::SystemTime;
+
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use serde::{Deserialize, Serialize};
+use tidegate_model::{HostPattern, Secret};
+
+use crate::plan::moment;
+
+/// What is known of one certificate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CertificateRecord {
+    /// Version of this document.
+    pub version: u32,
+    /// Identity, such as `default/blog`.
+    pub id: String,
+    /// What is served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub current: Option<Issued>,
+    /// What was served before, kept for rollback.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<Issued>,
+    /// The order that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending: Option<Pending>,
+    /// Fingerprint of the wanted certificate whose trial at the staging directory went well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial_passed: Option<String>,
+    /// A person asked for a renewal at this time, and none was made since.
+    #[serde(
+        default,
+        with = "moment::rfc3339_option",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub forced: Option<SystemTime>,
+    /// Attempts since the last success.
+    #[serde(default, skip_serializing_if = "Failures::is_empty")]
+    pub failures: Failures,
+}
+
+impl CertificateRecord {
+    /// Nothing known yet.
+    pub fn new(id: impl Into<String>) -> Self {
+        Self {
+            version: 1,
+            id: id.into(),
+            current: None,
+            previous: None,
+            pending: None,
+            trial_passed: None,
+            forced: None,
+            failures: Failures::default(),
+        }
+    }
+}
+
+/// A certificate with its key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Issued {
+    /// Leaf first, then intermediates, PEM.
+    pub chain_pem: String,
+    /// Its key, PKCS#8 PEM.
+    #[serde(with = "secret_text")]
+    pub key_pem: Secret<String>,
+    /// Names of the leaf.
+    pub names: Vec<String>,
+    /// The issuer's object that it was ordered by; None when it was imported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<String>,
+    /// The directory it came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directory: Option<String>,
+    /// The profile it was ordered with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+    /// Start of the validity.
+    #[serde(with = "moment::rfc3339")]
+    pub not_before: SystemTime,
+    /// End of the validity.
+    #[serde(with = "moment::rfc3339")]
+    pub not_after: SystemTime,
+    /// Identifier for renewal information (RFC 9773 §4.1).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ari_id: Option<String>,
+    /// When the authority was found to have revoked it.
+    #[serde(
+        default,
+        with = "moment::rfc3339_option",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub revoked: Option<SystemTime>,
+}
+
+impl Issued {
+    /// The leaf.
+    pub fn leaf(&self) -> Option<CertificateDer<'static>> {
+        CertificateDer::from_pem_slice(self.chain_pem.as_bytes()).ok()
+    }
+
+    /// Whether the names cover all of these.
+    pub fn covers(&self, names: &[HostPattern]) -> bool {
+        names.iter().all(|name| {
+            let text = name.to_string();
+            self.names.iter().any(|own| {
+                own.eq_ignore_ascii_case(&text)
+                    || match (HostPattern::parse(own), name) {
+                        (Ok(own), HostPattern::Exact(host)) => own.matches(host),
+                        _ => false,
+                    }
+            })
+        })
+    }
+}
+
+/// An order that is under way.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pending {
+    /// The issuer's object.
+    pub issuer: String,
+    /// The directory, which is the staging one in a trial.
+    pub directory: String,
+    /// Whether the certificate will be thrown away.
+    #[serde(default)]
+    pub trial: bool,
+    /// Names that were ordered.
+    pub names: Vec<String>,
+    /// The key that the certificate will have, PKCS#8 PEM.
+    #[serde(with = "secret_text")]
+    pub key_pem: Secret<String>,
+    /// The profile that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+    /// URL of the order, once it is placed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order_url: Option<String>,
+    /// When the key was made.
+    #[serde(with = "moment::rfc3339")]
+    pub started_at: SystemTime,
+}
+
+/// What went wrong since the last success.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Failures {
+    /// How many attempts failed.
+    pub count: u32,
+    /// Fingerprint of the wanted certificate that they were made for.
+    #[serde(default)]
+    pub fingerprint: String,
+    /// Reason of the last.
+    #[serde(default)]
+    pub reason: String,
+    /// The last, in words.
+    #[serde(default)]
+    pub message: String,
+    /// When the last one was.
+    #[serde(
+        default,
+        with = "moment::rfc3339_option",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub last: Option<SystemTime>,
+    /// No attempt before.
+    #[serde(
+        default,
+        with = "moment::rfc3339_option",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub not_before: Option<SystemTime>,
+}
+
+impl Failures {
+    /// Whether nothing went wrong.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+}
+
+/// An account at one directory.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AccountRecord {
+    /// Version of this document.
+    pub version: u32,
+    /// The directory.
+    pub directory: String,
+    /// Its key, PKCS#8 PEM.
+    #[serde(with = "secret_text")]
+    pub key_pem: Secret<String>,
+    /// URL of the account, once it is registered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// The contacts that the authority knows.
+    #[serde(default)]
+    pub contact: Vec<String>,
+    /// Identifier of the external key it is bound to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external_key_id: Option<String>,
+    /// When it was made.
+    #[serde(with = "moment::rfc3339")]
+    pub created_at: SystemTime,
+}
+
+impl AccountRecord {
+    /// The key in DER.
+    pub fn key_der(&self) -> Option<PrivatePkcs8KeyDer<'static>> {
+        PrivatePkcs8KeyDer::from_pem_slice(self.key_pem.expose().as_bytes()).ok()
+    }
+}
+
+/// Secrets in documents of the store, which are secret as a whole.
+mod secret_text {
+    use serde::{Deserialize as _, Deserializer, Serializer};
+    use tidegate_model::Secret;
+
+    pub(super) fn serialize<S: Serializer>(
+        secret: &Secret<String>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(secret.expose())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Secret<String>, D::Error> {
+        String::deserialize(deserializer).map(Secret::new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_record_survives_the_store_and_never_shows_its_key() {
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let mut record = CertificateRecord::new("default/blog");
+        record.pending = Some(Pending {
+            issuer: "letsencrypt".to_owned(),
+            directory: "https://ca.example/dir".to_owned(),
+            trial: false,
+            names: vec!["blog.example.com".to_owned()],
+            key_pem: Secret::new("very private".to_owned()),
+            profile: None,
+            order_url: Some("https://ca.example/order/1".to_owned()),
+            started_at: at,
+        });
+        record.failures.count = 1;
+        record.failures.not_before = Some(at);
+        let text = serde_json::to_string(&record).unwrap();
+        assert!(
+            text.contains(r#""startedAt":"2023-11-14T22:13:20Z""#),
+            "{text}"
+        );
+        assert_eq!(
+            serde_json::from_str::<CertificateRecord>(&text).unwrap(),
+            record
+        );
+        assert!(!format!("{record:?}").contains("very private"));
+    }
+}

@@ -1,0 +1,258 @@
+//! What the engine is told: issuers with their credentials resolved, and the certificates wanted of them.
+//!
+//! Plain values. Whoever reads objects (files now, custom resources next) makes them; nothing here looks
+//! anything up.
+
+use std::fmt;
+use std::sync::Arc;
+
+use rustls::RootCertStore;
+use sha2::{Digest as _, Sha256};
+use tidegate_model::{HostPattern, Secret};
+
+use crate::dns::{DnsClient, DnsSolver, propagation};
+
+/// An account at a certification authority and how it is used.
+#[derive(Debug, Clone)]
+pub struct Issuer {
+    /// Name of the AcmeIssuer; names the account in the store.
+    pub name: String,
+    /// URL of the directory (RFC 8555 §7.1.1).
+    pub directory: String,
+    /// Directory of the authority's staging service, where new sets of names are tried first.
+    pub staging_directory: Option<String>,
+    /// `mailto:` URLs; may be empty.
+    pub contact: Vec<String>,
+    /// Profile of the certificates, if not the authority's default.
+    pub profile: Option<String>,
+    /// Key of the certificates.
+    pub key_type: KeyType,
+    /// External account binding (RFC 8555 §7.3.4).
+    pub external_account: Option<ExternalAccount>,
+    /// CAs that the directory's own certificate is verified with; the system's if None.
+    pub roots: Option<TrustedRoots>,
+    /// Whom to ask when to renew.
+    pub renewal: RenewalSource,
+    /// Issuer that is asked while this one fails.
+    pub fallback: Option<String>,
+    /// How challenges are answered, in order of preference; never empty.
+    pub solvers: Vec<Solver>,
+}
+
+/// A key that the authority gave out of band.
+#[derive(Debug, Clone)]
+pub struct ExternalAccount {
+    /// Its identifier.
+    pub key_id: String,
+    /// The HMAC key, decoded.
+    pub hmac_key: Secret<Vec<u8>>,
+}
+
+/// CAs by their content.
+#[derive(Clone)]
+pub struct TrustedRoots {
+    /// The CAs.
+    pub roots: Arc<RootCertStore>,
+    /// SHA-256 over them, their identity.
+    pub fingerprint: [u8; 32],
+}
+
+impl PartialEq for TrustedRoots {
+    fn eq(&self, other: &Self) -> bool {
+        self.fingerprint == other.fingerprint
+    }
+}
+
+impl fmt::Debug for TrustedRoots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TrustedRoots")
+            .field("count", &self.roots.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Keys that certificates can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum KeyType {
+    /// ECDSA on P-256.
+    #[default]
+    P256,
+    /// ECDSA on P-384.
+    P384,
+    /// RSA of 2048 bits.
+    Rsa2048,
+    /// RSA of 4096 bits; takes seconds to make.
+    Rsa4096,
+}
+
+impl KeyType {
+    /// Every type, by the word that objects use.
+    pub const ALL: &'static [(&'static str, Self)] = &[
+        ("P256", Self::P256),
+        ("P384", Self::P384),
+        ("RSA2048", Self::Rsa2048),
+        ("RSA4096", Self::Rsa4096),
+    ];
+
+    /// The word that objects use.
+    pub fn as_str(self) -> &'static str {
+        Self::ALL
+            .iter()
+            .find(|(_, key_type)| *key_type == self)
+            .map_or("P256", |(word, _)| word)
+    }
+}
+
+/// Whom to ask when to renew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RenewalSource {
+    /// The authority (RFC 9773), and the lifetime where it does not say.
+    #[default]
+    Ari,
+    /// The lifetime alone.
+    Lifetime,
+}
+
+/// A way to prove control of names.
+#[derive(Debug, Clone)]
+pub struct Solver {
+    /// Name within the issuer.
+    pub name: String,
+    /// Zones that the names must be in; none means any.
+    pub zones: Vec<HostPattern>,
+    /// Names as such; none means any.
+    pub names: Vec<HostPattern>,
+    /// How.
+    pub method: Method,
+}
+
+/// How control is proven.
+#[derive(Debug, Clone)]
+pub enum Method {
+    /// RFC 8555 §8.3: a file under `/.well-known/acme-challenge/` on port 80.
+    Http01,
+    /// RFC 8737: a certificate on port 443.
+    TlsAlpn01,
+    /// RFC 8555 §8.4: a TXT record that is written for each order.
+    Dns01(DnsMethod),
+    /// A TXT record that stays, written by a person once.
+    DnsPersist01,
+}
+
+impl Method {
+    /// The challenge type of the ACME registry.
+    pub fn challenge(&self) -> &'static str {
+        match self {
+            Self::Http01 => "http-01",
+            Self::TlsAlpn01 => "tls-alpn-01",
+            Self::Dns01(_) => "dns-01",
+            Self::DnsPersist01 => "dns-persist-01",
+        }
+    }
+}
+
+/// What writes TXT records.
+#[derive(Debug, Clone)]
+pub struct DnsMethod {
+    /// The writer.
+    pub solver: Arc<dyn DnsSolver>,
+    /// Who is asked where the record belongs.
+    pub resolver: DnsClient,
+    /// How long to wait until all servers of the zone show the record, and which are asked.
+    pub propagation: propagation::Settings,
+}
+
+impl Solver {
+    /// Whether the solver is for this name.
+    pub fn is_for(&self, name: &HostPattern) -> bool {
+        let text = name.to_string();
+        let bare = text.strip_prefix("*.").unwrap_or(&text);
+        let in_zone = |zone: &HostPattern| {
+            let zone = zone.to_string();
+            bare == zone
+                || bare
+                    .strip_suffix(&zone)
+                    .is_some_and(|left| left.ends_with('.'))
+        };
+        (self.zones.is_empty() || self.zones.iter().any(in_zone))
+            && (self.names.is_empty() || self.names.contains(name))
+    }
+}
+
+/// A certificate that the engine must get and keep.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Identity in the store, such as `default/blog`.
+    pub id: String,
+    /// Names it must cover, sorted, without duplicates, never empty.
+    pub names: Vec<HostPattern>,
+    /// Who issues it.
+    pub issuer: Arc<Issuer>,
+    /// Who issues it while that one fails.
+    pub fallback: Option<Arc<Issuer>>,
+}
+
+impl Wanted {
+    /// Changes when anything changes that a failed attempt may have been due to, so that the next one
+    /// need not wait.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        let mut field = |text: &str| {
+            hash.update(text.as_bytes());
+            hash.update([0]);
+        };
+        for name in &self.names {
+            field(&name.to_string());
+        }
+        for issuer in std::iter::once(&self.issuer).chain(&self.fallback) {
+            field(&issuer.name);
+            field(&issuer.directory);
+            field(issuer.staging_directory.as_deref().unwrap_or_default());
+            field(issuer.profile.as_deref().unwrap_or_default());
+            field(issuer.key_type.as_str());
+            if let Some(external) = &issuer.external_account {
+                field(&external.key_id);
+            }
+            for solver in &issuer.solvers {
+                field(&solver.name);
+                field(solver.method.challenge());
+            }
+        }
+        let digest: [u8; 32] = hash.finalize().into();
+        digest[..8]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_solver_is_for_its_zones_and_names() {
+        let pattern = |text: &str| HostPattern::parse(text).unwrap();
+        let solver = |zones: &[&str], names: &[&str]| Solver {
+            name: "s".to_owned(),
+            zones: zones.iter().map(|zone| pattern(zone)).collect(),
+            names: names.iter().map(|name| pattern(name)).collect(),
+            method: Method::Http01,
+        };
+        for (zones, names, name, expected) in [
+            (&[][..], &[][..], "a.example", true),
+            (&["example.com"], &[], "example.com", true),
+            (&["example.com"], &[], "*.a.example.com", true),
+            (&["example.com"], &[], "badexample.com", false),
+            (&[], &["*.example.com"], "*.example.com", true),
+            (&[], &["*.example.com"], "a.example.com", false),
+            (&["example.com"], &["a.other"], "a.example.com", false),
+        ] {
+            assert_eq!(
+                solver(zones, names).is_for(&pattern(name)),
+                expected,
+                "{zones:?} {names:?} {name}"
+            );
+        }
+    }
+}
