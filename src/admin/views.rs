@@ -213,6 +213,7 @@ pub(super) fn certificates(snapshot: &Snapshot) -> Vec<CertificateView> {
 
 fn certificate_view(certificate: &Certificate) -> CertificateView {
     let (origin, secret) = match &certificate.origin {
+        CertificateOrigin::Acme(_) => ("acme", None),
         CertificateOrigin::InternalCa => ("internalCa", None),
         CertificateOrigin::Secret(name) => ("secret", Some(name.clone())),
         CertificateOrigin::SelfSigned => ("selfSigned", None),

@@ -50,6 +50,12 @@ pub struct AcmeIssuerSpec {
     #[schemars(length(min = 1, max = 1024))]
     pub directory: String,
 
+    /// URL of the authority's staging directory, where new sets of names are tried before the first real
+    /// order, such as `https://acme-staging-v02.api.letsencrypt.org/directory`. Default: none, no trial.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub staging_directory: Option<String>,
+
     /// Where the authority may write to, such as `["mailto:admin@example.com"]`. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), inner(length(min = 1, max = 256)))]
@@ -64,9 +70,9 @@ pub struct AcmeIssuerSpec {
     #[schemars(length(min = 1, max = 64))]
     pub profile: Option<String>,
 
-    /// Key type of the certificates: `P256`, `P384` or `RSA2048`. Default: `P256`.
+    /// Key type of the certificates: `P256`, `P384`, `RSA2048` or `RSA4096`. Default: `P256`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 16), extend("enum" = ["P256", "P384", "RSA2048"]))]
+    #[schemars(length(max = 16), extend("enum" = ["P256", "P384", "RSA2048", "RSA4096"]))]
     pub key_type: Option<String>,
 
     /// External account binding, where the authority asks for it.

@@ -124,6 +124,12 @@ words! {
         BackendNotFound,
         /// The certificate is being issued; a placeholder is served if there is one.
         Issuing,
+        /// No certificate could be had from the issuer; the message has its words and the time of the next attempt.
+        OrderFailed,
+        /// The account at the certification authority is registered.
+        Registered,
+        /// The certification authority cannot be used; the message says why.
+        AuthorityUnusable,
         /// This edge does not order certificates by ACME; its internal CA stands in.
         AcmeNotEnabled,
         /// Nothing of the object can be served.

@@ -1,6 +1,7 @@
 //! Wiring: builds the parts of each mode, joins them, ends them in order. The only area that sees both the
 //! source of objects and the data plane.
 
+mod acme;
 pub mod check;
 pub mod explain;
 mod ports;

@@ -15,12 +15,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use sd_notify::NotifyState;
+use tidegate_acme::store::StoreError;
 use tidegate_model::{HostName, HostPattern, SnapshotStore};
 use tidegate_proxy::{Edge, RunningEdge, Settings, StartError};
 use tidegate_telemetry::{chain, spawn_named};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::acme::Acme;
 use super::ports;
 use super::report::{Process, control_view};
 use super::signals::{Asked, Signals};
@@ -29,7 +31,7 @@ use crate::admin::{Admin, ControlView, HostGuard, Readiness};
 use crate::api::TlsRoute;
 use crate::standalone::ca::CaError;
 use crate::standalone::state::{StateError, StateFolder};
-use crate::standalone::{Finding, FolderWatch, Refreshed, Source};
+use crate::standalone::{Finding, FolderWatch, Issuance, Refreshed, Source};
 
 /// Name of the status file in the state folder.
 pub const STATUS_FILE: &str = "status.json";
@@ -81,6 +83,9 @@ pub enum RunError {
     /// The internal CA cannot be used.
     #[error("start the internal CA")]
     Ca(#[from] CaError),
+    /// What is known of certificates cannot be read.
+    #[error("read the certificates of the state folder")]
+    Acme(#[from] StoreError),
     /// A listener cannot be bound.
     #[error("listen on {address} for {flag}: {source}; {advice}")]
     Bind {
@@ -113,7 +118,8 @@ pub fn run(options: RunOptions, on_serving: impl FnOnce(&Serving)) -> Result<(),
         .enable_all()
         .build()
         .map_err(RunError::Process)?;
-    let outcome = runtime.block_on(async { Running::start(options, on_serving)?.run().await });
+    let outcome =
+        runtime.block_on(async { Running::start(options, on_serving).await?.run().await });
     // Blocking file operations on a hung network file system must not hold up the end.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
@@ -130,13 +136,17 @@ struct Running {
     control: watch::Sender<Arc<ControlView>>,
     admin_stop: CancellationToken,
     signals: Signals,
+    acme: Acme,
     told: BTreeSet<Finding>,
     next: SystemTime,
 }
 
 impl Running {
     /// Needs a runtime, whose reactor its sockets and signals use.
-    fn start(options: RunOptions, on_serving: impl FnOnce(&Serving)) -> Result<Self, RunError> {
+    async fn start(
+        options: RunOptions,
+        on_serving: impl FnOnce(&Serving),
+    ) -> Result<Self, RunError> {
         let started_at = SystemTime::now();
         let signals = Signals::new().map_err(RunError::Process)?;
         let predecessor =
@@ -145,6 +155,8 @@ impl Running {
         let (state, inherited, predecessor) = take_state(&options.state, predecessor)?;
         let shared = inherited.is_some();
         let source = new_source(&options, &state, started_at)?;
+        let acme = Acme::start(&state).await?;
+        let source = source.with_acme(Issuance::new(&acme.engine));
         let source = Arc::new(Mutex::new(source));
         let refreshed = refresh(&source, started_at);
         let store = Arc::new(SnapshotStore::new());
@@ -178,7 +190,9 @@ impl Running {
         let (control, control_receiver) = watch::channel(Arc::new(ControlView::default()));
         let mut tracked = Tracked::default();
         let next = refreshed.next;
+        let asked = acme.asked_by(&refreshed);
         tracked.apply(refreshed, &process, &store, &state, &control, started_at);
+        acme.tell(asked);
         let edge = edge.start().map_err(RunError::Start)?;
         let readiness = Readiness::default();
         let admin_stop = CancellationToken::new();
@@ -231,6 +245,7 @@ impl Running {
             control,
             admin_stop,
             signals,
+            acme,
             told: tracked.told,
             next,
         })
@@ -278,6 +293,7 @@ impl Running {
                     }
                 },
                 () = changed(watch.as_mut()) => due = true,
+                () = self.acme.changed() => due = true,
                 () = tokio::time::sleep(pause) => due = SystemTime::now() >= self.next,
                 () = sleep_if(watchdog) => notify_manager(&[NotifyState::Watchdog]),
             }
@@ -293,6 +309,7 @@ impl Running {
             return;
         };
         self.next = refreshed.next;
+        let asked = self.acme.asked_by(&refreshed);
         let mut tracked = Tracked {
             told: std::mem::take(&mut self.told),
             loaded_before: true,
@@ -306,10 +323,13 @@ impl Running {
             now,
         );
         self.told = tracked.told;
+        self.acme.tell(asked);
     }
 
-    async fn upgrade(&self) -> Option<u32> {
+    async fn upgrade(&mut self) -> Option<u32> {
         tracing::info!("starting a new process to take over");
+        // Two engines on one store would order twice.
+        self.acme.stop().await;
         let state = Arc::clone(&self.state);
         let edge = self.edge.clone();
         let outcome = tokio::task::spawn_blocking(move || {
@@ -324,11 +344,31 @@ impl Running {
             }
             Ok(Err(error)) => {
                 tracing::error!(error = %chain(&error), "upgrade failed; this process goes on");
+                self.resume_acme().await;
                 None
             }
             Err(_) => {
                 tracing::error!("upgrade panicked; this process goes on");
+                self.resume_acme().await;
                 None
+            }
+        }
+    }
+
+    /// Orders go on in this process after all.
+    async fn resume_acme(&mut self) {
+        match Acme::start(&self.state).await {
+            Ok(acme) => {
+                let issuance = Issuance::new(&acme.engine);
+                self.acme = acme;
+                self.source
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .set_acme(issuance);
+                self.reload().await;
+            }
+            Err(error) => {
+                tracing::error!(error = %chain(&error), "certificates are not renewed until the next start");
             }
         }
     }
@@ -337,6 +377,7 @@ impl Running {
         let deadline = self.options.settings.timeouts.drain;
         tracing::info!(deadline = ?deadline, "draining; a second signal ends at once");
         self.readiness.set_draining();
+        self.acme.stop().await;
         notify_manager(&[said]);
         tokio::select! {
             cut = self.edge.drain(deadline) => {

@@ -17,14 +17,17 @@ use std::time::{Duration, SystemTime};
 use tidegate_model::{Certificate, CertificateOrigin, Fingerprint, HostPattern, RouteId};
 use tidegate_telemetry::chain;
 
+use tidegate_acme::settings::Wanted;
+
 use super::ca::{CaError, InternalCa, Leaf};
+use super::issuance::{self, Issuance};
 use super::kinds::{Identity, ObjectKind};
 use super::loader::{Loaded, Loader};
 use super::state::StateFolder;
 use crate::api::TlsRoute;
 use crate::translate::{
-    Environment, IssuerChoice, Kind, LastGood, StaticFilesPolicy, Translation, WantedCertificate,
-    parse_certificate, translate,
+    Environment, Inputs, IssuerChoice, Kind, LastGood, StaticFilesPolicy, Translation,
+    WantedCertificate, parse_certificate, translate,
 };
 
 /// Id of the certificate for clients that send no server name.
@@ -72,6 +75,10 @@ pub struct Refreshed {
     pub files: usize,
     /// Whether the folder holds nothing at all.
     pub empty: bool,
+    /// Certificates that the ACME engine must get and keep.
+    pub wanted: Vec<Wanted>,
+    /// Version of the answers to challenges that are in the snapshot.
+    pub answers: u64,
     /// When to refresh again even if no file changes.
     pub next: SystemTime,
 }
@@ -89,10 +96,30 @@ enum Objects {
 pub struct Source {
     objects: Objects,
     keeper: Option<Keeper>,
+    issuance: Option<Issuance>,
     environment: Environment,
     last_good: Arc<LastGood>,
-    issued: BTreeMap<RouteId, Arc<Certificate>>,
+    issued: InternalLeaves,
     default_certificate: Option<Arc<Certificate>>,
+}
+
+/// What the internal CA issued, by route.
+#[derive(Debug, Default, PartialEq)]
+struct InternalLeaves {
+    /// Wanted of it.
+    issued: BTreeMap<RouteId, Arc<Certificate>>,
+    /// Standing in until an AcmeIssuer has issued.
+    placeholders: BTreeMap<RouteId, Arc<Certificate>>,
+}
+
+impl InternalLeaves {
+    fn add_to(&self, inputs: &mut Inputs) {
+        let issued = self.issued.iter();
+        inputs
+            .issued
+            .extend(issued.map(|(route, leaf)| (route.clone(), Arc::clone(leaf))));
+        inputs.placeholders.clone_from(&self.placeholders);
+    }
 }
 
 /// What issues certificates.
@@ -127,9 +154,10 @@ impl Source {
         Self {
             objects,
             keeper: None,
+            issuance: None,
             environment,
             last_good: Arc::default(),
-            issued: BTreeMap::new(),
+            issued: InternalLeaves::default(),
             default_certificate: None,
         }
     }
@@ -150,6 +178,18 @@ impl Source {
             parsed: BTreeMap::new(),
         });
         Ok(self)
+    }
+
+    /// Certificates of AcmeIssuers come from this engine from now on. Without it, the internal CA stands in.
+    pub fn with_acme(mut self, issuance: Issuance) -> Self {
+        self.set_acme(issuance);
+        self
+    }
+
+    /// The same for a source that is in use.
+    pub fn set_acme(&mut self, issuance: Issuance) {
+        self.environment.acme = true;
+        self.issuance = Some(issuance);
     }
 
     /// Reads what changed, issues what is missing or due, translates everything.
@@ -175,11 +215,22 @@ impl Source {
         inputs
             .default_certificate
             .clone_from(&self.default_certificate);
-        inputs.issued.clone_from(&self.issued);
+        let answers = match &mut self.issuance {
+            Some(issuance) => issuance.fill(&mut inputs),
+            None => 0,
+        };
+        let ordered = inputs.issued.clone();
+        self.issued.add_to(&mut inputs);
         let mut translation = translate(&inputs, now);
         // What must be issued is known only now; what was issued changes what is served.
-        if self.issue(&translation.wanted_certificates, now, &mut findings) {
-            inputs.issued.clone_from(&self.issued);
+        if self.issue(
+            &translation.wanted_certificates,
+            &ordered,
+            now,
+            &mut findings,
+        ) {
+            inputs.issued.clone_from(&ordered);
+            self.issued.add_to(&mut inputs);
             translation = translate(&inputs, now);
         }
         self.last_good = Arc::new(translation.last_good.clone());
@@ -212,48 +263,52 @@ impl Source {
             empty: matches!(self.objects, Objects::Folder(_)) && loaded.is_empty(),
             files: loaded.files,
             kept: loaded.kept,
+            wanted: issuance::wanted(&translation),
+            answers,
             translation,
             findings,
             next,
         }
     }
 
-    /// Issues what is wanted and due; whether anything changed.
+    /// Issues what is wanted of the internal CA and due, and placeholders for what is not `ordered` yet;
+    /// whether anything changed.
     fn issue(
         &mut self,
         wanted: &[WantedCertificate],
+        ordered: &BTreeMap<RouteId, Arc<Certificate>>,
         now: SystemTime,
         findings: &mut Vec<Finding>,
     ) -> bool {
         let Some(keeper) = &mut self.keeper else {
             return false;
         };
-        let mut issued = BTreeMap::new();
+        let mut leaves = InternalLeaves::default();
+        let mut ids = BTreeSet::from([DEFAULT_LEAF.to_owned()]);
         for certificate in wanted {
-            let id = certificate.route.to_string();
+            let route = &certificate.route;
+            let (old, new) = match certificate.issuer {
+                IssuerChoice::InternalCa => (&self.issued.issued, &mut leaves.issued),
+                IssuerChoice::Acme(_) if ordered.contains_key(route) => continue,
+                IssuerChoice::Acme(_) => (&self.issued.placeholders, &mut leaves.placeholders),
+            };
+            let id = route.to_string();
             match keeper.certificate(&id, &certificate.names, now) {
                 Ok(parsed) => {
-                    issued.insert(certificate.route.clone(), parsed);
+                    new.insert(route.clone(), parsed);
                 }
                 Err(error) => {
-                    findings.push(ca_finding(Some(&certificate.route), &error));
-                    if let Some(old) = self.issued.get(&certificate.route) {
-                        issued.insert(certificate.route.clone(), Arc::clone(old));
+                    findings.push(ca_finding(Some(route), &error));
+                    if let Some(old) = old.get(route) {
+                        new.insert(route.clone(), Arc::clone(old));
                     }
                 }
             }
-            if let IssuerChoice::Acme(issuer) = &certificate.issuer {
-                tracing::debug!(route = %certificate.route, issuer, "the internal CA stands in for an AcmeIssuer");
-            }
+            ids.insert(id);
         }
-        let mut ids: BTreeSet<String> = wanted
-            .iter()
-            .map(|certificate| certificate.route.to_string())
-            .collect();
-        ids.insert(DEFAULT_LEAF.to_owned());
         keeper.retain(&ids);
-        let changed = issued != self.issued;
-        self.issued = issued;
+        let changed = leaves != self.issued;
+        self.issued = leaves;
         changed
     }
 

@@ -21,10 +21,10 @@ use super::status::{Conditions, certificate_status, joined};
 use super::trackers::TrackerGroups;
 use super::{
     GoodRoute, Inputs, IssuerChoice, Kind, ObjectRef, SecretData, Translation, WantedCertificate,
-    agents, issuers,
+    agents, issuance, issuers,
 };
-use crate::api::conditions::{Condition, ConditionType, Reason};
-use crate::api::{TlsRoute, TlsRouteSpec, TlsRouteStatus};
+use crate::api::conditions::{Condition, ConditionType, Reason, timestamp};
+use crate::api::{CertificateStatus, TlsRoute, TlsRouteSpec, TlsRouteStatus};
 
 /// Translates everything. The same inputs at the same moment give the same result.
 pub fn translate(inputs: &Inputs, now: SystemTime) -> Translation {
@@ -36,6 +36,7 @@ pub fn translate(inputs: &Inputs, now: SystemTime) -> Translation {
         result: Translation {
             snapshot: Snapshot {
                 default_certificate: inputs.default_certificate.clone(),
+                challenges: Arc::clone(&inputs.challenges),
                 ..Snapshot::default()
             },
             ..Translation::default()
@@ -63,7 +64,10 @@ pub fn translate(inputs: &Inputs, now: SystemTime) -> Translation {
         let previous = inputs.last_good.statuses.issuers.get(&name);
         let previous = previous.or(issuer.status.as_ref());
         let previous = previous.map_or(&[][..], |status| &status.conditions);
-        let (status, report) = issuers::check(inputs, issuer, &name, previous, now);
+        let (status, report, settings) = issuers::check(inputs, issuer, &name, previous, now);
+        if let Some(settings) = settings {
+            work.result.issuers.insert(name.clone(), Arc::new(settings));
+        }
         work.result.problems.extend(report.into_problems());
         work.result.statuses.issuers.insert(name, status);
     }
@@ -106,6 +110,8 @@ struct Served {
     kept: bool,
     /// It stands in until the first one exists.
     placeholder: bool,
+    /// What is said of a renewal that fails while the certificate is good.
+    note: Option<String>,
 }
 
 // === impl Work ===
@@ -304,6 +310,7 @@ impl Work<'_> {
             .and_then(|good| good.certificate.clone())
             .filter(|last| hosts.iter().any(|host| covers(last, host)));
         let tls = Field::SPEC.at("tls");
+        let mut note = None;
         let found = if let CertificateSource::Secret(name) = source {
             let found = self.secret_certificate(report, id, name);
             if let Some(found) = &found
@@ -316,20 +323,21 @@ impl Work<'_> {
             let issuer = issuers::choose(self.inputs, report, source);
             self.want(id, hosts, issuer.as_ref());
             let found = self.inputs.issued.get(id).cloned();
-            let complaint = found
-                .as_ref()
-                .map(|found| complaint(found, hosts, self.now).map(|(_, message, _)| message));
-            let message = match complaint {
-                Some(None) => None,
-                Some(Some(message)) => Some(message),
+            let complaint = match &found {
                 None => Some("no certificate exists yet".to_owned()),
+                Some(found) => complaint(found, hosts, self.now).map(|(_, message, _)| message),
             };
-            if let (Some(message), Some(issuer)) = (message, issuer) {
-                let hint = match issuer {
-                    IssuerChoice::InternalCa => "the internal CA is issuing one".to_owned(),
-                    IssuerChoice::Acme(name) => format!("AcmeIssuer {name} is asked for one"),
-                };
-                report.add("spec.tls", Reason::Issuing, message, hint);
+            let order = self.inputs.orders.get(id);
+            match (complaint, issuer) {
+                (Some(message), Some(IssuerChoice::InternalCa)) => {
+                    let hint = "the internal CA is issuing one";
+                    report.add("spec.tls", Reason::Issuing, message, hint);
+                }
+                (Some(message), Some(IssuerChoice::Acme(name))) => {
+                    issuance::missing(report, &name, &message, order);
+                }
+                (None, _) => note = order.and_then(issuance::renewal_note),
+                (Some(_), None) => {}
             }
             found
         };
@@ -338,21 +346,24 @@ impl Work<'_> {
         match (found, last) {
             (Some(found), _) if is_good(&found) => Served {
                 certificate: Some(found),
+                note,
                 ..Served::default()
             },
             (found, Some(last)) if is_good(&last) || found.is_none() => Served {
                 certificate: Some(last),
                 kept: true,
-                placeholder: false,
+                ..Served::default()
             },
             (Some(found), _) => Served {
                 certificate: Some(found),
                 ..Served::default()
             },
             (None, _) => Served {
-                certificate: self.inputs.default_certificate.clone(),
-                kept: false,
+                certificate: (self.inputs.placeholders.get(id))
+                    .or(self.inputs.default_certificate.as_ref())
+                    .cloned(),
                 placeholder: true,
+                ..Served::default()
             },
         }
     }
@@ -589,14 +600,18 @@ impl Work<'_> {
         certificate: Option<&Certificate>,
         hostnames: Vec<String>,
     ) {
+        let order = self.inputs.orders.get(id);
         self.result.statuses.routes.insert(
             id.clone(),
             TlsRouteStatus {
                 observed_generation: route.metadata.generation,
                 conditions: conditions.into_inner(),
                 hostnames,
-                certificate: certificate.map(certificate_status),
-                order: None,
+                certificate: certificate.map(|certificate| CertificateStatus {
+                    renew_at: order.and_then(|order| order.renew_at).map(timestamp),
+                    ..certificate_status(certificate)
+                }),
+                order: order.and_then(issuance::order_status),
                 addresses: Vec::new(),
             },
         );
@@ -630,7 +645,7 @@ fn certificate_ready(
     let type_ = ConditionType::CertificateReady;
     let issuing = report
         .of(type_)
-        .any(|problem| problem.reason == Reason::Issuing);
+        .any(|problem| matches!(problem.reason, Reason::Issuing | Reason::OrderFailed));
     if !issuing {
         conditions.remove(ConditionType::Reconciling);
     }
@@ -648,7 +663,7 @@ fn certificate_ready(
         .as_ref()
         .filter(|_| served.kept)
         .map(|kept| {
-            let until = crate::api::conditions::timestamp(kept.not_after).0;
+            let until = timestamp(kept.not_after).0;
             format!("the last good certificate (valid until {until}) stays in use")
         });
     match (report.of(type_).next(), stays, &served.certificate) {
@@ -665,7 +680,11 @@ fn certificate_ready(
         }
         (None, Some(stays), _) => conditions.set(type_, true, Reason::LastGoodKept, stays),
         (None, None, Some(_)) if !served.placeholder => {
-            conditions.set(type_, true, Reason::CertificateReady, "valid and served");
+            let message = match &served.note {
+                Some(note) => format!("valid and served\n{note}"),
+                None => "valid and served".to_owned(),
+            };
+            conditions.set(type_, true, Reason::CertificateReady, message);
         }
         (None, None, _) => {
             let missing = report.of(ConditionType::ResolvedRefs).next();

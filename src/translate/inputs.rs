@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use tidegate_model::{Certificate, ObjectName, RouteId};
+use tidegate_model::{Certificate, ChallengeAnswers, ObjectName, RouteId};
 
 use super::LastGood;
 use crate::api::{AcmeIssuer, TlsRoute, TunnelAgent};
@@ -28,6 +29,14 @@ pub struct Inputs {
     pub config_maps: BTreeMap<ObjectName, Arc<ConfigMapData>>,
     /// Certificates that were already issued for routes, by the internal CA or by ACME.
     pub issued: BTreeMap<RouteId, Arc<Certificate>>,
+    /// Served for a route until its first certificate is issued.
+    pub placeholders: BTreeMap<RouteId, Arc<Certificate>>,
+    /// How ACME orders stand, by route.
+    pub orders: BTreeMap<RouteId, OrderReport>,
+    /// How ACME issuers stand, by name.
+    pub issuer_reports: BTreeMap<String, IssuerReport>,
+    /// Answers to challenges that are asked for at this moment.
+    pub challenges: Arc<ChallengeAnswers>,
     /// Served to clients without SNI, and until a route's own certificate exists.
     pub default_certificate: Option<Arc<Certificate>>,
     /// What is true of this edge.
@@ -47,6 +56,38 @@ pub struct Environment {
     pub static_files: StaticFilesPolicy,
     /// Whether this edge can order certificates by ACME. If not, its internal CA stands in and says so.
     pub acme: bool,
+    /// Namespace of the Secrets that cluster-wide objects name; `default` if empty.
+    pub system_namespace: String,
+}
+
+/// How the ACME order for a route stands.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct OrderReport {
+    /// Why there is none, or why it is being replaced, in `PascalCase`.
+    pub reason: String,
+    /// The same in one sentence.
+    pub message: String,
+    /// Whether the last attempt failed.
+    pub failed: bool,
+    /// URL of the order that is under way.
+    pub url: Option<String>,
+    /// When it was begun.
+    pub started_at: Option<SystemTime>,
+    /// Failed attempts since the last success.
+    pub attempts: u32,
+    /// When the next attempt is made.
+    pub next_attempt: Option<SystemTime>,
+    /// When the certificate will be renewed.
+    pub renew_at: Option<SystemTime>,
+}
+
+/// How an ACME issuer stands.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct IssuerReport {
+    /// URL of the account, once it is registered.
+    pub account_url: Option<String>,
+    /// What is wrong with it.
+    pub problem: Option<String>,
 }
 
 /// How `service: {name, port}` becomes addresses.

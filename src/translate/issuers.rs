@@ -2,12 +2,14 @@
 
 use std::time::{Duration, SystemTime};
 
+use tidegate_acme::settings::Issuer;
+
 use super::durations::positive_duration_or;
 use super::report::{Field, Report};
 use super::routes::CertificateSource;
 use super::status::Conditions;
 use super::words::{host_pattern, one_of};
-use super::{Inputs, IssuerChoice, Kind, ObjectRef};
+use super::{Inputs, IssuerChoice, Kind, ObjectRef, issuance};
 use crate::api::conditions::{Condition, ConditionType, Reason};
 use crate::api::{AcmeIssuer, AcmeIssuerStatus, Solver};
 
@@ -85,7 +87,7 @@ pub(super) fn check(
     name: &str,
     previous: &[Condition],
     now: SystemTime,
-) -> (AcmeIssuerStatus, Report) {
+) -> (AcmeIssuerStatus, Report, Option<Issuer>) {
     let mut report = Report::new(ObjectRef {
         kind: Kind::AcmeIssuer,
         namespace: None,
@@ -93,16 +95,20 @@ pub(super) fn check(
     });
     let field = Field::SPEC;
     let spec = &issuer.spec;
-    let directory = spec.directory.parse::<http::Uri>().ok();
-    let https = directory.is_some_and(|uri| {
-        uri.scheme_str() == Some("https") && uri.host().is_some_and(|host| !host.is_empty())
-    });
-    if !https {
-        report.invalid(
-            field.at("directory"),
-            format!("{:?} is not an https URL", spec.directory),
-            "write one such as https://acme-v02.api.letsencrypt.org/directory",
-        );
+    let directories = [
+        ("directory", Some(&spec.directory)),
+        ("stagingDirectory", spec.staging_directory.as_ref()),
+    ];
+    for (member, url) in directories {
+        if let Some(url) = url
+            && !is_https(url)
+        {
+            report.invalid(
+                field.at(member),
+                format!("{url:?} is not an https URL"),
+                "write one such as https://acme-v02.api.letsencrypt.org/directory",
+            );
+        }
     }
     if spec.terms_of_service_agreed != Some(true) {
         report.invalid(
@@ -127,7 +133,7 @@ pub(super) fn check(
         &field.at("keyType"),
         spec.key_type.as_deref(),
         (),
-        &[("P256", ()), ("P384", ()), ("RSA2048", ())],
+        &[("P256", ()), ("P384", ()), ("RSA2048", ()), ("RSA4096", ())],
     );
     one_of(
         &mut report,
@@ -168,6 +174,8 @@ pub(super) fn check(
         solver(&mut report, &at.index(index), wire);
     }
 
+    let valid = report.count() == 0;
+    let settings = issuance::settings(inputs, &mut report, name, spec).filter(|_| valid);
     let generation = issuer.metadata.generation;
     let mut conditions = Conditions::new(previous, generation, now);
     conditions.judge(&report, ConditionType::Accepted, Reason::Accepted, "valid");
@@ -177,28 +185,36 @@ pub(super) fn check(
         Reason::ResolvedRefs,
         "everything named here exists",
     );
-    if inputs.environment.acme {
-        // Whether the account exists is for the ACME side to say.
-        conditions.set(
-            ConditionType::Ready,
-            false,
-            Reason::Pending,
-            "the account is not registered yet",
-        );
-    } else {
-        conditions.set(
-            ConditionType::Ready,
+    let known = inputs.issuer_reports.get(name);
+    let account_url = known.and_then(|report| report.account_url.clone());
+    let problem = known.and_then(|report| report.problem.as_deref());
+    let (ready, reason, message) = match (inputs.environment.acme, problem, &account_url) {
+        (false, ..) => (
             false,
             Reason::AcmeNotEnabled,
             "this edge does not order certificates by ACME",
-        );
-    }
+        ),
+        (true, Some(problem), _) => (false, Reason::AuthorityUnusable, problem),
+        (true, None, Some(_)) => (true, Reason::Registered, "the account is registered"),
+        (true, None, None) => (
+            false,
+            Reason::Pending,
+            "the account is registered with the first order",
+        ),
+    };
+    conditions.set(ConditionType::Ready, ready, reason, message);
     let status = AcmeIssuerStatus {
         observed_generation: generation,
         conditions: conditions.into_inner(),
-        ..AcmeIssuerStatus::default()
+        account_url,
     };
-    (status, report)
+    (status, report, settings)
+}
+
+fn is_https(url: &str) -> bool {
+    url.parse::<http::Uri>().is_ok_and(|uri| {
+        uri.scheme_str() == Some("https") && uri.host().is_some_and(|host| !host.is_empty())
+    })
 }
 
 fn solver(report: &mut Report, field: &Field<'_>, wire: &Solver) {

@@ -22,6 +22,7 @@ mod conflicts;
 mod durations;
 mod filters;
 mod inputs;
+mod issuance;
 mod issuers;
 mod matches;
 mod outputs;
@@ -41,7 +42,8 @@ pub use assembly::translate;
 pub use certificates::{CertificateError, parse_certificate};
 pub use durations::{DurationError, parse_duration};
 pub use inputs::{
-    ConfigMapData, Environment, Inputs, SecretData, ServiceResolution, StaticFilesPolicy,
+    ConfigMapData, Environment, Inputs, IssuerReport, OrderReport, SecretData, ServiceResolution,
+    StaticFilesPolicy,
 };
 pub use outputs::{
     GoodRoute, IssuerChoice, Kind, LastGood, ObjectRef, Problem, Severity, Statuses, Translation,

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use tidegate_acme::settings::Issuer;
 use tidegate_model::{Certificate, HostPattern, ObjectName, RouteId, Snapshot};
 
 use super::SecretData;
@@ -23,6 +24,8 @@ pub struct Translation {
     pub problems: Vec<Problem>,
     /// Certificates that somebody must issue or keep renewed. Complete: what is not here is not needed.
     pub wanted_certificates: Vec<WantedCertificate>,
+    /// The issuers that can be asked, by name.
+    pub issuers: BTreeMap<String, Arc<Issuer>>,
     /// What the next translation needs as [`Inputs::last_good`](super::Inputs::last_good).
     pub last_good: LastGood,
 }

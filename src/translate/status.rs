@@ -118,7 +118,9 @@ pub(super) fn certificate_status(certificate: &Certificate) -> CertificateStatus
             CertificateOrigin::Secret(name) => {
                 Some(name.rsplit('/').next().unwrap_or(name).to_owned())
             }
-            CertificateOrigin::InternalCa | CertificateOrigin::SelfSigned => None,
+            CertificateOrigin::InternalCa
+            | CertificateOrigin::Acme(_)
+            | CertificateOrigin::SelfSigned => None,
         },
         serial: Some(certificate.serial.clone()),
         issuer: Some(certificate.issuer.clone()),

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tidegate_telemetry::spawn_named;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::answers::Answers;
 use crate::client::{AcmeClient, ClientError, Directory};
@@ -103,6 +104,7 @@ pub struct Engine {
     state: watch::Receiver<Arc<State>>,
     commands: mpsc::Sender<Command>,
     answers: Answers,
+    tasks: TaskTracker,
 }
 
 impl Engine {
@@ -145,6 +147,7 @@ impl Engine {
             state: watch::Sender::new(Arc::new(state)),
             orders: Semaphore::new(PARALLEL_ORDERS),
             authorities: Mutex::default(),
+            tasks: TaskTracker::new(),
             stop,
         });
         let engine = Self {
@@ -152,6 +155,7 @@ impl Engine {
             state: shared.state.subscribe(),
             commands,
             answers,
+            tasks: shared.tasks.clone(),
         };
         let supervisor = Supervisor {
             shared,
@@ -159,7 +163,8 @@ impl Engine {
             commands: commands_receiver,
             keepers: BTreeMap::new(),
         };
-        spawn_named("acme", supervisor.run());
+        let tasks = supervisor.shared.tasks.clone();
+        spawn_named("acme", tasks.track_future(supervisor.run()));
         Ok((engine, problems))
     }
 
@@ -176,6 +181,12 @@ impl Engine {
     /// Where the data plane finds answers to challenges.
     pub fn answers(&self) -> &Answers {
         &self.answers
+    }
+
+    /// Returns when every task has ended after the token that the engine was started with was cancelled.
+    pub async fn stopped(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 
     /// Asks for a renewal now; whether the certificate is known.
@@ -210,7 +221,8 @@ pub(crate) struct Shared {
     state: watch::Sender<Arc<State>>,
     pub(crate) orders: Semaphore,
     authorities: Mutex<BTreeMap<String, Arc<Authority>>>,
-    pub(crate) stop: CancellationToken,
+    tasks: TaskTracker,
+    stop: CancellationToken,
 }
 
 /// A certification authority as one issuer sees it.
@@ -347,12 +359,13 @@ impl Supervisor {
                 commands_receiver,
             );
             let stopped = stop.clone();
-            spawn_named("certificate", async move {
+            let life = async move {
                 tokio::select! {
                     () = stopped.cancelled() => {}
                     () = keeper.run() => {}
                 }
-            });
+            };
+            spawn_named("certificate", self.shared.tasks.track_future(life));
             let kept = Kept {
                 wanted: sender,
                 commands,

@@ -31,6 +31,8 @@ pub enum CertificateOrigin {
     InternalCa,
     /// Read from a Secret document or object, `namespace/name`.
     Secret(String),
+    /// Ordered by ACME through the issuer of that name.
+    Acme(String),
     /// A placeholder until a real one exists.
     SelfSigned,
 }

@@ -16,7 +16,7 @@ use crate::exchange::{RequestGuard, ResponseBody};
 use crate::forward::Routed;
 use crate::normalize::{self, Authority, Refusal};
 use crate::stop::{PageWish, Stop, close_after, empty, stopped};
-use crate::{path, redirect, router};
+use crate::{challenge, path, redirect, router};
 
 /// Answers one request.
 pub(crate) async fn handle(
@@ -53,7 +53,13 @@ async fn serve(
     // host is kept for the whole request.
     let host = {
         let published = shared.store.load();
-        resolve_host(connection, &published, normalize::authority(&parts)?)?
+        let host = resolve_host(connection, &published, normalize::authority(&parts)?)?;
+        let challenges = &published.snapshot.challenges;
+        if let Some(answer) = challenge::http01(challenges, &host.name, &parts) {
+            guard.host(&host.name);
+            return Ok(answer);
+        }
+        host
     };
     guard.host(&host.name);
     let Some((virtual_host, metrics)) = &host.serving else {

@@ -15,6 +15,7 @@
 mod access_log;
 mod balance;
 mod body;
+mod challenge;
 mod connection;
 mod edge;
 mod error;

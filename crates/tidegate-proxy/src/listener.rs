@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::Version;
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::ProxyProtocolMode;
@@ -276,6 +276,17 @@ async fn run_tls(
                 local: facts.local,
             };
             passthrough::run(worker, tcp, hello.raw, &cluster, proxied).await;
+            Ok(())
+        }
+        Decision::Challenge(config) => {
+            let handshake =
+                tokio_rustls::StartHandshake::from_parts(hello.accepted, tcp).into_stream(config);
+            let mut stream = tokio::time::timeout_at(deadline, handshake)
+                .await
+                .map_err(timed_out)?
+                .map_err(TlsError::Handshake)?;
+            // The authority has what it came for and may be gone already.
+            let _ = tokio::time::timeout_at(deadline, stream.shutdown()).await;
             Ok(())
         }
         Decision::Terminate {

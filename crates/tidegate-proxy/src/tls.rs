@@ -20,6 +20,8 @@ use tidegate_model::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::challenge;
+
 /// A ClientHello fits in one record of 16 KiB and a bit; post-quantum ones are below 2 KiB.
 const MAX_CLIENT_HELLO: usize = 18 * 1024;
 
@@ -38,6 +40,8 @@ pub(crate) enum TlsError {
     UnknownName(String),
     #[error("no certificate for {0:?} yet")]
     NoCertificate(String),
+    #[error("no tls-alpn-01 challenge is under way for {0:?}")]
+    NoChallenge(String),
     #[error("build the TLS configuration")]
     Config(#[source] rustls::Error),
     #[error("finish the handshake")]
@@ -55,6 +59,7 @@ impl TlsError {
             Self::Hello(_) => "BadClientHello",
             Self::UnknownName(_) => "UnknownServerName",
             Self::NoCertificate(_) => "NoCertificate",
+            Self::NoChallenge(_) => "NoChallenge",
             Self::Config(_) => "TlsConfig",
             Self::Handshake(_) => "HandshakeFailed",
             Self::Timeout(_) => "HandshakeTimeout",
@@ -157,6 +162,8 @@ pub(crate) enum Decision {
         facts: PendingFacts,
     },
     Passthrough(Arc<tidegate_model::Cluster>),
+    /// A certification authority looks: the handshake is all it wants.
+    Challenge(Arc<ServerConfig>),
 }
 
 /// [`TlsFacts`] before the version is negotiated.
@@ -202,7 +209,17 @@ pub(crate) fn decide(
     let Ok(name) = HostName::parse(asked) else {
         return Err(TlsError::UnknownName(asked.to_owned()));
     };
-    let Some(host) = snapshot.hosts.lookup(&name) else {
+    let host = snapshot.hosts.lookup(&name);
+    if challenge::is_tls_alpn01(hello) {
+        if let Some(config) = challenge::tls_alpn01(&snapshot.challenges, &name) {
+            let config = config.map_err(TlsError::Config)?;
+            return Ok(Decision::Challenge(Arc::new(config)));
+        }
+        if !host.is_some_and(|host| matches!(host.tls, TlsMode::Passthrough(_))) {
+            return Err(TlsError::NoChallenge(asked.to_owned()));
+        }
+    }
+    let Some(host) = host else {
         return Err(TlsError::UnknownName(asked.to_owned()));
     };
     match &host.tls {

@@ -1,0 +1,82 @@
+//! The ACME engine of a standalone edge: its start, its end, and what passes between it and a refresh.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_acme::answers::AnswerSet;
+use tidegate_acme::engine::{Engine, State};
+use tidegate_acme::settings::Wanted;
+use tidegate_acme::store::StoreError;
+use tidegate_telemetry::chain;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::standalone::state::StateFolder;
+use crate::standalone::{AcmeStore, Refreshed};
+
+/// A running engine.
+pub(super) struct Acme {
+    pub(super) engine: Engine,
+    stop: CancellationToken,
+    state: watch::Receiver<Arc<State>>,
+    answers: watch::Receiver<AnswerSet>,
+}
+
+/// What a refresh asks of the engine once its snapshot is published.
+pub(super) struct Asked {
+    wanted: Vec<Wanted>,
+    answers: u64,
+}
+
+impl Acme {
+    /// Starts on what the state folder holds.
+    pub(super) async fn start(state: &Arc<StateFolder>) -> Result<Self, StoreError> {
+        let stop = CancellationToken::new();
+        let store = Arc::new(AcmeStore::new(Arc::clone(state)));
+        let (engine, problems) = Engine::start(store, stop.clone()).await?;
+        for problem in problems {
+            tracing::error!(error = %chain(&problem), "a document of the state folder is lost; the rest is used");
+        }
+        Ok(Self {
+            state: engine.state(),
+            answers: engine.answers().subscribe(),
+            engine,
+            stop,
+        })
+    }
+
+    /// Returns when a refresh would see something new.
+    pub(super) async fn changed(&mut self) {
+        let changed = tokio::select! {
+            changed = self.state.changed() => changed,
+            changed = self.answers.changed() => changed,
+        };
+        if changed.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    pub(super) fn asked_by(&self, refreshed: &Refreshed) -> Asked {
+        Asked {
+            wanted: refreshed.wanted.clone(),
+            answers: refreshed.answers,
+        }
+    }
+
+    /// To be called when the snapshot is published: from now on its answers are served.
+    pub(super) fn tell(&self, asked: Asked) {
+        self.engine.answers().mark_served(asked.answers);
+        self.engine.want(asked.wanted);
+    }
+
+    /// Stops ordering. What is under way is in the store and goes on at the next start.
+    pub(super) async fn stop(&self) {
+        self.stop.cancel();
+        if tokio::time::timeout(Duration::from_secs(5), self.engine.stopped())
+            .await
+            .is_err()
+        {
+            tracing::warn!("an order is still under way");
+        }
+    }
+}
