@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use instant_acme::{
     Account, AuthorizationStatus, CertificateIdentifier, ChallengeType, Identifier, NewOrder,
-    Order, OrderStatus, RetryPolicy,
+    Order, OrderStatus, Problem, RetryPolicy,
 };
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, RsaKeySize};
 use tidegate_model::{HostName, HostPattern, Secret};
@@ -348,8 +348,12 @@ impl Attempt<'_> {
         }
         (self.progress)(Step::Validating);
         match order.poll_ready(&PATIENCE).await {
-            Ok(OrderStatus::Invalid) => Err(self.why_invalid(order).await),
+            Ok(OrderStatus::Invalid) => Err(self.why_invalid(order, None).await),
             Ok(_) => Ok(()),
+            // The order's own problem; those of its names say more.
+            Err(instant_acme::Error::Api(problem)) => {
+                Err(self.why_invalid(order, Some(problem)).await)
+            }
             Err(instant_acme::Error::Timeout(_)) => Err(OrderError::Unfinished(
                 "looking at the answers to its challenges",
             )),
@@ -384,7 +388,7 @@ impl Attempt<'_> {
     }
 
     /// The authority's own words about the name that failed.
-    async fn why_invalid(&self, order: &mut Order) -> OrderError {
+    async fn why_invalid(&self, order: &mut Order, problem: Option<Problem>) -> OrderError {
         let mut authorizations = order.authorizations();
         while let Some(Ok(mut authorization)) = authorizations.next().await {
             if authorization.refresh().await.is_err() {
@@ -402,8 +406,13 @@ impl Attempt<'_> {
                 }
             }
         }
-        let why = order.state().error.as_ref().map(words);
-        OrderError::Invalid(why.unwrap_or_else(|| "it gave no reason".to_owned()))
+        match problem.or_else(|| order.state().error.clone()) {
+            Some(problem) => OrderError::Refused {
+                action: "prove control of the names",
+                problem,
+            },
+            None => OrderError::Invalid("it gave no reason".to_owned()),
+        }
     }
 }
 
