@@ -11,8 +11,10 @@
 //! test. What must outlive the process ([`retry::Attempts`], [`ledger::Ledger`], [`renewal::AriState`])
 //! is plain serde data that the caller stores.
 
+pub mod challenge;
 pub mod ledger;
 pub mod moment;
 pub mod need;
+pub mod policy;
 pub mod renewal;
 pub mod retry;
