@@ -342,14 +342,14 @@ fn ari_is_asked_as_told_within_bounds() {
 
 #[test]
 fn a_machine_that_was_off_catches_up_spread() {
-    let asleep = |jitter| {
+    let off = |jitter| {
         renewal(&RenewalInput {
             awake_since: at(70 * D),
             jitter,
             ..input(90 * D, 70 * D + 5)
         })
     };
-    let (first, last) = (asleep(0.0), asleep(0.99));
+    let (first, last) = (off(0.0), off(0.99));
     assert_eq!(first.at, at(70 * D));
     assert!(first.late.unwrap() > Duration::from_secs(10 * D));
     assert!(last.at > first.at && last.at <= at(70 * D + 300));

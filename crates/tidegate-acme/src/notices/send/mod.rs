@@ -1,0 +1,304 @@
+//! Delivers notices: one bounded queue for each target, retries that grow apart, no influence on renewals.
+//!
+//! A target that does not answer holds up nobody else; when its queue is full the newest notice is dropped
+//! and that is logged. Nothing here is stored: a notice that was not delivered when the process ends is
+//! told again by its next stage or the next day.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body_util::Full;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use super::target::{Endpoint, NoticeError, Target, WebhookTarget};
+use super::{Notice, mail};
+use crate::oneshot::{self, Call, OneshotError};
+
+/// Notices that wait for one target.
+const QUEUE: usize = 64;
+
+/// Bytes of an answer that are read.
+const BODY_LIMIT: usize = 16 * 1024;
+
+/// How deliveries are repeated.
+#[derive(Debug, Clone)]
+pub struct NotifierSettings {
+    /// Waits before the second, third, … attempt; their number bounds the attempts.
+    pub retries: Vec<Duration>,
+}
+
+impl Default for NotifierSettings {
+    fn default() -> Self {
+        Self {
+            retries: [10, 60, 300, 1800, 7200].map(Duration::from_secs).to_vec(),
+        }
+    }
+}
+
+/// What became of the notices to one target.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DeliveryState {
+    /// Name of the target.
+    pub target: String,
+    /// How many arrived.
+    pub delivered: u64,
+    /// How many were given up after all attempts.
+    pub failed: u64,
+    /// How many found the queue full.
+    pub dropped: u64,
+    /// Why the last attempt failed; none after a success.
+    pub last_error: Option<NoticeError>,
+}
+
+/// Hands notices to all targets. Dropping it ends the tasks after what is queued.
+#[derive(Debug)]
+pub struct Notifier {
+    lanes: Vec<Lane>,
+}
+
+#[derive(Debug)]
+struct Lane {
+    target: Arc<Target>,
+    queue: mpsc::Sender<Arc<Notice>>,
+    state: watch::Sender<DeliveryState>,
+}
+
+impl Notifier {
+    /// Starts one task for each target on the current runtime. The handles end once the notifier is
+    /// dropped and the queues are empty; aborting them ends deliveries at once.
+    pub fn start(targets: Vec<Target>, settings: &NotifierSettings) -> (Self, Vec<JoinHandle<()>>) {
+        let mut tasks = Vec::new();
+        let lanes = targets
+            .into_iter()
+            .map(|target| {
+                let (queue, waiting) = mpsc::channel(QUEUE);
+                let lane = Lane {
+                    state: watch::Sender::new(DeliveryState {
+                        target: target.name().to_owned(),
+                        ..DeliveryState::default()
+                    }),
+                    target: Arc::new(target),
+                    queue,
+                };
+                let work = run(
+                    Arc::clone(&lane.target),
+                    waiting,
+                    settings.retries.clone(),
+                    lane.state.clone(),
+                );
+                tasks.push(tidegate_telemetry::spawn_named("notices", work));
+                lane
+            })
+            .collect();
+        (Self { lanes }, tasks)
+    }
+
+    /// Queues a notice for every target that wants to hear of its severity; never waits.
+    pub fn tell(&self, notice: Notice) {
+        let notice = Arc::new(notice);
+        for lane in &self.lanes {
+            if notice.severity < lane.target.least() {
+                continue;
+            }
+            if lane.queue.try_send(Arc::clone(&notice)).is_err() {
+                lane.state.send_modify(|state| state.dropped += 1);
+                tracing::warn!(
+                    target_name = lane.target.name(),
+                    kind = notice.kind.reason(),
+                    subject = notice.subject,
+                    "notice dropped, too many wait for this target"
+                );
+            }
+        }
+    }
+
+    /// What became of the notices so far, by target.
+    pub fn states(&self) -> Vec<DeliveryState> {
+        self.lanes
+            .iter()
+            .map(|lane| lane.state.borrow().clone())
+            .collect()
+    }
+}
+
+async fn run(
+    target: Arc<Target>,
+    mut waiting: mpsc::Receiver<Arc<Notice>>,
+    retries: Vec<Duration>,
+    state: watch::Sender<DeliveryState>,
+) {
+    while let Some(notice) = waiting.recv().await {
+        let mut waits = retries.iter();
+        loop {
+            let outcome = deliver(&target, &notice).await;
+            let Err(error) = outcome else {
+                state.send_modify(|state| {
+                    state.delivered += 1;
+                    state.last_error = None;
+                });
+                tracing::info!(
+                    target_name = target.name(),
+                    kind = notice.kind.reason(),
+                    subject = notice.subject,
+                    "notice delivered"
+                );
+                break;
+            };
+            state.send_modify(|state| state.last_error = Some(error.clone()));
+            let wait = waits.next().filter(|_| error.is_temporary());
+            let Some(wait) = wait else {
+                state.send_modify(|state| state.failed += 1);
+                tracing::error!(
+                    target_name = target.name(),
+                    kind = notice.kind.reason(),
+                    subject = notice.subject,
+                    reason = error.reason(),
+                    error = %error,
+                    "notice not delivered"
+                );
+                break;
+            };
+            tracing::warn!(
+                target_name = target.name(),
+                reason = error.reason(),
+                error = %error,
+                wait_s = wait.as_secs(),
+                "notice not delivered, trying again"
+            );
+            tokio::time::sleep(*wait).await;
+        }
+    }
+}
+
+/// Delivers one notice, once.
+///
+/// # Errors
+///
+/// Why it did not arrive, without any secret.
+pub async fn deliver(target: &Target, notice: &Notice) -> Result<(), NoticeError> {
+    target.check()?;
+    match target {
+        Target::Webhook(webhook) => call(webhook, notice).await,
+        Target::Smtp(smtp) => mail::send(smtp, notice).await,
+    }
+}
+
+async fn call(target: &WebhookTarget, notice: &Notice) -> Result<(), NoticeError> {
+    let endpoint = target.endpoint()?;
+    let request: Request<Full<Bytes>> = target.request(notice)?.map(Full::new);
+    let tls = if endpoint.tls {
+        let name = ServerName::try_from(endpoint.host.clone()).map_err(|_| {
+            NoticeError::settings(
+                &target.name,
+                "the URL's host is no name",
+                "write it as https://host/path",
+            )
+        })?;
+        Some((tls_config(target)?, name))
+    } else {
+        None
+    };
+    let unreachable = |problem: String| NoticeError::Unreachable {
+        target: target.name.clone(),
+        host: endpoint.host.clone(),
+        problem: target.redacted(&problem),
+    };
+    let mut outcome = Err(unreachable("the host has no address".to_owned()));
+    for address in addresses(target, &endpoint).await.map_err(unreachable)? {
+        let call = Call {
+            address,
+            tls: tls.clone(),
+            timeout: target.timeout,
+            body_limit: BODY_LIMIT,
+        };
+        match oneshot::send(call, request.clone()).await {
+            Ok(reply) if reply.status.is_success() => return Ok(()),
+            Ok(reply) => return Err(refused(target, &endpoint, &reply)),
+            // Only a connection that never was may be tried elsewhere: the rest may have arrived.
+            Err(error @ OneshotError::Connect(_)) => outcome = Err(unreachable(error.to_string())),
+            Err(error) => return Err(unreachable(error.to_string())),
+        }
+    }
+    outcome
+}
+
+async fn addresses(target: &WebhookTarget, endpoint: &Endpoint) -> Result<Vec<SocketAddr>, String> {
+    let lookup = tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port));
+    match tokio::time::timeout(target.timeout, lookup).await {
+        Ok(Ok(addresses)) => Ok(addresses.take(4).collect()),
+        Ok(Err(error)) => Err(format!("find its address: {error}")),
+        Err(_) => Err("its address was not found in time".to_owned()),
+    }
+}
+
+fn refused(target: &WebhookTarget, endpoint: &Endpoint, reply: &oneshot::Reply) -> NoticeError {
+    let status = reply.status;
+    let text = String::from_utf8_lossy(&reply.body);
+    let text = target.redacted(text.trim());
+    let answer = if status.is_redirection() {
+        format!(
+            "status {}, a redirect, which is not followed; set the URL that it leads to",
+            status.as_u16()
+        )
+    } else if text.is_empty() {
+        format!("status {}", status.as_u16())
+    } else {
+        format!("status {}: {text}", status.as_u16())
+    };
+    NoticeError::Refused {
+        target: target.name.clone(),
+        host: endpoint.host.clone(),
+        answer,
+        temporary: status.is_server_error()
+            || [
+                StatusCode::REQUEST_TIMEOUT,
+                StatusCode::TOO_EARLY,
+                StatusCode::TOO_MANY_REQUESTS,
+            ]
+            .contains(&status),
+    }
+}
+
+fn tls_config(target: &WebhookTarget) -> Result<Arc<ClientConfig>, NoticeError> {
+    let wrong = |problem: String| {
+        NoticeError::settings(
+            &target.name,
+            &problem,
+            "give certificates in PEM, each between BEGIN CERTIFICATE and END CERTIFICATE",
+        )
+    };
+    let mut roots = RootCertStore::empty();
+    match &target.ca_bundle {
+        Some(bundle) => {
+            for certificate in CertificateDer::pem_slice_iter(bundle.as_bytes()) {
+                certificate
+                    .map_err(|error| error.to_string())
+                    .and_then(|c| roots.add(c).map_err(|error| error.to_string()))
+                    .map_err(|error| wrong(format!("the caBundle: {error}")))?;
+            }
+            if roots.is_empty() {
+                return Err(wrong("the caBundle holds no certificate".to_owned()));
+            }
+        }
+        None => {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| wrong(error.to_string()))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(Arc::new(config))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,207 @@
+//! Webhooks against a real HTTP server.
+
+use std::collections::VecDeque;
+
+use http::Response;
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tidegate_model::Secret;
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::notices::Template;
+
+type Seen = Arc<Mutex<Vec<String>>>;
+
+/// Answers with the scripted statuses in turn, then 200; notes what came.
+async fn serve(script: &[u16], answer: &'static str) -> (SocketAddr, Seen) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let script = Arc::new(Mutex::new(script.iter().copied().collect::<VecDeque<_>>()));
+    let seen = Seen::default();
+    let noted = Arc::clone(&seen);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (script, seen) = (Arc::clone(&script), Arc::clone(&noted));
+            let service = service_fn(move |request: Request<Incoming>| {
+                let (script, seen) = (Arc::clone(&script), Arc::clone(&seen));
+                async move {
+                    let (parts, body) = request.into_parts();
+                    let body = body.collect().await?.to_bytes();
+                    let body = String::from_utf8_lossy(&body).into_owned();
+                    seen.lock()
+                        .unwrap()
+                        .push(format!("{} {} {body}", parts.method, parts.uri));
+                    let status = script.lock().unwrap().pop_front().unwrap_or(200);
+                    Response::builder()
+                        .status(status)
+                        .header("location", "http://127.0.0.1:1/elsewhere")
+                        .body(Full::new(Bytes::from_static(answer.as_bytes())))
+                        .map_err(|_| std::io::Error::other("response"))
+                        .map(Ok::<_, hyper::Error>)
+                        .unwrap()
+                }
+            });
+            let http = hyper::server::conn::http1::Builder::new();
+            tokio::spawn(http.serve_connection(TokioIo::new(stream), service));
+        }
+    });
+    (address, seen)
+}
+
+fn target(address: SocketAddr, template: Template) -> WebhookTarget {
+    WebhookTarget {
+        name: "phone".into(),
+        url: Secret::new(format!(
+            "http://{address}/services/secret-path-of-this-hook"
+        )),
+        template,
+        token: Some(Secret::new("t0ken-t0ken".into())),
+        ca_bundle: None,
+        timeout: Duration::from_secs(10),
+        least: Severity::Warning,
+    }
+}
+
+/// Waits until the state of a target fulfils a condition.
+async fn eventually(notifier: &Notifier, lane: usize, holds: impl Fn(&DeliveryState) -> bool) {
+    let mut state = notifier.lanes[lane].state.subscribe();
+    let fulfilled = state.wait_for(|state| holds(state));
+    let waited = tokio::time::timeout(Duration::from_secs(20), fulfilled).await;
+    assert!(waited.is_ok(), "{:?}", notifier.states());
+}
+
+#[tokio::test]
+async fn every_template_arrives() {
+    let matrix = Template::Matrix {
+        room: "!r:example.org".into(),
+    };
+    for template in [
+        Template::Ntfy,
+        Template::Slack,
+        Template::Discord,
+        matrix,
+        Template::Json,
+    ] {
+        let (address, seen) = serve(&[], "ok").await;
+        let target = Target::Webhook(target(address, template.clone()));
+        deliver(&target, &notice(Severity::Warning)).await.unwrap();
+        let seen = seen.lock().unwrap();
+        assert_eq!(seen.len(), 1, "{template:?}");
+        let method = if matches!(template, Template::Matrix { .. }) {
+            "PUT"
+        } else {
+            "POST"
+        };
+        assert!(
+            seen[0].starts_with(&format!("{method} /services/secret-path")),
+            "{}",
+            seen[0]
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_answer_of_no_is_told_without_secrets() {
+    for (status, temporary) in [
+        (404, false),
+        (401, false),
+        (302, false),
+        (429, true),
+        (503, true),
+    ] {
+        let (address, seen) = serve(
+            &[status],
+            "no /services/secret-path-of-this-hook with t0ken-t0ken",
+        )
+        .await;
+        let target = Target::Webhook(target(address, Template::Json));
+        let error = deliver(&target, &notice(Severity::Warning))
+            .await
+            .unwrap_err();
+        let text = error.to_string();
+        assert_eq!(error.is_temporary(), temporary, "{text}");
+        assert!(
+            text.starts_with(&format!("tell \"phone\" at 127.0.0.1: status {status}")),
+            "{text}"
+        );
+        assert!(
+            !text.contains("secret-path") && !text.contains("t0ken"),
+            "{text}"
+        );
+        assert_eq!(seen.lock().unwrap().len(), 1, "redirects are not followed");
+    }
+}
+
+#[tokio::test]
+async fn a_silent_receiver_is_left_in_time() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let quiet = WebhookTarget {
+        timeout: Duration::from_millis(100),
+        ..target(listener.local_addr().unwrap(), Template::Json)
+    };
+    let error = deliver(&Target::Webhook(quiet), &notice(Severity::Warning))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "tell \"phone\" at 127.0.0.1: no answer within 0.1 s"
+    );
+    assert!(error.is_temporary());
+}
+
+#[tokio::test]
+async fn a_delivery_is_repeated_until_it_arrives() {
+    let (address, seen) = serve(&[503, 429], "later").await;
+    let settings = NotifierSettings {
+        retries: vec![Duration::from_millis(1); 4],
+    };
+    let targets = vec![Target::Webhook(target(address, Template::Json))];
+    let (notifier, tasks) = Notifier::start(targets, &settings);
+    notifier.tell(notice(Severity::Info));
+    notifier.tell(notice(Severity::Critical));
+    eventually(&notifier, 0, |state| state.delivered == 1).await;
+    assert_eq!(
+        seen.lock().unwrap().len(),
+        3,
+        "what is below its severity was not sent"
+    );
+    assert_eq!(notifier.states()[0].last_error, None);
+    drop(notifier);
+    for task in tasks {
+        task.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_succeed_is_given_up() {
+    let (bad, seen) = serve(&[404; 9], "gone").await;
+    let (good, arrived) = serve(&[], "ok").await;
+    let (sick, tried) = serve(&[500; 9], "ill").await;
+    let settings = NotifierSettings {
+        retries: vec![Duration::from_millis(1); 2],
+    };
+    let targets = [bad, good, sick].map(|address| Target::Webhook(target(address, Template::Json)));
+    let (notifier, _tasks) = Notifier::start(targets.into(), &settings);
+    notifier.tell(notice(Severity::Error));
+    eventually(&notifier, 0, |state| state.failed == 1).await;
+    eventually(&notifier, 1, |state| state.delivered == 1).await;
+    eventually(&notifier, 2, |state| state.failed == 1).await;
+    let counts = [seen, arrived, tried].map(|seen| seen.lock().unwrap().len());
+    assert_eq!(counts, [1, 1, 3]);
+}
+
+#[tokio::test]
+async fn a_full_queue_drops_and_never_waits() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent = Target::Webhook(target(listener.local_addr().unwrap(), Template::Json));
+    let (notifier, tasks) = Notifier::start(vec![silent], &NotifierSettings::default());
+    for _ in 0..QUEUE * 2 {
+        notifier.tell(notice(Severity::Error));
+    }
+    let dropped = notifier.states()[0].dropped;
+    assert!((60..=64).contains(&dropped), "{dropped}");
+    tasks[0].abort();
+}
