@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use tidegate_model::Secret;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::Command;
+use tokio::task::JoinHandle;
 
 use super::{DnsSolver, SolverError, TxtRecord};
 
@@ -21,6 +22,9 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// What is read of a program's output; the rest is thrown away.
 const OUTPUT_LIMIT: u64 = 64 * 1024;
+
+/// Time to read what is left in the pipes after the program's end.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// How much of it an error repeats.
 const SHOWN: usize = 400;
@@ -93,13 +97,9 @@ impl Exec {
         let mut child = command
             .spawn()
             .map_err(|error| failed(format!("cannot be started: {error}")))?;
-        let stdout = child.stdout.take();
-        let stderr = child.stderr.take();
-        let work = async {
-            let (stdout, stderr, status) = tokio::join!(drain(stdout), drain(stderr), child.wait());
-            status.map(|status| (status, stdout, stderr))
-        };
-        let (status, stdout, stderr) = tokio::time::timeout(self.settings.timeout, work)
+        let stdout = tokio::spawn(drain(child.stdout.take()));
+        let stderr = tokio::spawn(drain(child.stderr.take()));
+        let status = tokio::time::timeout(self.settings.timeout, child.wait())
             .await
             .map_err(|_| {
                 failed(format!(
@@ -111,6 +111,8 @@ impl Exec {
         if status.success() {
             return Ok(());
         }
+        // A process that it left behind may hold the pipes open; its end is what counts.
+        let (stdout, stderr) = tokio::join!(told(stdout), told(stderr));
         let said = if stderr.trim().is_empty() {
             stdout
         } else {
@@ -136,6 +138,15 @@ impl Exec {
         let dots = if skip > 0 { "…" } else { "" };
         format!(": {dots}{}", tail.replace('\n', " | "))
     }
+}
+
+async fn told(mut output: JoinHandle<String>) -> String {
+    let text = match tokio::time::timeout(LAST_WORDS, &mut output).await {
+        Ok(text) => text.unwrap_or_default(),
+        Err(_) => String::new(),
+    };
+    output.abort();
+    text
 }
 
 async fn drain(pipe: Option<impl AsyncRead + Unpin>) -> String {

@@ -3,7 +3,7 @@
 //! An authority asks one server of its choosing, from several places: one that lags spoils the order. So each
 //! address of each server is asked, without recursion and past every cache, until all have it or time is up;
 //! then it is said who lacked it and what that one answered. With split DNS, or where outgoing DNS is closed,
-//! own servers are given and asked instead.
+//! own servers are given and asked instead. Addresses that this machine has no route to are left out.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use hickory_proto::rr::Name;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::{DnsClient, SolverError, TxtRecord, zone};
+use super::{DnsClient, SolverError, TxtRecord, query, zone};
 
 /// How long and where.
 #[derive(Debug, Clone)]
@@ -121,7 +121,15 @@ async fn servers(
 ) -> Result<Vec<(String, SocketAddr)>, SolverError> {
     if settings.servers.is_empty() {
         let zone = zone::find_zone(resolver, &record.fqdn).await?;
-        zone::servers_of(resolver, &zone).await
+        let mut reachable = Vec::new();
+        for server in zone::servers_of(resolver, &zone).await? {
+            if query::has_route(server.1).await {
+                reachable.push(server);
+            } else {
+                tracing::debug!(server = %server.0, address = %server.1, "no route to name server");
+            }
+        }
+        Ok(reachable)
     } else {
         let given = settings.servers.iter();
         Ok(given.map(|s| (s.ip().to_string(), *s)).collect())
@@ -160,7 +168,7 @@ async fn lacks(client: &DnsClient, name: &Name, value: &str) -> Option<String> {
     match client.walk(name, hickory_proto::rr::RecordType::TXT).await {
         Err(error) => Some(error.to_string()),
         Ok(walk) => {
-            let texts = super::query::texts_in(&walk.records);
+            let texts = query::texts_in(&walk.records);
             if texts.iter().any(|text| text == value) {
                 return None;
             }

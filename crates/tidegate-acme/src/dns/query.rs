@@ -21,6 +21,9 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Payload that passes without fragments on every usual path (DNS flag day 2020).
 const UDP_PAYLOAD: u16 = 1232;
 
+/// After which an unanswered datagram is sent again.
+const RESEND: Duration = Duration::from_millis(1500);
+
 /// A name that is an alias of an alias: resolvers give up about here too.
 const MAX_ALIASES: usize = 10;
 
@@ -55,6 +58,14 @@ pub enum QueryError {
         #[source]
         source: std::io::Error,
     },
+    /// The servers answered that they cannot answer.
+    #[error("the name servers of {name} fail: {code}")]
+    Failed {
+        /// What was asked for.
+        name: String,
+        /// Their code.
+        code: ResponseCode,
+    },
     /// What came back is no answer to the question.
     #[error("name server {server} answered nonsense: {problem}")]
     Malformed {
@@ -76,6 +87,7 @@ impl QueryError {
             Self::Timeout { server, .. } | Self::Unreachable { server, .. } => format!(
                 "check that {server} is a name server and that UDP and TCP to it pass the firewall"
             ),
+            Self::Failed { .. } => "look at the zone's name servers and at DNSSEC".to_owned(),
             Self::Malformed { server, .. } => {
                 format!("use another name server than {server}, or look what rewrites its answers")
             }
@@ -117,6 +129,11 @@ impl Walk {
     /// The name at the end of the aliases.
     pub fn end<'a>(&'a self, start: &'a Name) -> &'a Name {
         self.aliases.last().unwrap_or(start)
+    }
+
+    /// Whether the servers knew; that there is nothing is knowledge too.
+    pub fn answered(&self) -> bool {
+        matches!(self.code, ResponseCode::NoError | ResponseCode::NXDomain)
     }
 }
 
@@ -352,14 +369,35 @@ async fn by_udp(server: SocketAddr, message: &[u8]) -> std::io::Result<Vec<u8>> 
     // A connected socket takes datagrams from this server alone, on a port of the system's choosing.
     let socket = UdpSocket::bind(any).await?;
     socket.connect(server).await?;
-    socket.send(message).await?;
     let mut buffer = vec![0; 4096];
     loop {
-        let length = socket.recv(&mut buffer).await?;
-        if is_reply_to(&buffer[..length], message) {
-            buffer.truncate(length);
-            return Ok(buffer);
+        socket.send(message).await?;
+        // A datagram may get lost. Asking again is harmless: the same update changes nothing twice.
+        let again = tokio::time::sleep(RESEND);
+        tokio::pin!(again);
+        loop {
+            let length = tokio::select! {
+                length = socket.recv(&mut buffer) => length?,
+                () = &mut again => break,
+            };
+            if is_reply_to(&buffer[..length], message) {
+                buffer.truncate(length);
+                return Ok(buffer);
+            }
         }
+    }
+}
+
+/// Whether this machine has a way to the address at all; nothing is sent. A host without IPv6 has none to
+/// half of a zone's servers.
+pub(super) async fn has_route(server: SocketAddr) -> bool {
+    let any: SocketAddr = match server {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    match UdpSocket::bind(any).await {
+        Ok(socket) => socket.connect(server).await.is_ok(),
+        Err(_) => false,
     }
 }
 

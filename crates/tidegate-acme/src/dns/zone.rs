@@ -33,6 +33,14 @@ pub async fn challenge_fqdn(client: &DnsClient, domain: &str) -> Result<String, 
             chain: shown(&walk.aliases),
         });
     }
+    if !walk.answered() {
+        // Writing beside the alias that we cannot see would spoil the order.
+        let failed = QueryError::Failed {
+            name: start.to_string(),
+            code: walk.code,
+        };
+        return Err(query_error(&start, failed));
+    }
     Ok(walk.end(&start).to_ascii().to_lowercase())
 }
 

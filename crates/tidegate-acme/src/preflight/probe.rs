@@ -153,8 +153,7 @@ impl Probe {
                 }
             };
             // A circle of aliases is told with the addresses; here it only means "none at this level".
-            let answered = matches!(walk.code, ResponseCode::NoError | ResponseCode::NXDomain);
-            if !answered && !walk.circular {
+            if !walk.answered() && !walk.circular {
                 let code = code(walk.code);
                 return CaaFacts::Failed { level, code };
             }

@@ -87,6 +87,16 @@ async fn failures_are_told_without_the_secret() {
 }
 
 #[tokio::test]
+async fn what_a_program_leaves_behind_is_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = script(&folder, "sleep 15 & exit 0");
+    let solver = Exec::new(settings).unwrap();
+    let began = std::time::Instant::now();
+    solver.present(&record(), SystemTime::now()).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(14));
+}
+
+#[tokio::test]
 async fn much_output_neither_blocks_nor_is_kept() {
     let folder = tempfile::tempdir().unwrap();
     let settings = script(

@@ -163,6 +163,33 @@ async fn silence_is_an_error_with_the_address() {
     assert!(fix.contains("pass the firewall"), "{fix}");
 }
 
+/// The first datagram is lost on the way.
+#[tokio::test]
+async fn a_lost_datagram_is_sent_again() {
+    let bind = Bind::start(&[zone("example.test", "")], &[], "hmac-sha256");
+    let relay = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = relay.local_addr().unwrap();
+    let server = bind.address;
+    tokio::spawn(async move {
+        let mut buffer = [0; 4096];
+        relay.recv_from(&mut buffer).await.unwrap();
+        let (length, client) = relay.recv_from(&mut buffer).await.unwrap();
+        relay.send_to(&buffer[..length], server).await.unwrap();
+        let (length, _) = relay.recv_from(&mut buffer).await.unwrap();
+        relay.send_to(&buffer[..length], client).await.unwrap();
+    });
+    let solver = Rfc2136::new(&Settings {
+        server: address,
+        zone: Some("example.test".to_owned()),
+        timeout: Duration::from_secs(20),
+        ..settings(&bind)
+    })
+    .unwrap();
+    let now = SystemTime::now();
+    solver.present(&record("x"), now).await.unwrap();
+    assert_eq!(texts(&bind, "_acme-challenge.example.test.").await, ["x"]);
+}
+
 #[test]
 fn keys_are_checked_and_never_shown() {
     let settings = Settings {
@@ -201,10 +228,14 @@ async fn aliases_are_followed_and_zones_found() {
             zone("acme-dns.test", ""),
             zone("sub.example.test", ""),
         ],
-        &[],
+        &["broken.test"],
         "hmac-sha256",
     );
     let client = bind.client();
+    let error = challenge_fqdn(&client, "www.broken.test")
+        .await
+        .unwrap_err();
+    assert_eq!(error.reason(), "DnsLookupFailed");
     let fqdn = challenge_fqdn(&client, "www.example.test").await.unwrap();
     assert_eq!(fqdn, "id17.acme-dns.test.");
     assert_eq!(
