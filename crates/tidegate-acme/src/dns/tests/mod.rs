@@ -2,6 +2,8 @@
 
 pub(crate) mod bind;
 mod exec;
+#[cfg(feature = "dns-providers")]
+mod pdns;
 mod provider;
 mod update;
 mod webhook;
