@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_acme::answers::AnswerSet;
-use tidegate_acme::engine::{Engine, State};
+use tidegate_acme::engine::{Engine, State, Surroundings};
 use tidegate_acme::settings::Wanted;
 use tidegate_acme::store::StoreError;
 use tidegate_telemetry::chain;
@@ -30,10 +30,13 @@ pub(super) struct Asked {
 
 impl Acme {
     /// Starts on what the state folder holds.
-    pub(super) async fn start(state: &Arc<StateFolder>) -> Result<Self, StoreError> {
+    pub(super) async fn start(
+        state: &Arc<StateFolder>,
+        surroundings: Surroundings,
+    ) -> Result<Self, StoreError> {
         let stop = CancellationToken::new();
         let store = Arc::new(AcmeStore::new(Arc::clone(state)));
-        let (engine, problems) = Engine::start(store, stop.clone()).await?;
+        let (engine, problems) = Engine::start(store, surroundings, stop.clone()).await?;
         for problem in problems {
             tracing::error!(error = %chain(&problem), "a document of the state folder is lost; the rest is used");
         }

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use sd_notify::NotifyState;
+use tidegate_acme::engine::Surroundings;
 use tidegate_acme::store::StoreError;
 use tidegate_model::{HostName, HostPattern, SnapshotStore};
 use tidegate_proxy::{Edge, RunningEdge, Settings, StartError};
@@ -60,6 +61,8 @@ pub struct RunOptions {
     pub admin_hosts: Vec<HostName>,
     /// Life of certificates of the internal CA.
     pub certificate_lifetime: Duration,
+    /// How ACME authorities see this edge, and whom it asks about names.
+    pub surroundings: Surroundings,
 }
 
 /// What is known once the edge serves.
@@ -155,7 +158,7 @@ impl Running {
         let (state, inherited, predecessor) = take_state(&options.state, predecessor)?;
         let shared = inherited.is_some();
         let source = new_source(&options, &state, started_at)?;
-        let acme = Acme::start(&state).await?;
+        let acme = Acme::start(&state, options.surroundings.clone()).await?;
         let source = source.with_acme(Issuance::new(&acme.engine));
         let source = Arc::new(Mutex::new(source));
         let refreshed = refresh(&source, started_at);
@@ -357,7 +360,7 @@ impl Running {
 
     /// Orders go on in this process after all.
     async fn resume_acme(&mut self) {
-        match Acme::start(&self.state).await {
+        match Acme::start(&self.state, self.options.surroundings.clone()).await {
             Ok(acme) => {
                 let issuance = Issuance::new(&acme.engine);
                 self.acme = acme;

@@ -1,6 +1,6 @@
 //! `tidegate run`.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
+use tidegate_acme::engine::Surroundings;
 use tidegate_model::{HostName, HostPattern};
 use tidegate_telemetry::{LogFormat, LogOptions};
 
@@ -155,6 +156,50 @@ pub(super) struct RunArgs {
     #[arg(long, env = "TIDEGATE_CERTIFICATE_LIFETIME", value_name = "TIME", help_heading = "Certificates", default_value = "90d", value_parser = values::duration)]
     certificate_lifetime: Duration,
 
+    /// An address at which the edge is reached from outside, such as that of the router or load balancer in
+    /// front; checks before an ACME order count it as this machine's. May be given several times.
+    #[arg(
+        long,
+        env = "TIDEGATE_PUBLIC_ADDRESS",
+        value_name = "IP",
+        help_heading = "Certificates",
+        value_delimiter = ','
+    )]
+    public_address: Vec<IpAddr>,
+
+    /// A name server to ask in checks before an ACME order, instead of this machine's. May be given several
+    /// times.
+    #[arg(
+        long,
+        env = "TIDEGATE_NAME_SERVER",
+        value_name = "IP:PORT",
+        help_heading = "Certificates",
+        value_delimiter = ','
+    )]
+    name_server: Vec<SocketAddr>,
+
+    /// Port at which a private ACME authority looks for http-01 answers.
+    #[arg(
+        long,
+        env = "TIDEGATE_ACME_HTTP_PORT",
+        value_name = "PORT",
+        help_heading = "Certificates",
+        default_value_t = 80,
+        hide = true
+    )]
+    acme_http_port: u16,
+
+    /// Port at which a private ACME authority looks for tls-alpn-01 answers.
+    #[arg(
+        long,
+        env = "TIDEGATE_ACME_TLS_PORT",
+        value_name = "PORT",
+        help_heading = "Certificates",
+        default_value_t = 443,
+        hide = true
+    )]
+    acme_tls_port: u16,
+
     /// Whether requests are logged.
     #[arg(
         long,
@@ -243,6 +288,12 @@ impl RunArgs {
             admin: self.admin.resolve(),
             admin_hosts: self.admin_host.clone(),
             certificate_lifetime: self.certificate_lifetime,
+            surroundings: Surroundings {
+                name_servers: self.name_server.clone(),
+                addresses: self.public_address.clone(),
+                http_port: self.acme_http_port,
+                tls_port: self.acme_tls_port,
+            },
             objects,
         };
         let greeting = self.to.clone().map(|to| (to, self.host.clone()));
@@ -309,7 +360,7 @@ fn host_name(text: &str) -> Result<HostName, String> {
 
 fn network(text: &str) -> Result<IpNet, String> {
     text.parse::<IpNet>()
-        .or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from))
+        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
         .map_err(|_| {
             format!("{text:?} is not a network: write one such as 10.0.0.0/8 or 192.168.1.2")
         })

@@ -226,6 +226,9 @@ fn remedy(reason: &str) -> &'static str {
             "let all addresses of the name lead here: another server answered"
         }
         "NoUsableSolver" => "give the issuer a solver for that name",
+        "DnsWrong" | "NotReachable" | "DnsRecordMissing" | "AuthorityRefuses" | "ClockSkew" => {
+            "mend what the message says"
+        }
         "RateLimited" => "wait: nothing is ordered before then",
         "StoreUnwritable" | "StoreUnreadable" => "make the state folder writable, with room left",
         _ => "nothing has to be done if it passes by itself",

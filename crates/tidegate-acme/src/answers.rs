@@ -11,7 +11,7 @@ use std::time::Duration;
 use rcgen::{CertificateParams, CustomExtension, KeyPair};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use tidegate_model::{ChallengeAnswers, HostName, Http01Answer, TlsAlpn01Answer};
+use tidegate_model::{ChallengeAnswers, HostName, TlsAlpn01Answer};
 use tokio::sync::watch;
 
 /// How long the data plane may take to serve a new answer.
@@ -92,19 +92,19 @@ impl Answers {
         });
     }
 
-    /// Publishes the answer and returns once it is served. It is withdrawn when the result is dropped.
-    pub async fn present(&self, answer: Answer) -> Result<Presented, NotServed> {
+    /// Publishes answers and returns once they are served. They are withdrawn when the result is dropped.
+    pub async fn present(&self, answers: Vec<Answer>) -> Result<Presented, NotServed> {
         let mut version = 0;
         self.wanted.send_modify(|wanted| {
             wanted.version += 1;
             version = wanted.version;
-            let mut answers = BTreeSet::clone(&wanted.answers);
-            answers.insert(answer.clone());
-            wanted.answers = Arc::new(answers);
+            let mut all = BTreeSet::clone(&wanted.answers);
+            all.extend(answers.iter().cloned());
+            wanted.answers = Arc::new(all);
         });
         let presented = Presented {
-            answers: self.clone(),
-            answer,
+            by: self.clone(),
+            answers,
         };
         let mut served = self.served.subscribe();
         let seen = served.wait_for(|served| *served >= version);
@@ -114,26 +114,28 @@ impl Answers {
         }
     }
 
-    fn withdraw(&self, answer: &Answer) {
+    fn withdraw(&self, answers: &[Answer]) {
         self.wanted.send_modify(|wanted| {
             wanted.version += 1;
-            let mut answers = BTreeSet::clone(&wanted.answers);
-            answers.remove(answer);
-            wanted.answers = Arc::new(answers);
+            let mut all = BTreeSet::clone(&wanted.answers);
+            for answer in answers {
+                all.remove(answer);
+            }
+            wanted.answers = Arc::new(all);
         });
     }
 }
 
-/// An answer that is being served.
+/// Answers that are being served.
 #[derive(Debug)]
 pub struct Presented {
-    answers: Answers,
-    answer: Answer,
+    by: Answers,
+    answers: Vec<Answer>,
 }
 
 impl Drop for Presented {
     fn drop(&mut self) {
-        self.answers.withdraw(&self.answer);
+        self.by.withdraw(&self.answers);
     }
 }
 
@@ -150,11 +152,8 @@ pub fn for_data_plane(
                 token,
                 key_authorization,
             } => {
-                let answer = Http01Answer {
-                    host: host.clone(),
-                    key_authorization: key_authorization.as_str().into(),
-                };
-                all.http01.insert(token.as_str().into(), answer);
+                let tokens = all.http01.entry(host.clone()).or_default();
+                tokens.insert(token.as_str().into(), key_authorization.as_str().into());
             }
             Answer::TlsAlpn01 { host, digest } => {
                 let asked = server_name(host);
@@ -241,7 +240,7 @@ mod tests {
             host: HostName::parse("a.example").unwrap(),
             digest: [7; 32],
         };
-        let presented = answers.present(answer).await.unwrap();
+        let presented = answers.present(vec![answer]).await.unwrap();
         let (mut wanted, plane) = plane.await.unwrap();
         assert_eq!(plane.tls_alpn01.len(), 1);
         // The same answer keeps its certificate.

@@ -27,6 +27,8 @@ use rustls::{ClientConfig, RootCertStore};
 use serde::Deserialize;
 use tokio::net::TcpStream;
 
+use crate::plan::moment::between;
+use crate::plan::renewal::{AriFailure, AriState, AriWindow};
 use crate::settings::TrustedRoots;
 
 /// Longest answer that is read: chains of RSA certificates stay far below.
@@ -50,6 +52,9 @@ pub enum ClientError {
     /// The address is not one that can be asked.
     #[error("{0:?} is not an https URL")]
     Url(String),
+    /// It was not asked.
+    #[error("the directory was not asked")]
+    NotAsked,
     /// No answer came.
     #[error("ask {host}")]
     Exchange {
@@ -84,7 +89,7 @@ impl ClientError {
             Self::Roots(_) | Self::Tls(_) => "TlsClient",
             Self::Url(_) => "Invalid",
             Self::Exchange { source, .. } if is_untrusted(source.as_ref()) => "CaUntrusted",
-            Self::Exchange { .. } | Self::Timeout { .. } => "CaUnreachable",
+            Self::Exchange { .. } | Self::Timeout { .. } | Self::NotAsked => "CaUnreachable",
             Self::Directory { .. } => "NotADirectory",
         }
     }
@@ -207,6 +212,43 @@ impl AcmeClient {
             .map_err(|error| problem(format!("that is no ACME directory ({error})")))
     }
 
+    /// Asks when to renew a certificate (RFC 9773 §4.1); `id` is its identifier.
+    pub async fn renewal_info(
+        &self,
+        url: &str,
+        id: &str,
+    ) -> Result<AriState, (AriFailure, Option<Duration>)> {
+        let mut request = Request::new(BodyWrapper::default());
+        *request.uri_mut() = format!("{}/{id}", url.trim_end_matches('/'))
+            .parse()
+            .map_err(|_| (AriFailure::Malformed, None))?;
+        let now = SystemTime::now();
+        let response = self
+            .exchange(request)
+            .await
+            .map_err(|_| (AriFailure::Unavailable, None))?;
+        let wait = retry_after(&response, now).map(|at| between(now, at));
+        let status = response.status();
+        if !status.is_success() {
+            // Too many questions are no sign that it is not offered.
+            let failure = if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS {
+                AriFailure::Unsupported
+            } else {
+                AriFailure::Unavailable
+            };
+            return Err((failure, wait));
+        }
+        let info: RenewalInfo =
+            serde_json::from_slice(response.body()).map_err(|_| (AriFailure::Malformed, wait))?;
+        let explanation = info.explanation_url.as_deref();
+        Ok(AriState::answered(
+            info.suggested_window,
+            explanation,
+            wait,
+            now,
+        ))
+    }
+
     /// One exchange, with all limits.
     async fn exchange(
         &self,
@@ -299,6 +341,15 @@ fn system_roots() -> Result<RootCertStore, ClientError> {
         return Err(ClientError::Roots(why));
     }
     Ok(roots)
+}
+
+/// The answer to a question for renewal information (RFC 9773 §4.2).
+#[derive(Debug, Deserialize)]
+struct RenewalInfo {
+    #[serde(rename = "suggestedWindow")]
+    suggested_window: AriWindow,
+    #[serde(rename = "explanationURL", default)]
+    explanation_url: Option<String>,
 }
 
 /// What an authority says of itself (RFC 8555 §7.1.1).

@@ -17,8 +17,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::answers::Answers;
+use crate::book::Book;
+pub use crate::checks::Surroundings;
 use crate::client::{AcmeClient, ClientError, Directory};
 use crate::keeper::Keeper;
+use crate::preflight::Finding;
 use crate::record::{CertificateRecord, Issued};
 use crate::settings::{Issuer, Wanted};
 use crate::store::{Kind, Store, StoreError, load};
@@ -67,6 +70,8 @@ pub struct Report {
     pub renew_at: Option<SystemTime>,
     /// Who issued what is served.
     pub issued_by: Option<String>,
+    /// What was found before the last order.
+    pub preflight: Vec<Finding>,
 }
 
 /// One issuer.
@@ -112,6 +117,7 @@ impl Engine {
     /// set aside. Must be called within a runtime.
     pub async fn start(
         store: Arc<dyn Store>,
+        surroundings: Surroundings,
         stop: CancellationToken,
     ) -> Result<(Self, Vec<StoreError>), StoreError> {
         let mut problems = Vec::new();
@@ -147,6 +153,8 @@ impl Engine {
             state: watch::Sender::new(Arc::new(state)),
             orders: Semaphore::new(PARALLEL_ORDERS),
             authorities: Mutex::default(),
+            books: Mutex::default(),
+            surroundings,
             tasks: TaskTracker::new(),
             stop,
         });
@@ -221,6 +229,8 @@ pub(crate) struct Shared {
     state: watch::Sender<Arc<State>>,
     pub(crate) orders: Semaphore,
     authorities: Mutex<BTreeMap<String, Arc<Authority>>>,
+    books: Mutex<BTreeMap<(String, String), Arc<Book>>>,
+    pub(crate) surroundings: Surroundings,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -268,6 +278,15 @@ impl Shared {
         });
         all.insert(issuer.name.clone(), Arc::clone(&authority));
         Ok(authority)
+    }
+
+    /// The ledger of an issuer's account at a directory.
+    pub(crate) fn book(&self, issuer: &str, directory: &str) -> Arc<Book> {
+        let mut books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
+        let book = books
+            .entry((issuer.to_owned(), directory.to_owned()))
+            .or_insert_with(|| Arc::new(Book::of(issuer, directory)));
+        Arc::clone(book)
     }
 
     /// Publishes the state of a certificate if it differs.

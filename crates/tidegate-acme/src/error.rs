@@ -1,9 +1,14 @@
 //! Why an order came to nothing.
 
+use std::time::SystemTime;
+
 use instant_acme::Problem;
 use tidegate_telemetry::chain;
 
 use crate::client::{ClientError, is_untrusted};
+use crate::plan::ledger::Refusal;
+use crate::plan::retry::FailureKind;
+use crate::preflight::{Check, Finding, State};
 use crate::store::StoreError;
 
 /// What an attempt failed at. The texts say what was done; the authority's own words are in them.
@@ -31,6 +36,18 @@ pub enum OrderError {
         /// What is wrong with the answer.
         #[source]
         source: instant_acme::Error,
+    },
+    /// Checks before the order found what would make it fail; nothing was asked of the authority.
+    #[error("{}", blocking(findings))]
+    Preflight {
+        /// Everything that was found.
+        findings: Vec<Finding>,
+    },
+    /// An order now would break a limit of the authority; nothing was asked of it.
+    #[error("{}", refusal.sentence)]
+    Budget {
+        /// Which, and until when.
+        refusal: Refusal,
     },
     /// No solver of the issuer can prove control of a name.
     #[error("no way to prove control of {name}: {why}")]
@@ -88,6 +105,8 @@ impl OrderError {
                 None if is_untrusted(source) => "CaUntrusted",
                 None => "ProtocolError",
             },
+            Self::Preflight { findings } => preflight_reason(findings),
+            Self::Budget { .. } => "RateLimited",
             Self::NoSolver { .. } => "NoUsableSolver",
             Self::Challenge { kind, .. } => refusal(kind),
             Self::Present { .. } => "ChallengeNotPresented",
@@ -109,6 +128,34 @@ impl OrderError {
     /// Whether the names were at fault, which the authority counts.
     pub fn is_failed_validation(&self) -> bool {
         matches!(self, Self::Challenge { .. })
+    }
+
+    /// What the retry schedule goes by.
+    pub fn failure_kind(&self) -> FailureKind {
+        match self.reason() {
+            "RateLimited" => FailureKind::RateLimited,
+            _ if self.is_outage() => FailureKind::Unavailable,
+            _ => match self {
+                Self::Store(_)
+                | Self::Client(_)
+                | Self::Preflight { .. }
+                | Self::Budget { .. }
+                | Self::NoSolver { .. }
+                | Self::Present { .. }
+                | Self::Unfinished(_)
+                | Self::Key(..) => FailureKind::Local,
+                Self::Challenge { .. } => FailureKind::Validation,
+                _ => FailureKind::Refused,
+            },
+        }
+    }
+
+    /// Until when nothing may be ordered, as far as this failure says.
+    pub fn told_until(&self) -> Option<SystemTime> {
+        match self {
+            Self::Budget { refusal } => Some(refusal.at),
+            _ => None,
+        }
     }
 
     /// Whether the order stays as it is and goes on later.
@@ -194,5 +241,47 @@ fn refusal(kind: &str) -> &'static str {
         "tls" => "ChallengeTls",
         "userActionRequired" => "UserActionRequired",
         _ => "Refused",
+    }
+}
+
+/// Every finding that blocks, with what mends it.
+fn blocking(findings: &[Finding]) -> String {
+    let mut text = String::new();
+    for finding in findings
+        .iter()
+        .filter(|finding| finding.state == State::Blocking)
+    {
+        if !text.is_empty() {
+            text.push_str("; ");
+        }
+        if let Some(name) = &finding.name {
+            text.push_str(name);
+            text.push_str(": ");
+        }
+        text.push_str(&finding.message);
+        if let Some(fix) = &finding.fix {
+            text.push_str(" (");
+            text.push_str(fix);
+            text.push(')');
+        }
+    }
+    text
+}
+
+fn preflight_reason(findings: &[Finding]) -> &'static str {
+    let first = findings
+        .iter()
+        .find(|finding| finding.state == State::Blocking);
+    match first.map(|finding| finding.check) {
+        Some(Check::Challenge) => "NoUsableSolver",
+        Some(Check::Address | Check::Alias) => "DnsWrong",
+        Some(Check::Caa) => "CaaForbids",
+        Some(Check::Reachability) => "NotReachable",
+        Some(Check::DnsRecord) => "DnsRecordMissing",
+        Some(Check::Directory) => "AuthorityRefuses",
+        Some(Check::Clock) => "ClockSkew",
+        Some(Check::Store) => "StoreUnwritable",
+        Some(Check::Budget) => "RateLimited",
+        None => "PreflightFailed",
     }
 }

@@ -7,17 +7,25 @@ use tidegate_telemetry::chain;
 use tokio::sync::{mpsc, watch};
 
 use crate::account;
+use crate::checks::{self, Subject};
+use crate::client::{ClientError, Directory};
 use crate::engine::{CertificateState, Command, Report, Shared};
 use crate::error::OrderError;
 use crate::order::{Attempt, Step};
+use crate::plan::ledger::{Limits, OrderKind};
 use crate::plan::moment;
 use crate::plan::need::{Need, Plan, plan};
-use crate::record::{CertificateRecord, Issued};
+use crate::plan::renewal::{AriFailure, AriState};
+use crate::plan::retry::{self, Failure, RetryBounds};
+use crate::preflight;
+use crate::record::{AccountRecord, CertificateRecord};
 use crate::settings::{Issuer, Wanted};
 use crate::store::{Key, Kind, load, save};
 
 /// A clock that was set, or a machine that slept, is noticed within this time.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+/// How often names are looked at while an attempt is being waited for.
+const DNS_PAUSE: Duration = Duration::from_secs(15);
 /// How soon a store that cannot be read is read again.
 const STORE_PAUSE: Duration = Duration::from_secs(30);
 
@@ -28,6 +36,12 @@ pub(crate) struct Keeper {
     record: CertificateRecord,
     wanted: watch::Receiver<Wanted>,
     commands: mpsc::Receiver<Command>,
+    /// Since when this process can act.
+    awake_since: SystemTime,
+    /// Until when the authority asked to wait, as far as it did.
+    told_until: Option<SystemTime>,
+    /// Digest of what the DNS said before the last attempt.
+    dns: String,
 }
 
 impl Keeper {
@@ -43,6 +57,9 @@ impl Keeper {
             record: CertificateRecord::new(id),
             wanted,
             commands,
+            awake_since: SystemTime::now(),
+            told_until: None,
+            dns: String::new(),
         }
     }
 
@@ -51,24 +68,25 @@ impl Keeper {
         loop {
             let wanted = self.wanted.borrow_and_update().clone();
             let now = SystemTime::now();
-            match plan(&self.record, &wanted, now) {
-                Plan::Keep { renew_at } => {
+            match plan(&self.record, &wanted, self.awake_since, now) {
+                Plan::Keep { renew_at, ask_at } => {
                     self.publish(Report {
                         renew_at: Some(renew_at),
                         ..self.report()
                     });
-                    self.rest(renew_at).await;
+                    if ask_at.is_some_and(|at| at <= now) {
+                        self.ask(&wanted).await;
+                    } else {
+                        self.rest(ask_at.unwrap_or(renew_at).min(renew_at)).await;
+                    }
                 }
-                Plan::Wait { until, need } => {
+                Plan::Wait { until } => {
                     self.publish(Report {
-                        reason: self.record.failures.reason.clone(),
-                        message: self.record.failures.message.clone(),
-                        failed: true,
                         next_attempt: Some(until),
                         ..self.report()
                     });
-                    tracing::debug!(certificate = %self.record.id, need = %need, "waiting for the next attempt");
-                    self.rest(until).await;
+                    self.rest(until.min(now + DNS_PAUSE)).await;
+                    self.look_at_dns(&wanted).await;
                 }
                 Plan::Order(need) => self.order(&wanted, need).await,
             }
@@ -145,12 +163,11 @@ impl Keeper {
         let Ok(_permit) = shared.orders.acquire().await else {
             return;
         };
-        tracing::info!(certificate = %self.record.id, issuer = %wanted.issuer.name, need = %need, "ordering a certificate");
         let issuer = Arc::clone(&wanted.issuer);
         let outcome = self.attempt(wanted, &issuer, need).await;
-        let Err(error) = outcome else { return };
-        self.failed(wanted, &error);
-        self.save().await;
+        if let Err(error) = outcome {
+            self.failed(wanted, &error).await;
+        }
     }
 
     /// One attempt, or the trial before it.
@@ -160,7 +177,9 @@ impl Keeper {
         issuer: &Issuer,
         need: Need,
     ) -> Result<(), OrderError> {
-        let authority = self.shared.authority(issuer)?;
+        let shared = Arc::clone(&self.shared);
+        let store = shared.store.as_ref();
+        let authority = shared.authority(issuer)?;
         let fingerprint = wanted.fingerprint();
         let trial = issuer.staging_directory.as_deref().filter(|_| {
             need.is_new_names() && self.record.trial_passed.as_ref() != Some(&fingerprint)
@@ -174,11 +193,27 @@ impl Keeper {
             .filter(|_| trial.is_none() && facts.renewal_info.is_some())
             .filter(|current| current.directory.as_deref() == Some(directory))
             .and_then(|current| current.ari_id.clone());
-        let shared = Arc::clone(&self.shared);
+        let kind = match (&replaces, need.is_new_names()) {
+            (Some(_), _) => OrderKind::AriRenewal,
+            (None, true) => OrderKind::New,
+            (None, false) => OrderKind::Renewal,
+        };
+        let book = shared.book(&issuer.name, directory);
+        let resumed =
+            self.record.pending.as_ref().is_some_and(|pending| {
+                pending.order_url.is_some() && pending.directory == directory
+            });
+        if !resumed {
+            book.may_order(store, &wanted.names, kind, SystemTime::now())
+                .await?;
+            self.preflight(wanted, issuer, &facts).await?;
+            tracing::info!(certificate = %self.record.id, issuer = %issuer.name, need = %need, trial = trial.is_some(), "ordering a certificate");
+        }
         let served = self.record.current.clone().map(Arc::new);
         let id = self.record.id.clone();
         let begun = Report {
             reason: need.reason().to_owned(),
+            failed: false,
             started_at: Some(SystemTime::now()),
             ..self.report()
         };
@@ -198,7 +233,7 @@ impl Keeper {
             shared.publish(&id, state);
         };
         let attempt = Attempt {
-            store: shared.store.as_ref(),
+            store,
             client: &authority.client,
             answers: &shared.answers,
             issuer,
@@ -207,9 +242,18 @@ impl Keeper {
             names: &wanted.names,
             replaces: replaces.as_deref(),
             progress: &progress,
-            placed: &|| {},
+            book: &book,
+            kind,
         };
-        let issued = attempt.run(&mut self.record).await?;
+        let outcome = attempt.run(&mut self.record).await;
+        let told = authority.client.take_retry_after();
+        let now = SystemTime::now();
+        let outcome_of = outcome.as_ref().map(drop);
+        let until = book
+            .outcome(store, &wanted.names, kind, outcome_of, told, now)
+            .await?;
+        self.told_until = until.max(told.filter(|_| outcome.is_err()));
+        let issued = outcome?;
         self.record.pending = None;
         if trial.is_some() {
             tracing::info!(certificate = %self.record.id, "the trial at the staging directory went well");
@@ -224,37 +268,116 @@ impl Keeper {
             self.record.previous = self.record.current.take();
             self.record.current = Some(issued);
             self.record.forced = None;
-            self.record.failures = Default::default();
+            self.record.ari = None;
+            self.record.attempts.succeeded();
         }
-        save(self.shared.store.as_ref(), &self.key, &self.record).await?;
-        let account = account::key_of(&issuer.name, &issuer.directory);
-        let account: Option<crate::record::AccountRecord> =
-            load(self.shared.store.as_ref(), &account).await?;
-        self.shared.publish_issuer(&issuer.name, |state| {
-            state.account_url = account.and_then(|account| account.url);
+        save(store, &self.key, &self.record).await?;
+        let account_url = self.account_url(issuer).await;
+        shared.publish_issuer(&issuer.name, |state| {
+            state.account_url = account_url;
             state.problem = None;
         });
         Ok(())
     }
 
-    fn failed(&mut self, wanted: &Wanted, error: &OrderError) {
+    async fn account_url(&self, issuer: &Issuer) -> Option<String> {
+        let key = account::key_of(&issuer.name, &issuer.directory);
+        let account: Option<AccountRecord> = load(self.shared.store.as_ref(), &key).await.ok()?;
+        account?.url
+    }
+
+    /// Everything that would make the order fail is found before it is placed.
+    async fn preflight(
+        &mut self,
+        wanted: &Wanted,
+        issuer: &Issuer,
+        directory: &Directory,
+    ) -> Result<(), OrderError> {
+        let account_url = self.account_url(issuer).await;
+        let authority = self.shared.authority(issuer)?;
+        let subject = Subject {
+            issuer,
+            names: &wanted.names,
+            directory: Ok(directory),
+            account_url: account_url.as_deref(),
+            clock_ahead: authority.client.hints().clock_ahead,
+            budget: None,
+            store: None,
+        };
+        let answers = Some(&self.shared.answers);
         let now = SystemTime::now();
-        let fingerprint = wanted.fingerprint();
-        if self.record.failures.fingerprint != fingerprint {
-            self.record.failures = Default::default();
-            self.record.failures.fingerprint = fingerprint;
+        let checked = checks::check(&self.shared.surroundings, answers, &subject, now).await;
+        self.dns = checked.dns;
+        self.record.preflight.clone_from(&checked.findings);
+        if preflight::blocks(&checked.findings) {
+            return Err(OrderError::Preflight {
+                findings: checked.findings,
+            });
         }
-        let failures = &mut self.record.failures;
-        failures.count += 1;
-        failures.reason = error.reason().to_owned();
-        failures.message = error.text();
-        failures.last = Some(now);
-        let wait = Duration::from_secs(60 * u64::from(failures.count.min(30)));
-        failures.not_before = Some(now + wait);
+        Ok(())
+    }
+
+    /// While an attempt is being waited for: a name whose records have changed need not wait.
+    async fn look_at_dns(&mut self, wanted: &Wanted) {
+        if self.dns.is_empty() || self.wanted.has_changed().unwrap_or(false) {
+            return;
+        }
+        let subject = Subject {
+            issuer: &wanted.issuer,
+            names: &wanted.names,
+            directory: Err(&ClientError::NotAsked),
+            account_url: None,
+            clock_ahead: None,
+            budget: None,
+            store: None,
+        };
+        let now = SystemTime::now();
+        let checked = checks::check(&self.shared.surroundings, None, &subject, now).await;
+        if !checked.dns.is_empty() && checked.dns != self.dns {
+            tracing::info!(certificate = %self.record.id, "the DNS records of a name have changed");
+            self.dns = checked.dns;
+            let bounds = self.bounds(wanted);
+            let fingerprint = self.fingerprint(wanted);
+            self.record.attempts.begin(&fingerprint, &bounds, now);
+        }
+    }
+
+    /// What the outcome of attempts depends on.
+    fn fingerprint(&self, wanted: &Wanted) -> String {
+        retry::fingerprint([wanted.fingerprint().as_str(), self.dns.as_str()])
+    }
+
+    fn bounds(&self, wanted: &Wanted) -> RetryBounds {
+        RetryBounds {
+            failures_per_hour: Limits::for_directory(&wanted.issuer.directory).failures_per_hour(),
+            told_until: self.told_until,
+            not_after: self
+                .record
+                .current
+                .as_ref()
+                .map(|current| current.not_after),
+            jitter: fastrand::f64(),
+        }
+    }
+
+    async fn failed(&mut self, wanted: &Wanted, error: &OrderError) {
+        let now = SystemTime::now();
+        self.told_until = self.told_until.max(error.told_until());
+        let bounds = self.bounds(wanted);
+        let fingerprint = self.fingerprint(wanted);
+        let attempts = &mut self.record.attempts;
+        attempts.begin(&fingerprint, &bounds, now);
+        let failure = Failure {
+            kind: error.failure_kind(),
+            reason: error.reason().to_owned(),
+            message: error.text(),
+        };
+        let retry = attempts.failed(failure, &bounds, now);
         tracing::warn!(
             certificate = %self.record.id,
             issuer = %wanted.issuer.name,
-            attempts = failures.count,
+            attempts = attempts.count,
+            next = %moment::rfc3339_text(retry.at),
             reason = error.reason(),
             error = %error.text(),
             "no certificate"
@@ -264,6 +387,38 @@ impl Keeper {
             self.shared
                 .publish_issuer(&wanted.issuer.name, |state| state.problem = Some(problem));
         }
+        self.save().await;
+    }
+
+    /// Asks the authority when to renew (RFC 9773).
+    async fn ask(&mut self, wanted: &Wanted) {
+        let now = SystemTime::now();
+        let before = self.record.ari.clone();
+        self.record.ari = Some(match self.renewal_window(wanted).await {
+            Ok(answered) => answered,
+            Err((failure, retry_after)) => {
+                tracing::debug!(certificate = %self.record.id, failure = ?failure, "no renewal information");
+                AriState::failed(before.as_ref(), failure, retry_after, now)
+            }
+        });
+        self.save().await;
+    }
+
+    async fn renewal_window(
+        &self,
+        wanted: &Wanted,
+    ) -> Result<AriState, (AriFailure, Option<Duration>)> {
+        let unavailable = (AriFailure::Unavailable, None);
+        let unsupported = (AriFailure::Unsupported, None);
+        let current = self.record.current.as_ref().ok_or(unsupported)?;
+        let issuer = wanted.issuer_of(current).ok_or(unsupported)?;
+        let authority = self.shared.authority(issuer).map_err(|_| unavailable)?;
+        let directory = authority.directory(&issuer.directory).await;
+        let directory = directory.map_err(|_| unavailable)?;
+        let (Some(url), Some(id)) = (&directory.renewal_info, &current.ari_id) else {
+            return Err(unsupported);
+        };
+        authority.client.renewal_info(url, id).await
     }
 
     async fn revoke(&mut self) -> Result<(), String> {
@@ -274,10 +429,8 @@ impl Keeper {
             .clone()
             .ok_or("there is no certificate")?;
         let leaf = current.leaf().ok_or("the certificate cannot be read")?;
-        let issuers = std::iter::once(&wanted.issuer).chain(&wanted.fallback);
-        let issuer = issuers
-            .into_iter()
-            .find(|issuer| Some(&issuer.directory) == current.directory.as_ref())
+        let issuer = wanted
+            .issuer_of(&current)
             .ok_or("its issuer is not known any more")?;
         let now = SystemTime::now();
         let result: Result<(), OrderError> = async {
@@ -308,18 +461,20 @@ impl Keeper {
 
     /// What is always said.
     fn report(&self) -> Report {
+        let last = self.record.attempts.last_error.as_ref();
+        let current = self.record.current.as_ref();
         Report {
+            reason: last.map_or_else(String::new, |last| last.reason.clone()),
+            message: last.map_or_else(String::new, |last| last.message.clone()),
+            failed: last.is_some(),
             order_url: self
                 .record
                 .pending
                 .as_ref()
                 .and_then(|pending| pending.order_url.clone()),
-            attempts: self.record.failures.count,
-            issued_by: self
-                .record
-                .current
-                .as_ref()
-                .and_then(|current: &Issued| current.issuer.clone()),
+            attempts: self.record.attempts.count,
+            issued_by: current.and_then(|current| current.issuer.clone()),
+            preflight: self.record.preflight.clone(),
             ..Report::default()
         }
     }

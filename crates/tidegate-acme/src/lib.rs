@@ -12,6 +12,8 @@
 
 pub mod account;
 pub mod answers;
+pub mod book;
+mod checks;
 pub mod client;
 pub mod dns;
 pub mod engine;

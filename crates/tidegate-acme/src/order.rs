@@ -19,11 +19,13 @@ use tidegate_telemetry::chain;
 
 use crate::account;
 use crate::answers::{Answer, Answers, Presented};
+use crate::book::Book;
 use crate::client::AcmeClient;
 use crate::dns::propagation::{self, Propagation};
 use crate::dns::{SolverError, TxtRecord, zone};
 use crate::error::{OrderError, kind, words};
 use crate::issued;
+use crate::plan::ledger::OrderKind;
 use crate::record::{CertificateRecord, Issued, Pending};
 use crate::settings::{DnsMethod, Issuer, KeyType, Method};
 use crate::store::{Key, Kind, Store, save};
@@ -88,8 +90,10 @@ pub struct Attempt<'a> {
     pub replaces: Option<&'a str>,
     /// Told at each step.
     pub progress: &'a (dyn Fn(Step) + Send + Sync),
-    /// Told once an order was placed, which the authority counts.
-    pub placed: &'a (dyn Fn() + Send + Sync),
+    /// Where orders are taken down before they are placed, because the authority counts them.
+    pub book: &'a Book,
+    /// As what the authority counts it.
+    pub kind: OrderKind,
 }
 
 impl Attempt<'_> {
@@ -176,6 +180,9 @@ impl Attempt<'_> {
             }
         }
         (self.progress)(Step::Ordering);
+        self.book
+            .order(self.store, self.names, self.kind, SystemTime::now())
+            .await?;
         let identifiers: Vec<Identifier> = self.names.iter().map(identifier).collect();
         let mut request = NewOrder::new(&identifiers);
         if let Some(profile) = &self.issuer.profile {
@@ -212,7 +219,6 @@ impl Attempt<'_> {
             pending.order_url = Some(order.url().to_owned());
         }
         save(self.store, key, record).await?;
-        (self.placed)();
         Ok(order)
     }
 
@@ -288,7 +294,7 @@ impl Attempt<'_> {
                 .iter()
                 .map(|challenge| challenge.r#type.clone())
                 .collect();
-            let method = self.choose(&name, &offered)?;
+            let method = choose(self.issuer, &name, Some(&offered))?;
             let challenge_type = challenge_type(method);
             let url = authorization.url().to_owned();
             let Some(challenge) = authorization.challenge(challenge_type) else {
@@ -314,7 +320,7 @@ impl Attempt<'_> {
                     dns.present(with, bare, value).await.map_err(present)?;
                 }
                 (_, Some(answer)) => {
-                    let answer = self.answers.present(answer).await;
+                    let answer = self.answers.present(vec![answer]).await;
                     let answer = answer.map_err(|error| present(error.to_string()))?;
                     presented.push(answer);
                 }
@@ -359,32 +365,6 @@ impl Attempt<'_> {
             )),
             Err(error) => Err(OrderError::of("wait for the authority to look", error)),
         }
-    }
-
-    fn choose(&self, name: &str, offered: &[ChallengeType]) -> Result<&Method, OrderError> {
-        let no_solver = |why: String| OrderError::NoSolver {
-            name: name.to_owned(),
-            why,
-        };
-        let pattern = HostPattern::parse(name).map_err(|error| no_solver(error.to_string()))?;
-        let mut why = Vec::new();
-        for solver in &self.issuer.solvers {
-            let kind = solver.method.challenge();
-            if !solver.is_for(&pattern) {
-                why.push(format!("solver {} is not for it", solver.name));
-            } else if !offered.contains(&challenge_type(&solver.method)) {
-                why.push(format!("{kind} is not offered by the authority for it"));
-            } else {
-                return Ok(&solver.method);
-            }
-        }
-        if why.is_empty() {
-            why.push("the issuer has no solver".to_owned());
-        }
-        if matches!(pattern, HostPattern::Wildcard(_)) {
-            why.push("a wildcard needs a dns01 solver".to_owned());
-        }
-        Err(no_solver(why.join("; ")))
     }
 
     /// The authority's own words about the name that failed.
@@ -502,6 +482,45 @@ fn answer_for(
         }),
         Method::Dns01(_) | Method::DnsPersist01 => None,
     }
+}
+
+/// The first solver of the issuer that can prove the name, by what the authority offers if that is known.
+pub(crate) fn choose<'a>(
+    issuer: &'a Issuer,
+    name: &str,
+    offered: Option<&[ChallengeType]>,
+) -> Result<&'a Method, OrderError> {
+    let no_solver = |why: String| OrderError::NoSolver {
+        name: name.to_owned(),
+        why,
+    };
+    let pattern = HostPattern::parse(name).map_err(|error| no_solver(error.to_string()))?;
+    let wildcard = matches!(pattern, HostPattern::Wildcard(_));
+    let address = matches!(&pattern, HostPattern::Exact(host) if host.ip().is_some());
+    let mut why = Vec::new();
+    for solver in &issuer.solvers {
+        let kind = solver.method.challenge();
+        let by_dns = matches!(solver.method, Method::Dns01(_) | Method::DnsPersist01);
+        if !solver.is_for(&pattern) {
+            why.push(format!("solver {} is not for it", solver.name));
+        } else if wildcard && !by_dns {
+            why.push(format!("{kind} cannot prove a wildcard"));
+        } else if address && by_dns {
+            why.push(format!("{kind} cannot prove an address"));
+        } else if offered.is_some_and(|offered| !offered.contains(&challenge_type(&solver.method)))
+        {
+            why.push(format!("the authority does not offer {kind} for it"));
+        } else {
+            return Ok(&solver.method);
+        }
+    }
+    if why.is_empty() {
+        why.push("the issuer has no solver".to_owned());
+    }
+    if wildcard {
+        why.push("give the issuer a solver with dns01".to_owned());
+    }
+    Err(no_solver(why.join("; ")))
 }
 
 fn challenge_type(method: &Method) -> ChallengeType {

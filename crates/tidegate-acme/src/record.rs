@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 use tidegate_model::{HostPattern, Secret};
 
 use crate::plan::moment;
+use crate::plan::renewal::AriState;
+use crate::plan::retry::Attempts;
+use crate::preflight::Finding;
 
 /// What is known of one certificate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -41,8 +44,14 @@ pub struct CertificateRecord {
     )]
     pub forced: Option<SystemTime>,
     /// Attempts since the last success.
-    #[serde(default, skip_serializing_if = "Failures::is_empty")]
-    pub failures: Failures,
+    #[serde(default)]
+    pub attempts: Attempts,
+    /// What the authority said about when to renew what is served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ari: Option<AriState>,
+    /// What was found before the last order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub preflight: Vec<Finding>,
 }
 
 impl CertificateRecord {
@@ -56,7 +65,9 @@ impl CertificateRecord {
             pending: None,
             trial_passed: None,
             forced: None,
-            failures: Failures::default(),
+            attempts: Attempts::default(),
+            ari: None,
+            preflight: Vec::new(),
         }
     }
 }
@@ -147,44 +158,6 @@ pub struct Pending {
     pub started_at: SystemTime,
 }
 
-/// What went wrong since the last success.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Failures {
-    /// How many attempts failed.
-    pub count: u32,
-    /// Fingerprint of the wanted certificate that they were made for.
-    #[serde(default)]
-    pub fingerprint: String,
-    /// Reason of the last.
-    #[serde(default)]
-    pub reason: String,
-    /// The last, in words.
-    #[serde(default)]
-    pub message: String,
-    /// When the last one was.
-    #[serde(
-        default,
-        with = "moment::rfc3339_option",
-        skip_serializing_if = "Option::is_none"
-    )]
-    pub last: Option<SystemTime>,
-    /// No attempt before.
-    #[serde(
-        default,
-        with = "moment::rfc3339_option",
-        skip_serializing_if = "Option::is_none"
-    )]
-    pub not_before: Option<SystemTime>,
-}
-
-impl Failures {
-    /// Whether nothing went wrong.
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-}
-
 /// An account at one directory.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -256,8 +229,8 @@ mod tests {
             order_url: Some("https://ca.example/order/1".to_owned()),
             started_at: at,
         });
-        record.failures.count = 1;
-        record.failures.not_before = Some(at);
+        record.attempts.count = 1;
+        record.attempts.not_before = Some(at);
         let text = serde_json::to_string(&record).unwrap();
         assert!(
             text.contains(r#""startedAt":"2023-11-14T22:13:20Z""#),

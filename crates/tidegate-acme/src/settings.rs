@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 use tidegate_model::{HostPattern, Secret};
 
 use crate::dns::{DnsClient, DnsSolver, propagation};
+use crate::record::Issued;
 
 /// An account at a certification authority and how it is used.
 #[derive(Debug, Clone)]
@@ -193,6 +194,13 @@ pub struct Wanted {
 }
 
 impl Wanted {
+    /// Which of the two issuers a certificate came from.
+    pub fn issuer_of(&self, issued: &Issued) -> Option<&Arc<Issuer>> {
+        std::iter::once(&self.issuer)
+            .chain(&self.fallback)
+            .find(|issuer| Some(&issuer.directory) == issued.directory.as_ref())
+    }
+
     /// Changes when anything changes that a failed attempt may have been due to, so that the next one
     /// need not wait.
     pub fn fingerprint(&self) -> String {

@@ -9,35 +9,27 @@ use rustls::sign::CertifiedKey;
 use crate::HostName;
 
 /// What certification authorities may ask for at this moment. Empty nearly always.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Clone, Default, PartialEq)]
 pub struct ChallengeAnswers {
-    /// http-01 (RFC 8555 §8.3) by token.
-    pub http01: HashMap<Box<str>, Http01Answer>,
+    /// http-01 (RFC 8555 §8.3): the key authorization (§8.1) by host and token.
+    pub http01: HashMap<HostName, HashMap<Box<str>, Arc<str>>>,
     /// tls-alpn-01 (RFC 8737 §3) by the server name that is asked for.
     pub tls_alpn01: HashMap<HostName, TlsAlpn01Answer>,
+}
+
+impl fmt::Debug for ChallengeAnswers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChallengeAnswers")
+            .field("http01", &self.http01.keys().collect::<Vec<_>>())
+            .field("tls_alpn01", &self.tls_alpn01.keys().collect::<Vec<_>>())
+            .finish()
+    }
 }
 
 impl ChallengeAnswers {
     /// Whether nothing is asked for.
     pub fn is_empty(&self) -> bool {
         self.http01.is_empty() && self.tls_alpn01.is_empty()
-    }
-}
-
-/// The content of a file under `/.well-known/acme-challenge/`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Http01Answer {
-    /// The host it is asked for.
-    pub host: HostName,
-    /// The key authorization (RFC 8555 §8.1).
-    pub key_authorization: Arc<str>,
-}
-
-impl fmt::Debug for Http01Answer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Http01Answer")
-            .field("host", &self.host)
-            .finish_non_exhaustive()
     }
 }
 

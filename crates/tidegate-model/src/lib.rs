@@ -25,7 +25,7 @@ pub use backend::{
     WeightedBackend,
 };
 pub use certificate::{Certificate, CertificateOrigin, Fingerprint};
-pub use challenge::{ChallengeAnswers, Http01Answer, TlsAlpn01Answer};
+pub use challenge::{ChallengeAnswers, TlsAlpn01Answer};
 pub use filter::{
     BasicAuth, Compression, CompressionAlgorithm, Cors, Filters, ForwardAuth, HeaderEdits,
     IpAccess, Mirror, OriginPattern, PathRewrite, RateLimit, RateLimitKey, Rewrite,

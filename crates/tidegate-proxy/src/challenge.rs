@@ -28,12 +28,11 @@ pub(crate) fn http01(
         return None;
     }
     let token = parts.uri.path().strip_prefix(HTTP01_PREFIX)?;
-    let answer = answers.http01.get(token)?;
-    if answer.host != *host || !matches!(parts.method, Method::GET | Method::HEAD) {
+    let answer = answers.http01.get(host)?.get(token)?;
+    if !matches!(parts.method, Method::GET | Method::HEAD) {
         return None;
     }
-    let text = answer.key_authorization.as_bytes().to_vec();
-    let mut response = Response::new(Body::full(text));
+    let mut response = Response::new(Body::full(answer.as_bytes().to_vec()));
     let headers = response.headers_mut();
     let text = HeaderValue::from_static("application/octet-stream");
     headers.insert(header::CONTENT_TYPE, text);
@@ -82,17 +81,13 @@ impl ResolvesServerCert for Single {
 mod tests {
     use super::*;
     use http::Request;
-    use tidegate_model::Http01Answer;
 
     #[test]
     fn only_what_is_asked_for_is_answered() {
         let host = HostName::parse("a.example").unwrap();
         let mut answers = ChallengeAnswers::default();
-        let answer = Http01Answer {
-            host: host.clone(),
-            key_authorization: "token.thumb".into(),
-        };
-        answers.http01.insert("token".into(), answer);
+        let tokens = [("token".into(), "token.thumb".into())].into();
+        answers.http01.insert(host, tokens);
         for (method, path, asked, expected) in [
             (
                 "GET",

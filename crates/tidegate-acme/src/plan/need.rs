@@ -3,9 +3,14 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
+use super::moment::jitter_of;
+use super::renewal::{RenewalInput, renewal};
 use crate::issued::key_type_of;
 use crate::record::CertificateRecord;
-use crate::settings::Wanted;
+use crate::settings::{RenewalSource, Wanted};
+
+/// Longest time between two looks at a certificate.
+const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Why an order is needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,37 +70,35 @@ pub enum Plan {
     Keep {
         /// When it will be renewed.
         renew_at: SystemTime,
+        /// When the authority is asked whether it should be renewed earlier.
+        ask_at: Option<SystemTime>,
     },
     /// An order is needed, but not before then.
     Wait {
         /// The next attempt.
         until: SystemTime,
-        /// Why.
-        need: Need,
     },
     /// Order now.
     Order(Need),
 }
 
-/// Decides.
-pub fn plan(record: &CertificateRecord, wanted: &Wanted, now: SystemTime) -> Plan {
-    let (need, renew_at) = need(record, wanted, now);
-    let Some(need) = need else {
-        return Plan::Keep {
-            renew_at: renew_at.unwrap_or(now + Duration::from_secs(3600)),
-        };
+/// Decides. `awake_since` is when this process began to be able to act.
+pub fn plan(
+    record: &CertificateRecord,
+    wanted: &Wanted,
+    awake_since: SystemTime,
+    now: SystemTime,
+) -> Plan {
+    let need = match need(record, wanted, awake_since, now) {
+        Ok(plan) => return plan,
+        Err(need) => need,
     };
-    let failures = &record.failures;
-    match failures.not_before {
-        Some(until)
-            if until > now
-                && failures.fingerprint == wanted.fingerprint()
-                && record
-                    .forced
-                    .is_none_or(|forced| failures.last > Some(forced)) =>
-        {
-            Plan::Wait { until, need }
-        }
+    let attempts = &record.attempts;
+    let asked_since = record
+        .forced
+        .is_some_and(|forced| attempts.last_failure.is_none_or(|last| last <= forced));
+    match attempts.not_before {
+        Some(until) if !attempts.due(now) && !asked_since => Plan::Wait { until },
         _ => Plan::Order(need),
     }
 }
@@ -103,35 +106,51 @@ pub fn plan(record: &CertificateRecord, wanted: &Wanted, now: SystemTime) -> Pla
 fn need(
     record: &CertificateRecord,
     wanted: &Wanted,
+    awake_since: SystemTime,
     now: SystemTime,
-) -> (Option<Need>, Option<SystemTime>) {
-    let Some(current) = &record.current else {
-        return (Some(Need::Missing), None);
-    };
-    let life = current
-        .not_after
-        .duration_since(current.not_before)
-        .unwrap_or_default();
-    let renew_at = current.not_before + life * 2 / 3;
+) -> Result<Plan, Need> {
     let issuer = &wanted.issuer;
-    let need = if !current.covers(&wanted.names) {
-        Some(Need::Names)
-    } else if current.revoked.is_some() {
-        Some(Need::Revoked)
-    } else if record.forced.is_some() {
-        Some(Need::Forced)
-    } else if current.issuer.as_ref() != Some(&issuer.name)
-        && current.issuer.as_deref() != wanted.fallback.as_ref().map(|other| other.name.as_str())
-    {
-        Some(Need::Issuer)
-    } else if key_type_of(current.key_pem.expose()) != Some(issuer.key_type) {
-        Some(Need::KeyType)
-    } else if current.profile != issuer.profile && current.issuer.as_ref() == Some(&issuer.name) {
-        Some(Need::Profile)
-    } else if now >= renew_at {
-        Some(Need::Due)
-    } else {
-        None
+    let Some(current) = &record.current else {
+        return Err(Need::Missing);
     };
-    (need, Some(renew_at))
+    if !current.covers(&wanted.names) {
+        return Err(Need::Names);
+    }
+    if current.revoked.is_some() {
+        return Err(Need::Revoked);
+    }
+    if record.forced.is_some() {
+        return Err(Need::Forced);
+    }
+    // What was imported is renewed when it is due; then it comes from the issuer.
+    if let Some(by) = &current.issuer {
+        let fallback = wanted.fallback.as_ref();
+        if *by != issuer.name && fallback.is_none_or(|fallback| *by != fallback.name) {
+            return Err(Need::Issuer);
+        }
+        if key_type_of(current.key_pem.expose()) != Some(issuer.key_type) {
+            return Err(Need::KeyType);
+        }
+        if *by == issuer.name && current.profile != issuer.profile {
+            return Err(Need::Profile);
+        }
+    }
+    let renewal = renewal(&RenewalInput {
+        not_before: current.not_before,
+        not_after: current.not_after,
+        ari: record.ari.as_ref(),
+        ask_ari: issuer.renewal == RenewalSource::Ari && current.ari_id.is_some(),
+        revoked: false,
+        jitter: jitter_of(current.chain_pem.as_bytes()),
+        check_interval: CHECK_INTERVAL,
+        awake_since,
+        now,
+    });
+    if renewal.at <= now {
+        return Err(Need::Due);
+    }
+    Ok(Plan::Keep {
+        renew_at: renewal.at,
+        ask_at: renewal.poll_ari_at,
+    })
 }

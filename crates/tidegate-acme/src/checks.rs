@@ -1,0 +1,312 @@
+//! The pre-flight of one certificate: what is known is gathered, our own challenge is put up, names are
+//! looked at, and `preflight` judges.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tidegate_model::{HostName, HostPattern};
+
+use crate::answers::{Answer, Answers};
+use crate::client::{ClientError, Directory};
+use crate::dns::DnsClient;
+use crate::dns::persist::PersistRecord;
+use crate::order::choose;
+use crate::plan::retry;
+use crate::preflight::facts::{Authority, Budget, ChallengeKind, Lookup, NameFacts, OwnAddresses};
+use crate::preflight::loopback::OwnChallenge;
+use crate::preflight::own;
+use crate::preflight::probe::{Probe, Wanted as Look};
+use crate::preflight::{Facts, Finding, judge};
+use crate::settings::{Issuer, Method};
+
+/// Time for one question to a name server.
+const QUERY: Duration = Duration::from_secs(3);
+/// Time for one address of a name.
+const ADDRESS: Duration = Duration::from_secs(3);
+/// Time for all names.
+const DEADLINE: Duration = Duration::from_secs(20);
+/// Names looked at at the same time.
+const PARALLEL: usize = 8;
+
+/// How this edge looks at the world, and how the world sees it.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    /// Name servers to ask; this machine's if empty.
+    pub name_servers: Vec<SocketAddr>,
+    /// Addresses at which the edge is reached, beyond those of its interfaces.
+    pub addresses: Vec<IpAddr>,
+    /// Port at which authorities look for http-01: 80, but for private ones.
+    pub http_port: u16,
+    /// Port at which authorities look for tls-alpn-01: 443, but for private ones.
+    pub tls_port: u16,
+}
+
+impl Default for Surroundings {
+    fn default() -> Self {
+        Self {
+            name_servers: Vec::new(),
+            addresses: Vec::new(),
+            http_port: 80,
+            tls_port: 443,
+        }
+    }
+}
+
+impl Surroundings {
+    /// Who is asked about names.
+    pub fn resolver(&self) -> Option<DnsClient> {
+        if self.name_servers.is_empty() {
+            DnsClient::system(QUERY).ok()
+        } else {
+            Some(DnsClient::new(self.name_servers.clone(), QUERY))
+        }
+    }
+}
+
+/// What was found.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Checked {
+    /// All findings.
+    pub(crate) findings: Vec<Finding>,
+    /// Digest of what the DNS said, to notice when it changes.
+    pub(crate) dns: String,
+}
+
+/// Everything that is looked at.
+pub(crate) struct Subject<'a> {
+    pub(crate) issuer: &'a Issuer,
+    pub(crate) names: &'a [HostPattern],
+    /// The directory, or why it cannot be read.
+    pub(crate) directory: Result<&'a Directory, &'a ClientError>,
+    pub(crate) account_url: Option<&'a str>,
+    /// The authority's clock minus ours.
+    pub(crate) clock_ahead: Option<i64>,
+    pub(crate) budget: Option<Budget>,
+    pub(crate) store: Option<Result<(), String>>,
+}
+
+/// Looks at everything. Without `answers` nobody serves our own challenge, and ports are not tried.
+pub(crate) async fn check(
+    surroundings: &Surroundings,
+    answers: Option<&Answers>,
+    subject: &Subject<'_>,
+    now: SystemTime,
+) -> Checked {
+    let meta = subject.directory.map(|directory| &directory.meta).ok();
+    let mut looks = Vec::new();
+    let mut unprovable = Vec::new();
+    for name in subject.names {
+        match choose(subject.issuer, &name.to_string(), None) {
+            Ok(method) => looks.push(look(name, method, subject, meta)),
+            Err(error) => unprovable.push(Finding {
+                check: crate::preflight::Check::Challenge,
+                name: Some(name.to_string()),
+                state: crate::preflight::State::Blocking,
+                message: error.to_string(),
+                fix: Some("give the issuer a solver that can prove this name".to_owned()),
+            }),
+        }
+    }
+    let own = OwnChallenge {
+        token: random_text(),
+        key_authorization: random_text(),
+        http_port: surroundings.http_port,
+        tls_port: surroundings.tls_port,
+        timeout: ADDRESS,
+    };
+    let put_up: Vec<Answer> = looks.iter().filter_map(|look| answer(look, &own)).collect();
+    let presented = match answers {
+        Some(answers) if !put_up.is_empty() => answers.present(put_up).await.ok(),
+        _ => None,
+    };
+    let Some(dns) = surroundings.resolver() else {
+        // Without a name server nothing can be said about names, which holds no order back.
+        return Checked {
+            findings: unprovable,
+            dns: String::new(),
+        };
+    };
+    let probe = Probe {
+        dns,
+        challenge: presented.is_some().then_some(own),
+        deadline: DEADLINE,
+        parallel: PARALLEL,
+    };
+    let names = probe.names(&looks, now).await;
+    drop(presented);
+    let digest = digest(&names);
+    let facts = Facts {
+        now,
+        names,
+        own: OwnAddresses {
+            interfaces: own::interfaces(),
+            configured: surroundings.addresses.clone(),
+            echo: Vec::new(),
+        },
+        authority: Authority {
+            name: subject.issuer.name.clone(),
+            public: is_public(&subject.issuer.directory),
+            unreachable: subject.directory.err().map(|error| {
+                let text = tidegate_telemetry::chain(error).to_string();
+                text
+            }),
+            caa_identities: meta.map_or_else(Vec::new, |meta| meta.caa_identities.clone()),
+            terms_of_service: meta.and_then(|meta| meta.terms_of_service.clone()),
+            // Issuers that do not agree are not translated.
+            terms_agreed: true,
+            external_account_required: meta.is_some_and(|meta| meta.external_account_required),
+            external_account_given: subject.issuer.external_account.is_some()
+                || subject.account_url.is_some(),
+            profiles: meta.map_or_else(Vec::new, |meta| meta.profiles.keys().cloned().collect()),
+            profile: subject.issuer.profile.clone(),
+            date: subject.clock_ahead.and_then(|ahead| shifted(now, ahead)),
+            account_uri: subject.account_url.map(str::to_owned),
+        },
+        store: subject.store.clone(),
+        budget: subject.budget.clone(),
+    };
+    let mut findings = unprovable;
+    findings.extend(judge(&facts));
+    Checked {
+        findings,
+        dns: digest,
+    }
+}
+
+fn look(
+    name: &HostPattern,
+    method: &Method,
+    subject: &Subject<'_>,
+    meta: Option<&crate::client::DirectoryMeta>,
+) -> Look {
+    let bare = match name {
+        HostPattern::Exact(host) | HostPattern::Wildcard(host) => host,
+    };
+    let (challenge, solver, persist) = match method {
+        Method::Http01 => (ChallengeKind::Http01, None, None),
+        Method::TlsAlpn01 => (ChallengeKind::TlsAlpn01, None, None),
+        Method::Dns01(with) => (ChallengeKind::Dns01, Some(Arc::clone(&with.solver)), None),
+        Method::DnsPersist01 => {
+            let identity = meta.and_then(|meta| meta.caa_identities.first());
+            let record = identity
+                .zip(subject.account_url)
+                .map(|(identity, account)| PersistRecord {
+                    domain: bare.to_string(),
+                    issuer_domain: identity.clone(),
+                    account_uri: account.to_owned(),
+                    wildcard: matches!(name, HostPattern::Wildcard(_)),
+                    persist_until: None,
+                });
+            (ChallengeKind::DnsPersist01, None, record)
+        }
+    };
+    Look {
+        name: name.clone(),
+        challenge,
+        solver,
+        persist,
+    }
+}
+
+fn answer(look: &Look, own: &OwnChallenge) -> Option<Answer> {
+    use sha2::Digest as _;
+    let HostPattern::Exact(host) = &look.name else {
+        return None;
+    };
+    match look.challenge {
+        ChallengeKind::Http01 => Some(Answer::Http01 {
+            host: host.clone(),
+            token: own.token.clone(),
+            key_authorization: own.key_authorization.clone(),
+        }),
+        ChallengeKind::TlsAlpn01 => Some(Answer::TlsAlpn01 {
+            host: host.clone(),
+            digest: sha2::Sha256::digest(own.key_authorization.as_bytes()).into(),
+        }),
+        ChallengeKind::Dns01 | ChallengeKind::DnsPersist01 => None,
+    }
+}
+
+/// Whether an authority looks from the public Internet: its own name is a public one.
+fn is_public(directory: &str) -> bool {
+    let host = directory
+        .parse::<http::Uri>()
+        .ok()
+        .and_then(|uri| uri.host().map(str::to_owned));
+    let Some(host) = host.and_then(|host| HostName::parse(&host).ok()) else {
+        return false;
+    };
+    match host.ip() {
+        Some(address) => own::is_public(address),
+        None => {
+            let private = ["localhost", "local", "internal", "lan", "home.arpa", "test"];
+            host.as_str().contains('.')
+                && !private.iter().any(|zone| {
+                    host.as_str()
+                        .strip_suffix(zone)
+                        .is_some_and(|left| left.is_empty() || left.ends_with('.'))
+                })
+        }
+    }
+}
+
+fn digest(names: &[NameFacts]) -> String {
+    let text = |lookup: &Lookup| match lookup {
+        Lookup::Found(addresses) => {
+            let mut addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+            addresses.sort();
+            addresses.join(",")
+        }
+        other => format!("{other:?}"),
+    };
+    let parts: Vec<String> = names
+        .iter()
+        .map(|facts| {
+            format!(
+                "{} {} {} {:?}",
+                facts.name,
+                text(&facts.v4),
+                text(&facts.v6),
+                facts.caa
+            )
+        })
+        .collect();
+    retry::fingerprint(parts.iter().map(String::as_str))
+}
+
+fn shifted(now: SystemTime, seconds: i64) -> Option<SystemTime> {
+    let by = Duration::from_secs(seconds.unsigned_abs());
+    if seconds < 0 {
+        now.checked_sub(by)
+    } else {
+        now.checked_add(by)
+    }
+}
+
+/// 128 random bits.
+fn random_text() -> String {
+    let mut bytes = [0_u8; 16];
+    // Without randomness TLS could not work either; a guessable token only weakens a check of ourselves.
+    let _ = aws_lc_rs::rand::fill(&mut bytes);
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn authorities_with_public_names_look_from_outside() {
+        for (directory, expected) in [
+            ("https://acme-v02.api.letsencrypt.org/directory", true),
+            ("https://localhost:14000/dir", false),
+            ("https://ca.internal/acme/acme/directory", false),
+            ("https://step-ca:9000/acme", false),
+            ("https://10.0.0.1/dir", false),
+            ("https://[::1]:14000/dir", false),
+        ] {
+            assert_eq!(is_public(directory), expected, "{directory}");
+        }
+    }
+}
