@@ -2,6 +2,7 @@
 
 mod rim;
 mod table;
+mod whole;
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};

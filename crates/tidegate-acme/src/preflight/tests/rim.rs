@@ -215,7 +215,7 @@ async fn a_silent_name_server_is_unknown_and_ends_in_time() {
 }
 
 /// Answers each connection with the text after the request's head has come.
-async fn serve(answer: impl Fn(&str) -> String + Send + 'static) -> SocketAddr {
+pub(super) async fn serve(answer: impl Fn(&str) -> String + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -235,7 +235,7 @@ async fn serve(answer: impl Fn(&str) -> String + Send + 'static) -> SocketAddr {
     address
 }
 
-fn response(status: &str, body: &str) -> String {
+pub(super) fn response(status: &str, body: &str) -> String {
     format!(
         "HTTP/1.1 {status}\r\nserver: box\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
