@@ -77,9 +77,8 @@ impl Preflight<'_> {
     }
 
     /// Publishes the answers for all names; none when the edge does not serve them.
-    async fn serve(&self, challenge: &OwnChallenge) -> Option<Vec<Presented>> {
-        let answers = self.answers?;
-        let mut served = Vec::new();
+    async fn serve(&self, challenge: &OwnChallenge) -> Option<Presented> {
+        let mut wanted_answers = Vec::new();
         for wanted in self.names {
             let HostPattern::Exact(host) = &wanted.name else {
                 continue;
@@ -96,9 +95,9 @@ impl Preflight<'_> {
                 },
                 _ => continue,
             };
-            served.push(answers.present(answer).await.ok()?);
+            wanted_answers.push(answer);
         }
-        Some(served)
+        self.answers?.present(wanted_answers).await.ok()
     }
 
     async fn authority(&self, now: SystemTime) -> Authority {
