@@ -30,6 +30,10 @@ const REPEAT_LONG_TERM: Duration = Duration::from_secs(7 * 86_400);
 /// How long after the planned renewal it is overdue, at most; a hundredth of the life when that is less.
 const GRACE: Duration = HOUR;
 
+/// Of certificates that live less than this, nobody is told before a twentieth is left: nobody could act
+/// within minutes, and a failed attempt in each life would be a notice in each life.
+const TOO_SHORT: Duration = DAY;
+
 /// How much of the last error a notice repeats, bytes.
 const ERROR_SHOWN: usize = 1000;
 
@@ -313,7 +317,11 @@ fn in_trouble(
             || subject.attempts.count > 0
             || subject.renew_at.is_none_or(|at| at <= now);
     }
-    let grace = (between(validity.0, validity.1) / 100).min(GRACE);
+    let life = between(validity.0, validity.1);
+    if life < TOO_SHORT {
+        return false;
+    }
+    let grace = (life / 100).min(GRACE);
     subject.attempts.count > 0
         || subject
             .renew_at

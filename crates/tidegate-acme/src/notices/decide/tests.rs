@@ -139,6 +139,30 @@ fn a_short_fault_is_not_worth_a_notice() {
 }
 
 #[test]
+fn a_life_of_hours_is_no_flood_of_notices() {
+    // Twelve hours, renewed after six; the renewal at hour 6 fails for three hours.
+    let told = story(12, 6, 6..9, 40);
+    assert_eq!(
+        told,
+        ["8 IssuanceFailing warning", "9 IssuanceRecovered info"]
+    );
+    assert_eq!(
+        story(12, 8, 8..10, 40),
+        [""; 0],
+        "two failures in its last third"
+    );
+    let told = story(12, 6, 6..14, 40);
+    let kinds: Vec<&str> = told
+        .iter()
+        .map(|told| told.split(' ').nth(1).unwrap())
+        .collect();
+    assert_eq!(
+        kinds,
+        ["IssuanceFailing", "CertificateExpired", "IssuanceRecovered"]
+    );
+}
+
+#[test]
 fn an_overdue_renewal_is_told_though_nothing_failed() {
     let (mut memory, attempts, names) = (NoticeMemory::default(), Attempts::default(), hosts());
     let subject = Subject {

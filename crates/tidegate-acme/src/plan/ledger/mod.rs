@@ -357,7 +357,7 @@ impl Ledger {
         self.prune(now);
     }
 
-    /// Takes down that an account was made.
+    /// Takes down that an account was made: in a ledger of the directory's, as the account has none yet.
     pub fn record_account(&mut self, limits: &Limits, now: SystemTime) {
         self.spend(
             limits,

@@ -563,3 +563,55 @@ fn merged_ledgers_count_the_fuller_bucket() {
         (LimitName::CertificatesPerSet, 0)
     );
 }
+
+/// A token bucket written the other way round: tokens that flow in, in milliseconds.
+struct Tokens {
+    level: u128,
+    last: SystemTime,
+}
+
+impl Tokens {
+    fn refill(&mut self, rate: Rate, now: SystemTime) {
+        let full = u128::from(rate.burst) * rate.refill().as_millis();
+        self.level = (self.level + between(self.last, now).as_millis()).min(full);
+        self.last = now;
+    }
+}
+
+#[test]
+fn the_ledger_agrees_with_a_bucket_that_is_refilled() {
+    let limits = Limits {
+        certificates_per_set: Some(Rate {
+            burst: 5,
+            period_seconds: 700,
+        }),
+        ..Limits::default()
+    };
+    let rate = limits.certificates_per_set.unwrap();
+    let (set, mut random) = (names("a.example.com"), fastrand::Rng::with_seed(7));
+    let (mut ledger, mut now, mut refused) = (Ledger::default(), start(), 0);
+    let mut tokens = Tokens {
+        level: u128::from(rate.burst) * rate.refill().as_millis(),
+        last: now,
+    };
+    for _ in 0..5000 {
+        now += Duration::from_millis(random.u64(0..150_000));
+        tokens.refill(rate, now);
+        let allowed = tokens.level >= rate.refill().as_millis();
+        let verdict = ledger.may_order(&limits, &set, OrderKind::New, now);
+        assert_eq!(verdict == Verdict::Allowed, allowed, "at {now:?}");
+        if let Verdict::NotBefore(refusal) = &verdict {
+            refused += 1;
+            let missing = rate.refill().as_millis() - tokens.level;
+            assert_eq!(between(now, refusal.at).as_millis(), missing);
+        } else {
+            ledger.record_order(&limits, &set, OrderKind::New, now);
+            tokens.level -= rate.refill().as_millis();
+            if random.bool() {
+                ledger.record_failure(&limits, &set, OrderKind::New, &[], now);
+                tokens.level += rate.refill().as_millis();
+            }
+        }
+    }
+    assert!(refused > 100, "{refused}");
+}

@@ -9,6 +9,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tidegate_model::Secret;
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 use super::*;
 use crate::notices::Template;
@@ -17,6 +18,14 @@ type Seen = Arc<Mutex<Vec<String>>>;
 
 /// Answers with the scripted statuses in turn, then 200; notes what came.
 async fn serve(script: &[u16], answer: &'static str) -> (SocketAddr, Seen) {
+    serve_over(script, answer, None).await
+}
+
+async fn serve_over(
+    script: &[u16],
+    answer: &'static str,
+    tls: Option<TlsAcceptor>,
+) -> (SocketAddr, Seen) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let script = Arc::new(Mutex::new(script.iter().copied().collect::<VecDeque<_>>()));
@@ -45,7 +54,17 @@ async fn serve(script: &[u16], answer: &'static str) -> (SocketAddr, Seen) {
                 }
             });
             let http = hyper::server::conn::http1::Builder::new();
-            tokio::spawn(http.serve_connection(TokioIo::new(stream), service));
+            let tls = tls.clone();
+            tokio::spawn(async move {
+                match tls {
+                    None => drop(http.serve_connection(TokioIo::new(stream), service).await),
+                    Some(tls) => {
+                        if let Ok(stream) = tls.accept(stream).await {
+                            drop(http.serve_connection(TokioIo::new(stream), service).await);
+                        }
+                    }
+                }
+            });
         }
     });
     (address, seen)
@@ -204,4 +223,26 @@ async fn a_full_queue_drops_and_never_waits() {
     let dropped = notifier.states()[0].dropped;
     assert!((60..=64).contains(&dropped), "{dropped}");
     tasks[0].abort();
+}
+
+#[tokio::test]
+async fn over_tls_only_the_trusted_receiver_is_told() {
+    let (acceptor, ca) = certificate();
+    let (_, other) = certificate();
+    let (address, seen) = serve_over(&[], "ok", Some(acceptor)).await;
+    let secure = |ca_bundle: &str| WebhookTarget {
+        url: Secret::new(format!("https://localhost:{}/hook", address.port())),
+        ca_bundle: Some(ca_bundle.to_owned()),
+        ..target(address, Template::Json)
+    };
+    let told = deliver(&Target::Webhook(secure(&ca)), &notice(Severity::Error)).await;
+    told.unwrap();
+    for (bundle, reason) in [
+        (other.as_str(), "TargetUnreachable"),
+        ("no PEM", "InvalidTarget"),
+    ] {
+        let error = deliver(&Target::Webhook(secure(bundle)), &notice(Severity::Error)).await;
+        assert_eq!(error.unwrap_err().reason(), reason);
+    }
+    assert_eq!(seen.lock().unwrap().len(), 1);
 }
