@@ -274,6 +274,9 @@ fn secrets_are_in_no_error_and_no_debug() {
         assert!(!debug.contains(secret), "{debug}");
     }
     assert!(redacted.starts_with("404 for"), "{redacted}");
+    // Also a short one, where it is the whole path.
+    let short = webhook("https://r.example/hook/abc123", Template::Json, None);
+    assert_eq!(short.redacted("no /hook/abc123 here"), "no [redacted] here");
 }
 
 fn smtp() -> SmtpTarget {

@@ -615,3 +615,15 @@ fn the_ledger_agrees_with_a_bucket_that_is_refilled() {
     }
     assert!(refused > 100, "{refused}");
 }
+
+#[test]
+fn orders_against_the_ledgers_advice_do_not_pile_up() {
+    let set = names("a.example.com");
+    let mut ledger = Ledger::default();
+    for _ in 0..50 {
+        ledger.record_order(&LETS_ENCRYPT, &set, OrderKind::New, start());
+    }
+    let verdict = ledger.may_order(&LETS_ENCRYPT, &set, OrderKind::New, start());
+    let next = start() + 33 * HOUR + 36 * MINUTE;
+    assert_eq!(refused(&verdict), (LimitName::CertificatesPerSet, next));
+}
