@@ -136,18 +136,14 @@ impl OwnChallenge {
         else {
             return false;
         };
+        let hash = Sha256::digest(self.key_authorization.as_bytes());
         let mut wanted = vec![0x04, 0x20];
-        wanted.extend_from_slice(&digest(&self.key_authorization));
+        wanted.extend_from_slice(&hash);
         certificate
             .extensions()
             .iter()
             .any(|e| e.oid.to_id_string() == ACME_IDENTIFIER && e.value == wanted)
     }
-}
-
-/// What the certificate of tls-alpn-01 holds of a key authorization.
-pub(super) fn digest(key_authorization: &str) -> [u8; 32] {
-    Sha256::digest(key_authorization.as_bytes()).into()
 }
 
 struct Target {

@@ -4,7 +4,7 @@
 //! probe (DNS, ports, clock) ─► Facts ─► judge (pure) ─► Vec<Finding> ─► status.preflight[], `tidegate doctor`
 //! ```
 //!
-//! The rim ([`probe`], [`loopback`], [`own`], put together by [`run`]) only collects; every verdict is in [`judge`] and a pure function
+//! The rim ([`probe`], [`loopback`], [`own`]) only collects; every verdict is in [`judge`] and a pure function
 //! of the facts, so that the doctor, the status and the tests say the same words. A finding that is not `Ok`
 //! carries one sentence that says what to do. What cannot be known from here is `Unknown`, never `Blocking`:
 //! an order that might succeed is not held back.
@@ -15,7 +15,6 @@ mod judge;
 pub mod loopback;
 pub mod own;
 pub mod probe;
-pub mod run;
 
 #[cfg(test)]
 mod tests;
@@ -26,7 +25,6 @@ use serde::{Deserialize, Serialize};
 
 pub use facts::Facts;
 pub use judge::judge;
-pub use run::Preflight;
 
 /// What was looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

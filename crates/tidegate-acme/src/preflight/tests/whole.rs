@@ -9,11 +9,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-use super::super::probe::Wanted;
-use super::super::run::Preflight;
 use super::rim::{response, serve};
 use super::*;
 use crate::answers::{Answer, Answers};
+use crate::checks::{Subject, Surroundings, check};
 use crate::client::AcmeClient;
 use crate::dns::tests::bind::{Bind, zone};
 use crate::settings::{Issuer, KeyType, Method, RenewalSource, Solver, TrustedRoots};
@@ -130,51 +129,44 @@ async fn one_call_from_directory_to_port() {
     let client = AcmeClient::new(issuer.roots.as_ref()).unwrap();
     let answers = Answers::default();
     let edge = data_plane(&answers).await;
-    let names = ["local.example.test", "away.example.test"].map(|name| Wanted {
-        name: HostPattern::parse(name).unwrap(),
-        challenge: ChallengeKind::Http01,
-        solver: None,
-        persist: None,
-    });
-    let preflight = |answers| Preflight {
+    let names =
+        ["local.example.test", "away.example.test"].map(|name| HostPattern::parse(name).unwrap());
+    let directory = client.directory(&issuer.directory).await.unwrap();
+    let subject = Subject {
         issuer: &issuer,
-        client: &client,
         names: &names,
-        dns: bind.client(),
-        answers,
-        own: OwnAddresses {
-            configured: vec![ip("192.0.2.1")],
-            ..OwnAddresses::default()
-        },
-        account_uri: None,
-        store: Some(Ok(())),
+        directory: Ok(&directory),
+        account_url: None,
+        clock_ahead: Some(-7200),
         budget: None,
-        ports: (edge.port(), 1),
-        deadline: Duration::from_secs(20),
+        store: Some(Ok(())),
     };
-    let found = preflight(Some(&answers)).run(now(), 7).await;
-    assert_eq!(
-        shown(found),
-        "Blocking Directory: test-ca wants an external account and none is given\n  \
+    let surroundings = Surroundings {
+        name_servers: vec![bind.address],
+        addresses: vec![ip("192.0.2.1")],
+        http_port: edge.port(),
+        tls_port: 1,
+    };
+    let found = check(&surroundings, Some(&answers), &subject, now()).await;
+    let text = shown(found.findings);
+    let expected = "Blocking Directory: test-ca wants an external account and none is given\n  \
          fix: create key id and HMAC key in the authority's console and give them as externalAccount\n\
          Blocking Directory: test-ca has no profile \"shortlived\"\n  \
          fix: use one of classic\n\
+         Warning Clock: this machine's clock is 2 hours ahead of that of test-ca\n  \
+         fix: switch on time synchronisation: `timedatectl set-ntp true`\n\
          Ok Store: certificates can be kept\n\
          Ok Address local.example.test: 127.0.0.1 leads to this edge\n\
          Ok Reachability local.example.test: 127.0.0.1:80 answers our challenge\n\
          Ok Caa local.example.test: CAA of local.example.test allows it: \"ca.test\"\n\
          Blocking Address away.example.test: A 127.0.0.9 of away.example.test is not this machine\n  \
-         fix: publish `away.example.test. IN A 192.0.2.1`\n\
-         Ok Caa away.example.test: no CAA record limits it"
-    );
+         fix: publish `away.example.test. IN A 192.0.2.1`";
+    assert!(text.starts_with(expected), "{text}");
     // Everything is withdrawn again.
     assert!(answers.subscribe().borrow().answers.is_empty());
     // Without a data plane the ports are not tried.
-    let text = shown(preflight(None).run(now(), 7).await);
-    assert!(
-        text.contains("A 127.0.0.1 of local.example.test is not this machine"),
-        "{text}"
-    );
+    let found = check(&surroundings, None, &subject, now()).await;
+    let text = shown(found.findings);
     assert!(!text.contains("Reachability"), "{text}");
 }
 
@@ -186,23 +178,21 @@ async fn a_directory_out_of_reach_is_told_with_its_causes() {
     let (_, roots) = serve_directory().await;
     let issuer = issuer(&format!("https://localhost:{port}/dir"), roots);
     let client = AcmeClient::new(issuer.roots.as_ref()).unwrap();
-    let bind = Bind::start(&[zone("test", "")], &[], "hmac-sha256");
-    let found = Preflight {
+    let error = client.directory(&issuer.directory).await.unwrap_err();
+    let subject = Subject {
         issuer: &issuer,
-        client: &client,
         names: &[],
-        dns: bind.client(),
-        answers: None,
-        own: OwnAddresses::default(),
-        account_uri: None,
-        store: None,
+        directory: Err(&error),
+        account_url: None,
+        clock_ahead: None,
         budget: None,
-        ports: (80, 443),
-        deadline: Duration::from_secs(20),
-    }
-    .run(now(), 1)
-    .await;
-    let text = shown(found);
+        store: None,
+    };
+    let surroundings = Surroundings {
+        name_servers: vec!["127.0.0.1:1".parse().unwrap()],
+        ..Surroundings::default()
+    };
+    let text = shown(check(&surroundings, None, &subject, now()).await.findings);
     assert!(
         text.starts_with("Blocking Directory: test-ca cannot be reached: "),
         "{text}"
