@@ -152,7 +152,8 @@ async fn register(
         .ok_or_else(|| OrderError::Invalid("the new account is not known".to_owned()))
 }
 
-fn pkcs8_pem(der: &[u8]) -> String {
+/// PKCS#8 in PEM.
+pub(crate) fn pkcs8_pem(der: &[u8]) -> String {
     use base64::Engine as _;
     let text = base64::engine::general_purpose::STANDARD.encode(der);
     let mut pem = String::from("-----BEGIN PRIVATE KEY-----\n");

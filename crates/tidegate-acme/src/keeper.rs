@@ -11,6 +11,7 @@ use crate::checks::{self, Subject};
 use crate::client::{ClientError, Directory};
 use crate::engine::{CertificateState, Command, Report, Shared};
 use crate::error::OrderError;
+use crate::import;
 use crate::order::{Attempt, Step};
 use crate::plan::ledger::{Limits, OrderKind};
 use crate::plan::moment;
@@ -65,6 +66,7 @@ impl Keeper {
 
     pub(crate) async fn run(mut self) {
         self.load().await;
+        self.adopt().await;
         loop {
             let wanted = self.wanted.borrow_and_update().clone();
             let now = SystemTime::now();
@@ -112,6 +114,26 @@ impl Keeper {
                     });
                     tokio::time::sleep(STORE_PAUSE).await;
                 }
+            }
+        }
+    }
+
+    /// Takes a certificate that was imported before anything here was wanted, instead of ordering one.
+    async fn adopt(&mut self) {
+        if self.record.current.is_some() {
+            return;
+        }
+        let names = self.wanted.borrow().names.clone();
+        let store = self.shared.store.as_ref();
+        match import::waiting(store, &names, SystemTime::now()).await {
+            Ok(Some(issued)) => {
+                tracing::info!(certificate = %self.record.id, "an imported certificate is used");
+                self.record.current = Some(issued);
+                self.save().await;
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(certificate = %self.record.id, error = %chain(&error), "imported certificates cannot be read");
             }
         }
     }

@@ -14,6 +14,7 @@ pub mod account;
 pub mod answers;
 pub mod book;
 mod checks;
+pub mod bundle;
 pub mod client;
 pub mod dns;
 pub mod engine;
