@@ -10,7 +10,9 @@ use tidegate_acme::store::StoreError;
 use tidegate_telemetry::chain;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
+use super::control;
 use crate::standalone::state::StateFolder;
 use crate::standalone::{AcmeStore, Refreshed};
 
@@ -20,6 +22,7 @@ pub(super) struct Acme {
     stop: CancellationToken,
     state: watch::Receiver<Arc<State>>,
     answers: watch::Receiver<AnswerSet>,
+    control: TaskTracker,
 }
 
 /// What a refresh asks of the engine once its snapshot is published.
@@ -40,7 +43,10 @@ impl Acme {
         for problem in problems {
             tracing::error!(error = %chain(&problem), "a document of the state folder is lost; the rest is used");
         }
+        let tasks = TaskTracker::new();
+        control::serve(state.path(), engine.clone(), stop.clone(), &tasks);
         Ok(Self {
+            control: tasks,
             state: engine.state(),
             answers: engine.answers().subscribe(),
             engine,
@@ -75,6 +81,9 @@ impl Acme {
     /// Stops ordering. What is under way is in the store and goes on at the next start.
     pub(super) async fn stop(&self) {
         self.stop.cancel();
+        // Whoever takes over binds the control socket anew.
+        self.control.close();
+        self.control.wait().await;
         if tokio::time::timeout(Duration::from_secs(5), self.engine.stopped())
             .await
             .is_err()

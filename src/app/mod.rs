@@ -2,8 +2,11 @@
 //! source of objects and the data plane.
 
 mod acme;
+pub mod certs;
 pub mod check;
+pub mod control;
 pub mod explain;
+pub mod portability;
 mod ports;
 mod report;
 mod signals;

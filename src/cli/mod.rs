@@ -6,11 +6,15 @@
 #![allow(clippy::doc_markdown, reason = "doc comments are help text here")]
 
 mod ca;
+mod certs;
 mod check;
 mod completions;
 mod crds;
 mod explain;
+mod export;
+mod passphrase;
 mod reference;
+mod renew;
 mod run;
 mod status;
 mod terminal;
@@ -48,6 +52,9 @@ Examples:
   tidegate check ./edge                        is everything right? (exit code 0 or 1)
   tidegate explain https://blog.example.com/x --dir ./edge
                                                which certificate, which rule, which backend, and why
+  tidegate certs ./edge                        every certificate, its end and what went wrong
+  tidegate import --from certbot /etc/letsencrypt --dir ./edge --dry-run
+                                               what could be taken over
   tidegate ca                                  how to trust the internal CA on your machines
 
 Every option can be set in the environment as TIDEGATE_OPTION, such as TIDEGATE_HTTPS.";
@@ -66,6 +73,11 @@ enum Command {
     Check(check::CheckArgs),
     Explain(explain::ExplainArgs),
     Status(status::StatusArgs),
+    Certs(certs::CertsArgs),
+    Renew(renew::RenewArgs),
+    Revoke(renew::RevokeArgs),
+    Export(export::ExportArgs),
+    Import(export::ImportArgs),
     Ca(ca::CaArgs),
     Crds(crds::CrdsArgs),
     Completions(completions::CompletionsArgs),
@@ -85,6 +97,11 @@ impl Cli {
             Command::Check(args) => args.run(&mut terminal),
             Command::Explain(args) => args.run(&mut terminal),
             Command::Status(args) => args.run(&mut terminal),
+            Command::Certs(args) => args.run(&mut terminal),
+            Command::Renew(args) => args.run(&mut terminal),
+            Command::Revoke(args) => args.run(&mut terminal),
+            Command::Export(args) => args.run(&mut terminal),
+            Command::Import(args) => args.run(&mut terminal),
             Command::Ca(args) => args.run(&mut terminal),
             Command::Crds(args) => args.run(&mut terminal),
             Command::Completions(args) => args.run(&mut terminal),

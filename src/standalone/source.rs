@@ -192,6 +192,12 @@ impl Source {
         self.issuance = Some(issuance);
     }
 
+    /// Tells what an ACME engine would be asked for, without one.
+    pub fn as_if_ordering(mut self) -> Self {
+        self.environment.acme = true;
+        self
+    }
+
     /// Reads what changed, issues what is missing or due, translates everything.
     pub fn refresh(&mut self, now: SystemTime) -> Refreshed {
         let loaded = match &mut self.objects {

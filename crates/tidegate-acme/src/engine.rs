@@ -23,6 +23,7 @@ use crate::client::{AcmeClient, ClientError, Directory};
 use crate::keeper::Keeper;
 use crate::preflight::Finding;
 use crate::record::{CertificateRecord, Issued};
+use crate::revocation::RevocationReason;
 use crate::settings::{Issuer, Wanted};
 use crate::store::{Kind, Store, StoreError, load};
 
@@ -97,6 +98,8 @@ pub enum Command {
     Revoke {
         /// The certificate.
         id: String,
+        /// Why.
+        reason: RevocationReason,
         /// What came of it.
         answer: oneshot::Sender<Result<(), String>>,
     },
@@ -209,12 +212,12 @@ impl Engine {
     }
 
     /// Revokes what is served for this certificate and orders another.
-    pub async fn revoke(&self, id: &str) -> Result<(), String> {
+    pub async fn revoke(&self, id: &str, reason: RevocationReason) -> Result<(), String> {
         let (answer, answered) = oneshot::channel();
         let id = id.to_owned();
         let gone = |_| "the engine has stopped".to_owned();
         self.commands
-            .send(Command::Revoke { id, answer })
+            .send(Command::Revoke { id, reason, answer })
             .await
             .map_err(|_| gone(()))?;
         answered.await.map_err(|_| gone(()))?

@@ -20,6 +20,7 @@ use crate::plan::renewal::{AriFailure, AriState};
 use crate::plan::retry::{self, Failure, RetryBounds};
 use crate::preflight;
 use crate::record::{AccountRecord, CertificateRecord};
+use crate::revocation::RevocationReason;
 use crate::settings::{Issuer, Wanted};
 use crate::store::{Key, Kind, load, save};
 
@@ -164,8 +165,8 @@ impl Keeper {
                 // Whoever asked may have gone.
                 let _ = answer.send(saved);
             }
-            Command::Revoke { answer, .. } => {
-                let _ = answer.send(self.revoke().await);
+            Command::Revoke { reason, answer, .. } => {
+                let _ = answer.send(self.revoke(reason).await);
             }
         }
     }
@@ -443,7 +444,7 @@ impl Keeper {
         authority.client.renewal_info(url, id).await
     }
 
-    async fn revoke(&mut self) -> Result<(), String> {
+    async fn revoke(&mut self, reason: RevocationReason) -> Result<(), String> {
         let wanted = self.wanted.borrow().clone();
         let current = self
             .record
@@ -462,7 +463,7 @@ impl Keeper {
                 account::open(store, &authority.client, issuer, &issuer.directory, now).await?;
             let request = instant_acme::RevocationRequest {
                 certificate: &leaf,
-                reason: None,
+                reason: reason.wire(),
             };
             account
                 .revoke(&request)

@@ -13,8 +13,8 @@
 pub mod account;
 pub mod answers;
 pub mod book;
-mod checks;
 pub mod bundle;
+mod checks;
 pub mod client;
 pub mod dns;
 pub mod engine;
@@ -28,6 +28,7 @@ pub mod order;
 pub mod plan;
 pub mod preflight;
 pub mod record;
+pub mod revocation;
 pub mod settings;
 pub mod store;
 

@@ -138,6 +138,21 @@ pub async fn load<T: DeserializeOwned>(
     }
 }
 
+/// Reads a document without moving one that cannot be understood, because the store may be another
+/// process's; says in words what is wrong with that one, and nothing of its text.
+pub async fn peek<T: DeserializeOwned>(
+    store: &dyn Store,
+    key: &Key,
+) -> Result<Option<Result<T, String>>, StoreError> {
+    let content = store.read(key).await?;
+    Ok(content.map(|content| {
+        serde_json::from_slice(content.expose()).map_err(|error| {
+            let (line, column) = (error.line(), error.column());
+            format!("it is damaged at line {line}, column {column}")
+        })
+    }))
+}
+
 /// Writes a document.
 pub async fn save<T: Serialize + Sync>(
     store: &dyn Store,

@@ -275,6 +275,15 @@ pub fn read_root(state: &StateFolder) -> Result<String, CaError> {
         .ok_or_else(|| CaError::DamagedRoot(path()))
 }
 
+/// The leaf of this id as the state folder has it, for people; None when there is none that can be used.
+pub fn read_leaf(state: &StateFolder, id: &str) -> Option<Leaf> {
+    let root = parse_root(&state.read(ROOT).ok()??)?;
+    match parse_leaf(&state.read(&leaf_file(id)).ok()??, &root.key_id)? {
+        ParsedLeaf::Ours(leaf) => Some(leaf),
+        ParsedLeaf::OtherRoot | ParsedLeaf::Damaged => None,
+    }
+}
+
 enum ParsedLeaf {
     Ours(Leaf),
     OtherRoot,

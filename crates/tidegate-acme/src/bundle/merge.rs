@@ -121,10 +121,12 @@ impl<'a> Merge<'a> {
     ) -> Result<(), StoreError> {
         let key = Key::new(Kind::Ledger, name);
         theirs.prune(self.now);
-        let Some(mine) = self.read::<Ledger>(&key).await? else {
+        let Some(mut mine) = self.read::<Ledger>(&key).await? else {
             let why = format!("{} orders", theirs.orders().len());
             return self.put(key, &theirs, Done::Added, why).await;
         };
+        // What no longer counts is no difference.
+        mine.prune(self.now);
         let mut merged = mine.clone();
         merged.merge(&theirs, self.now);
         if merged == mine {
@@ -200,16 +202,14 @@ impl<'a> Merge<'a> {
         let Some(content) = self.store.read(key).await? else {
             return Ok(None);
         };
-        match serde_json::from_slice(content.expose()) {
-            Ok(document) => Ok(Some(document)),
-            Err(_) => {
-                if self.mode == Mode::Apply {
-                    let aside = self.store.set_aside(key).await?;
-                    tracing::warn!(document = %key, aside, "it cannot be understood and was kept aside");
-                }
-                Ok(None)
-            }
+        if let Ok(document) = serde_json::from_slice(content.expose()) {
+            return Ok(Some(document));
         }
+        if self.mode == Mode::Apply {
+            let aside = self.store.set_aside(key).await?;
+            tracing::warn!(document = %key, aside, "it cannot be understood and was kept aside");
+        }
+        Ok(None)
     }
 
     async fn put<T: Serialize + Sync>(
@@ -231,9 +231,11 @@ impl<'a> Merge<'a> {
     }
 }
 
-/// A record without what would make its new place order: a wish to renew, a key without an order.
+/// A record without what would make its new place order (a wish to renew, a key without an order) and
+/// without what was only so at the old one.
 fn arriving(mut record: CertificateRecord) -> CertificateRecord {
     record.forced = None;
+    record.preflight.clear();
     record.pending = record.pending.filter(|pending| pending.order_url.is_some());
     record
 }
@@ -281,6 +283,7 @@ fn join(
     if theirs_wins {
         merged.current.clone_from(&theirs.current);
         merged.previous = mine.current.clone().or_else(|| theirs.previous.clone());
+        merged.ari.clone_from(&theirs.ari);
     } else {
         if let (Some(current), Some(theirs)) = (&mut merged.current, &theirs.current)
             && current.chain_pem == theirs.chain_pem
@@ -299,8 +302,8 @@ fn join(
     // Failures and an order belong to the time after the certificate that is kept.
     let theirs_is_later = theirs_wins || (mine.current.is_none() && theirs.current.is_none());
     if theirs_is_later {
-        if theirs.failures.last > mine.failures.last {
-            merged.failures = theirs.failures.clone();
+        if theirs.attempts.last_failure > mine.attempts.last_failure {
+            merged.attempts = theirs.attempts.clone();
         }
         if mine.pending.is_none() {
             merged.pending.clone_from(&theirs.pending);

@@ -22,7 +22,7 @@ pub use sealed::{LONGEST, SHORTEST_PASSPHRASE};
 use crate::plan::ledger::Ledger;
 use crate::plan::moment;
 use crate::record::{AccountRecord, CertificateRecord};
-use crate::store::{Key, Kind, Store, StoreError};
+use crate::store::{Key, Kind, Store, StoreError, peek};
 
 /// Version of the JSON within.
 const VERSION: u32 = 1;
@@ -170,27 +170,20 @@ struct Collected<'a> {
 }
 
 impl Collected<'_> {
-    /// Every document of a kind that can be understood. Unlike [`crate::store::load`] it moves nothing: the
-    /// store may be another process's.
+    /// Every document of a kind that can be understood.
     async fn all<T: DeserializeOwned>(&mut self, kind: Kind) -> Result<Vec<Named<T>>, StoreError> {
         let mut documents = Vec::new();
         for key in self.store.list(kind).await? {
-            let Some(content) = self.store.read(&key).await? else {
-                continue;
-            };
-            match serde_json::from_slice(content.expose()) {
-                Ok(document) => {
+            match peek(self.store, &key).await? {
+                None => {}
+                Some(Ok(document)) => {
                     documents.push(Named {
                         name: key.name.clone(),
                         document,
                     });
                     self.included.push(key);
                 }
-                Err(error) => {
-                    let (line, column) = (error.line(), error.column());
-                    let why = format!("it is damaged at line {line}, column {column}");
-                    self.left_out.push((key, why));
-                }
+                Some(Err(why)) => self.left_out.push((key, why)),
             }
         }
         Ok(documents)

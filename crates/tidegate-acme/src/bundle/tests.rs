@@ -168,8 +168,8 @@ async fn an_export_restores_everything_and_twice_is_once() {
     let from = MemoryStore::default();
     let mut original = record(Some(issued(2)));
     original.previous = Some(issued(1));
-    original.failures.count = 2;
-    original.failures.last = Some(day(19));
+    original.attempts.count = 2;
+    original.attempts.last_failure = Some(day(19));
     original.forced = Some(day(19));
     save(&from, &certificate_key(), &original).await.unwrap();
     let account_key = Key::new(Kind::Account, "le ca.example/dir");
@@ -228,7 +228,8 @@ async fn an_export_restores_everything_and_twice_is_once() {
     let restored: AccountRecord = load(&into, &account_key).await.unwrap().unwrap();
     assert_eq!(restored, known);
     let restored: Ledger = load(&into, &ledger_key).await.unwrap().unwrap();
-    assert_eq!(restored, ledger);
+    ledger.prune(day(20));
+    assert_eq!(restored, ledger, "what still counts");
 
     let again = import_all(&into, &file, Mode::Apply).await;
     assert!(

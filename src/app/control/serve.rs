@@ -1,0 +1,261 @@
+//! The edge's side of the control socket: one connection at a time, each request bounded.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tidegate_acme::engine::{Engine, State};
+use tidegate_acme::revocation::RevocationReason;
+use tokio::net::UnixStream;
+use tokio::task::JoinSet;
+
+use super::messages::{Certificate, Done, Refusal, Renew, Revoke};
+
+/// Bytes of a request's body.
+const LONGEST_BODY: usize = 64 * 1024;
+/// Time for a request's head, and for its body.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a certificate may be busy with an order before the command is told so.
+pub(super) const BUSY: Duration = Duration::from_secs(60);
+
+type Answer = Result<Response<Full<Bytes>>, (StatusCode, Refusal)>;
+
+/// Serves one connection to its end.
+pub(super) async fn connection(stream: UnixStream, engine: Arc<Engine>) {
+    let service = service_fn(move |request| {
+        let engine = Arc::clone(&engine);
+        async move {
+            let response = answer(&engine, request)
+                .await
+                .or_else(|(status, refusal)| json(status, &refusal))
+                .unwrap_or_else(|(status, _)| {
+                    let mut response = Response::default();
+                    *response.status_mut() = status;
+                    response
+                });
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = served.await {
+        tracing::debug!(error = %error, "a connection to the control socket failed");
+    }
+}
+
+async fn answer(engine: &Engine, request: Request<Incoming>) -> Answer {
+    let path = request.uri().path().to_owned();
+    match (request.method(), path.as_str()) {
+        (&Method::GET, "/v1/certificates") => {
+            let state = Arc::clone(&engine.state().borrow());
+            let all: Vec<Certificate> = state
+                .certificates
+                .iter()
+                .map(|(id, certificate)| Certificate::of(id, certificate))
+                .collect();
+            json(StatusCode::OK, &all)
+        }
+        (&Method::POST, "/v1/renew") => renew(engine, body(request).await?).await,
+        (&Method::POST, "/v1/revoke") => revoke(engine, body(request).await?).await,
+        (_, "/v1/certificates" | "/v1/renew" | "/v1/revoke") => Err(refuse(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "MethodNotAllowed",
+            "this is asked with another method",
+        )),
+        _ => Err(refuse(
+            StatusCode::NOT_FOUND,
+            "UnknownRequest",
+            "this edge does not know the request; it is older than the command",
+        )),
+    }
+}
+
+async fn renew(engine: &Engine, asked: Renew) -> Answer {
+    let state = Arc::clone(&engine.state().borrow());
+    let ids = match (&asked.id, asked.all) {
+        (Some(name), false) => vec![find(name, &state)?],
+        (None, true) => state
+            .certificates
+            .iter()
+            .filter(|(id, _)| id.contains('/'))
+            .map(|(id, _)| id.clone())
+            .collect(),
+        _ => {
+            return Err(refuse(
+                StatusCode::BAD_REQUEST,
+                "BadRequest",
+                "it must have either id or all",
+            ));
+        }
+    };
+    let mut answers = JoinSet::new();
+    for id in ids {
+        let engine = engine.clone();
+        answers.spawn(async move {
+            let renewed = tokio::time::timeout(BUSY, engine.renew(&id)).await;
+            (id, renewed)
+        });
+    }
+    let mut done = Done::default();
+    while let Some(answer) = answers.join_next().await {
+        match answer {
+            Ok((id, Ok(true))) => done.certificates.push(id),
+            Ok((id, Ok(false))) => done.refused.push(Refusal {
+                id: Some(id),
+                reason: "NotKept".to_owned(),
+                message: "no route wants it, or the state folder cannot be written".to_owned(),
+            }),
+            Ok((id, Err(_))) => done.refused.push(busy(id)),
+            Err(_) => {}
+        }
+    }
+    done.certificates.sort();
+    done.refused.sort_by(|one, other| one.id.cmp(&other.id));
+    tracing::info!(
+        certificates = done.certificates.join(","),
+        "a renewal was asked for"
+    );
+    json(StatusCode::OK, &done)
+}
+
+async fn revoke(engine: &Engine, asked: Revoke) -> Answer {
+    let reason = match asked.reason.as_str() {
+        "" => RevocationReason::Unspecified,
+        word => RevocationReason::parse(word).ok_or_else(|| {
+            refuse(
+                StatusCode::BAD_REQUEST,
+                "UnknownReason",
+                format!("{word:?} is no reason"),
+            )
+        })?,
+    };
+    let state = Arc::clone(&engine.state().borrow());
+    let id = find(&asked.id, &state)?;
+    tracing::info!(certificate = %id, reason = reason.as_str(), "a revocation was asked for");
+    let mut done = Done::default();
+    match tokio::time::timeout(BUSY, engine.revoke(&id, reason)).await {
+        Ok(Ok(())) => done.certificates.push(id),
+        Ok(Err(message)) => done.refused.push(Refusal {
+            id: Some(id),
+            reason: "NotRevoked".to_owned(),
+            message,
+        }),
+        Err(_) => done.refused.push(busy(id)),
+    }
+    json(StatusCode::OK, &done)
+}
+
+/// The certificate that a person means: by id, by the name of its route, or by a hostname.
+fn find(name: &str, state: &State) -> Result<String, (StatusCode, Refusal)> {
+    if state.certificates.contains_key(name) {
+        return Ok(name.to_owned());
+    }
+    let by_route: Vec<&String> = state
+        .certificates
+        .keys()
+        .filter(|id| id.split_once('/').is_some_and(|(_, route)| route == name))
+        .collect();
+    let by_host = state.certificates.iter().filter(|(_, certificate)| {
+        let issued = certificate.issued.as_ref();
+        issued.is_some_and(|issued| {
+            issued
+                .names
+                .iter()
+                .any(|own| own.eq_ignore_ascii_case(name))
+        })
+    });
+    let meant: Vec<&String> = match by_route.is_empty() {
+        false => by_route,
+        true => by_host.map(|(id, _)| id).collect(),
+    };
+    let listed = |ids: &[&String]| {
+        let ids: Vec<&str> = ids.iter().map(|id| id.as_str()).collect();
+        ids.join(", ")
+    };
+    match meant.as_slice() {
+        [id] => Ok((*id).clone()),
+        [] => {
+            let known: Vec<&String> = state.certificates.keys().collect();
+            let message = if known.is_empty() {
+                format!("there is no certificate {name:?}: no route gets one from an AcmeIssuer")
+            } else {
+                format!(
+                    "there is no certificate {name:?}; there are {}",
+                    listed(&known)
+                )
+            };
+            Err(refuse(StatusCode::NOT_FOUND, "UnknownCertificate", message))
+        }
+        several => Err(refuse(
+            StatusCode::CONFLICT,
+            "AmbiguousCertificate",
+            format!("{name:?} can mean {}; say which", listed(several)),
+        )),
+    }
+}
+
+fn busy(id: String) -> Refusal {
+    Refusal {
+        id: Some(id),
+        reason: "Busy".to_owned(),
+        message: "an order is under way; it is done when that has ended".to_owned(),
+    }
+}
+
+async fn body<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, (StatusCode, Refusal)> {
+    let collected = Limited::new(request.into_body(), LONGEST_BODY).collect();
+    let bytes = match tokio::time::timeout(PATIENCE, collected).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(_)) => {
+            return Err(refuse(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "BadRequest",
+                format!("the body cannot be read or is longer than {LONGEST_BODY} bytes"),
+            ));
+        }
+        Err(_) => {
+            return Err(refuse(
+                StatusCode::REQUEST_TIMEOUT,
+                "BadRequest",
+                "the body did not arrive in time",
+            ));
+        }
+    };
+    serde_json::from_slice(&bytes).map_err(|error| {
+        refuse(
+            StatusCode::BAD_REQUEST,
+            "BadRequest",
+            format!("the body cannot be understood: {error}"),
+        )
+    })
+}
+
+fn refuse(status: StatusCode, reason: &str, message: impl Into<String>) -> (StatusCode, Refusal) {
+    let refusal = Refusal {
+        id: None,
+        reason: reason.to_owned(),
+        message: message.into(),
+    };
+    (status, refusal)
+}
+
+fn json<T: Serialize>(status: StatusCode, value: &T) -> Answer {
+    let failed = (StatusCode::INTERNAL_SERVER_ERROR, Refusal::default());
+    let text = serde_json::to_vec(value).map_err(|_| failed.clone())?;
+    Response::builder()
+        .status(status)
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Full::from(text))
+        .map_err(|_| failed)
+}
