@@ -10,6 +10,7 @@
 )]
 
 mod abuse;
+mod acme;
 mod desync;
 mod downgrade;
 mod examples;

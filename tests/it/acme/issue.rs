@@ -1,0 +1,114 @@
+//! From a route to a certificate that clients trust, by each challenge.
+
+use super::authority::{Authority, Behaviour};
+use super::{wait_for, wait_for_trust};
+use crate::support::{Origin, route_of};
+
+fn route(name: &str, hosts: &str, issuer: &str, origin: &Origin) -> String {
+    route_of(
+        name,
+        &format!(
+            "
+            hostnames: [{hosts}]
+            tls: {{issuerRef: {{name: {issuer}}}}}
+            rules:
+            - backends: [{{address: \"{}\"}}]
+            ",
+            origin.address()
+        ),
+    )
+}
+
+#[test]
+fn a_route_gets_a_certificate_by_either_challenge_of_the_edge() {
+    let Some(authority) = Authority::start(&Behaviour::default()) else {
+        return;
+    };
+    let origin = Origin::echo();
+    let http = "  solvers: [{name: http, http01: {}}]\n  profile: shortlived\n  keyType: P384\n";
+    let edge = authority
+        .edge()
+        .object(authority.issuer("any", ""))
+        .object(authority.issuer("http", http))
+        .object(route(
+            "tls",
+            "tls.example.com, www.example.com",
+            "any",
+            &origin,
+        ))
+        .object(route("http", "http.example.com", "http", &origin))
+        .start();
+    wait_for(&edge, "tls", "CertificateReady", "True", "CertificateReady");
+    wait_for(
+        &edge,
+        "http",
+        "CertificateReady",
+        "True",
+        "CertificateReady",
+    );
+    let root = authority.root();
+    for host in ["tls.example.com", "www.example.com", "http.example.com"] {
+        wait_for_trust(&edge, &root, host);
+    }
+    let state = edge.folder().join("state/acme/certificate");
+    let record = std::fs::read_to_string(state.join("default%2Fhttp.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+    assert_eq!(record["current"]["profile"], "shortlived");
+    assert_eq!(record["current"]["names"][0], "http.example.com");
+    assert!(record["pending"].is_null(), "{record:#}");
+    assert!(!edge.log().contains("PRIVATE KEY"));
+    let issuers = edge.admin("/api/v1/status").unwrap_or_default();
+    assert!(!issuers.contains("PRIVATE KEY"));
+}
+
+#[test]
+fn external_keys_are_used_and_their_lack_is_told() {
+    let hmac = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W";
+    let behaviour = Behaviour {
+        external_keys: vec![("kid-1".to_owned(), hmac.to_owned())],
+        ..Behaviour::default()
+    };
+    let Some(authority) = Authority::start(&behaviour) else {
+        return;
+    };
+    let origin = Origin::echo();
+    let bound = "  externalAccountBinding: {keyId: kid-1, keySecretRef: {name: eab, key: hmac}}\n";
+    let edge = authority
+        .edge()
+        .object(authority.issuer("bound", bound))
+        .object(authority.issuer("unbound", ""))
+        .object(crate::support::secret("eab", "Opaque", &[("hmac", hmac)]))
+        .object(route("bound", "bound.example.com", "bound", &origin))
+        .object(route("unbound", "unbound.example.com", "unbound", &origin))
+        .start();
+    wait_for(
+        &edge,
+        "bound",
+        "CertificateReady",
+        "True",
+        "CertificateReady",
+    );
+    wait_for_trust(&edge, &authority.root(), "bound.example.com");
+    let message = wait_for(&edge, "unbound", "CertificateReady", "False", "OrderFailed");
+    assert!(message.contains("externalAccountBinding"), "{message}");
+    assert!(!edge.log().contains(hmac), "the HMAC key is in the log");
+}
+
+#[test]
+fn a_changed_name_is_ordered_and_the_old_certificate_serves_meanwhile() {
+    let Some(authority) = Authority::start(&Behaviour::default()) else {
+        return;
+    };
+    let origin = Origin::echo();
+    let edge = authority.edge().object(authority.issuer("any", "")).start();
+    edge.write("app.yaml", &route("app", "a.example.com", "any", &origin));
+    wait_for(&edge, "app", "CertificateReady", "True", "CertificateReady");
+    let root = authority.root();
+    wait_for_trust(&edge, &root, "a.example.com");
+    edge.write(
+        "app.yaml",
+        &route("app", "a.example.com, b.example.com", "any", &origin),
+    );
+    wait_for_trust(&edge, &root, "b.example.com");
+    wait_for_trust(&edge, &root, "a.example.com");
+}
