@@ -4,6 +4,7 @@ pub(crate) mod bind;
 mod exec;
 #[cfg(feature = "dns-providers")]
 mod pdns;
+mod pebble;
 mod provider;
 mod update;
 mod webhook;
