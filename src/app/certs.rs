@@ -272,9 +272,7 @@ impl One<'_> {
         let failing = attempts.count > 0 || self.live.is_some_and(|live| live.failed);
         cert.state = match &record.current {
             _ if !self.id.contains('/') => CertState::Waiting,
-            _ if self.routes_known && self.route.is_none() && self.live.is_none() => {
-                CertState::Unused
-            }
+            _ if self.routes_known && self.route.is_none() => CertState::Unused,
             Some(issued) if issued.not_after <= self.now => CertState::Expired,
             Some(issued) if issued.revoked.is_some() => CertState::Revoked,
             _ if failing => CertState::Failing,
@@ -284,24 +282,24 @@ impl One<'_> {
         cert
     }
 
-    fn fill(&self, cert: &mut Cert, issued: &Issued) {
-        let life = issued
+    fn fill(&self, cert: &mut Cert, held: &Issued) {
+        let life = held
             .not_after
-            .duration_since(issued.not_before)
+            .duration_since(held.not_before)
             .unwrap_or_default();
         let told = self.live.and_then(|live| live.renew_at.as_deref());
-        cert.names.clone_from(&issued.names);
-        cert.issuer = Some(match &issued.issuer {
+        cert.names.clone_from(&held.names);
+        cert.issuer = Some(match &held.issuer {
             Some(issuer) => issuer.clone(),
             None => "imported".to_owned(),
         });
-        cert.not_before = Some(rfc3339(issued.not_before));
-        cert.not_after = Some(rfc3339(issued.not_after));
-        cert.ends = Some(issued.not_after);
+        cert.not_before = Some(rfc3339(held.not_before));
+        cert.not_after = Some(rfc3339(held.not_after));
+        cert.ends = Some(held.not_after);
         if self.id.contains('/') {
             cert.renews = told
                 .and_then(tidegate_acme::plan::moment::parse_rfc3339)
-                .or(Some(issued.not_before + life * 2 / 3));
+                .or(Some(held.not_before + life * 2 / 3));
             cert.renew_at = cert.renews.map(rfc3339);
         }
     }

@@ -30,6 +30,11 @@ pub enum PortabilityError {
         "find certificates in the state folder {0:?}: no AcmeIssuer has issued there and nothing was imported; say where the state is with --state-dir"
     )]
     Nothing(PathBuf),
+    /// The caller may not.
+    #[error(
+        "open the state folder {0:?}: this user may not; use the user that the edge runs as, or sudo"
+    )]
+    Forbidden(PathBuf),
     /// The edge runs.
     #[error(
         "import into the state folder {0:?}: an edge uses it, and would not notice; stop it, import, and start it again (--dry-run can be used at any time)"
@@ -90,6 +95,11 @@ pub struct Exported {
 pub fn can_export(state: &Path, file: &Path) -> Result<(), PortabilityError> {
     if file.symlink_metadata().is_ok() {
         return Err(PortabilityError::Exists(file.to_owned()));
+    }
+    if let Err(source) = std::fs::read_dir(state)
+        && source.kind() == io::ErrorKind::PermissionDenied
+    {
+        return Err(PortabilityError::Forbidden(state.to_owned()));
     }
     let folder = StateFolder::peek(state);
     let kinds = ["account", "certificate", "ledger", "notices"];

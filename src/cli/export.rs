@@ -108,7 +108,7 @@ impl ImportArgs {
         } else {
             Mode::Apply
         };
-        let state = self.state.resolve(self.dir.as_deref())?;
+        let state = self.state.find(self.dir.as_deref())?;
         portability::can_import(&state, mode)?;
         let (outcomes, skipped) = match self.from {
             None => {

@@ -40,7 +40,7 @@ impl PassphraseArgs {
             let mut text = String::new();
             File::open(path)
                 .and_then(|file| file.take(LONGEST).read_to_string(&mut text))
-                .with_context(|| format!("read the passphrase from {path:?}"))?;
+                .with_context(|| format!("read the passphrase from {}", path.display()))?;
             return Ok(Secret::new(first_line(&text)));
         }
         if let Some(text) = std::env::var_os(VARIABLE).filter(|text| !text.is_empty()) {

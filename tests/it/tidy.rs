@@ -25,10 +25,16 @@ const CRATES: &[(&str, &[&str])] = &[
     ("tidegate-model", &[]),
     ("tidegate-telemetry", &[]),
     ("tidegate-proxy", &["tidegate-model", "tidegate-telemetry"]),
+    ("tidegate-acme", &["tidegate-model", "tidegate-telemetry"]),
     ("xtask", &[]),
     (
         "tidegate",
-        &["tidegate-model", "tidegate-telemetry", "tidegate-proxy"],
+        &[
+            "tidegate-model",
+            "tidegate-telemetry",
+            "tidegate-proxy",
+            "tidegate-acme",
+        ],
     ),
 ];
 

@@ -91,6 +91,8 @@ pub enum Command {
     Renew {
         /// The certificate.
         id: String,
+        /// When it was asked: a certificate that was issued since is new enough.
+        asked_at: SystemTime,
         /// Whether there is such a certificate.
         answer: oneshot::Sender<bool>,
     },
@@ -205,7 +207,11 @@ impl Engine {
         let (answer, answered) = oneshot::channel();
         let id = id.to_owned();
         self.commands
-            .send(Command::Renew { id, answer })
+            .send(Command::Renew {
+                id,
+                asked_at: SystemTime::now(),
+                answer,
+            })
             .await
             .is_ok()
             && answered.await.unwrap_or(false)

@@ -40,6 +40,8 @@ pub(crate) struct Keeper {
     commands: mpsc::Receiver<Command>,
     /// Since when this process can act.
     awake_since: SystemTime,
+    /// When this process got the certificate that is served.
+    issued_at: Option<SystemTime>,
     /// Until when the authority asked to wait, as far as it did.
     told_until: Option<SystemTime>,
     /// Digest of what the DNS said before the last attempt.
@@ -60,6 +62,7 @@ impl Keeper {
             wanted,
             commands,
             awake_since: SystemTime::now(),
+            issued_at: None,
             told_until: None,
             dns: String::new(),
         }
@@ -159,9 +162,15 @@ impl Keeper {
 
     async fn obey(&mut self, command: Command) {
         match command {
-            Command::Renew { answer, .. } => {
-                self.record.forced = Some(SystemTime::now());
-                let saved = self.save().await;
+            Command::Renew {
+                asked_at, answer, ..
+            } => {
+                // Asked during an order, which has ended since: one new certificate is enough.
+                let issued_since = self.issued_at.is_some_and(|at| at > asked_at);
+                if !issued_since {
+                    self.record.forced = Some(SystemTime::now());
+                }
+                let saved = issued_since || self.save().await;
                 // Whoever asked may have gone.
                 let _ = answer.send(saved);
             }
@@ -288,6 +297,7 @@ impl Keeper {
                 not_after = %moment::rfc3339_text(issued.not_after),
                 "certificate issued"
             );
+            self.issued_at = Some(now);
             self.record.previous = self.record.current.take();
             self.record.current = Some(issued);
             self.record.forced = None;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
@@ -175,9 +175,10 @@ fn find(name: &str, state: &State) -> Result<String, (StatusCode, Refusal)> {
                 .any(|own| own.eq_ignore_ascii_case(name))
         })
     });
-    let meant: Vec<&String> = match by_route.is_empty() {
-        false => by_route,
-        true => by_host.map(|(id, _)| id).collect(),
+    let meant: Vec<&String> = if by_route.is_empty() {
+        by_host.map(|(id, _)| id).collect()
+    } else {
+        by_route
     };
     let listed = |ids: &[&String]| {
         let ids: Vec<&str> = ids.iter().map(|id| id.as_str()).collect();
@@ -214,16 +215,20 @@ fn busy(id: String) -> Refusal {
 }
 
 async fn body<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, (StatusCode, Refusal)> {
+    let too_large = || {
+        refuse(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "BadRequest",
+            format!("the body cannot be read or is longer than {LONGEST_BODY} bytes"),
+        )
+    };
+    if request.body().size_hint().lower() > LONGEST_BODY as u64 {
+        return Err(too_large());
+    }
     let collected = Limited::new(request.into_body(), LONGEST_BODY).collect();
     let bytes = match tokio::time::timeout(PATIENCE, collected).await {
         Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(_)) => {
-            return Err(refuse(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "BadRequest",
-                format!("the body cannot be read or is longer than {LONGEST_BODY} bytes"),
-            ));
-        }
+        Ok(Err(_)) => return Err(too_large()),
         Err(_) => {
             return Err(refuse(
                 StatusCode::REQUEST_TIMEOUT,

@@ -1,5 +1,7 @@
-//! `tidegate run`, `check`, `explain`, `status` and `ca` as a person meets them: folders, mistakes, restarts.
+//! `tidegate run`, `check`, `explain`, `status`, `ca` and the commands around certificates as a person meets
+//! them: folders, mistakes, restarts.
 
+mod certificates;
 mod check;
 mod lifecycle;
 mod operations;

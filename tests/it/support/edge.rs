@@ -20,6 +20,9 @@ use super::{Client, Reply, eventually, ports};
 /// How long anything asked of the edge may take on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
+/// What is done in the edge's folder before it starts.
+type Prepare = Box<dyn FnOnce(&Path)>;
+
 /// How an edge is to be started.
 pub(crate) struct Builder {
     objects: Vec<(String, String)>,
@@ -27,12 +30,19 @@ pub(crate) struct Builder {
     env: Vec<(String, String)>,
     no_folder: bool,
     ports: Option<(u16, u16)>,
+    prepare: Option<Prepare>,
 }
 
 impl Builder {
     /// Listens on these ports for HTTP and HTTPS instead of any.
     pub(crate) fn ports(mut self, http: u16, https: u16) -> Self {
         self.ports = Some((http, https));
+        self
+    }
+
+    /// Does this in the edge's folder, with `objects` and a `state` to be, before it starts.
+    pub(crate) fn prepare(mut self, prepare: impl FnOnce(&Path) + 'static) -> Self {
+        self.prepare = Some(Box::new(prepare));
         self
     }
 
@@ -72,6 +82,9 @@ impl Builder {
         fs::create_dir(&objects).unwrap();
         for (name, yaml) in &self.objects {
             fs::write(objects.join(name), yaml).unwrap();
+        }
+        if let Some(prepare) = self.prepare {
+            prepare(folder.path());
         }
         let (http, https) = self.ports.unwrap_or_else(|| (ports::free(), ports::free()));
         let admin = ports::free();
@@ -124,6 +137,7 @@ impl Edge {
             env: Vec::new(),
             no_folder: false,
             ports: None,
+            prepare: None,
         }
     }
 
