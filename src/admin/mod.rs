@@ -27,7 +27,7 @@ pub use host_guard::HostGuard;
 pub use readiness::Readiness;
 pub use views::{
     BackendView, BoundView, CertificateView, ConditionView, ControlView, EndpointView,
-    ListenerView, ObjectCount, ProblemView, RouteView, StatusView, rfc3339,
+    ListenerView, ObjectCount, ProblemView, RouteView, SeverityView, StatusView, rfc3339,
 };
 
 /// Everything that the admin listener shows.

@@ -22,6 +22,7 @@ pub(super) enum Look {
     Strong,
     Good,
     Bad,
+    Warn,
     Hint,
     Faint,
 }
@@ -41,6 +42,7 @@ impl Terminal {
             Look::Strong => "1",
             Look::Good => "32",
             Look::Bad => "31",
+            Look::Warn => "33",
             Look::Hint => "36",
             Look::Faint => "2",
         };

@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 use super::document;
 use super::folder::{self, FileStamp, Listing, Role};
 use super::kinds::{self, Identity, MAX_OBJECT_BYTES, Object, ObjectKind};
-use crate::translate::{Inputs, SecretData};
+use crate::translate::{Inputs, SecretData, Severity};
 
 /// Most objects that are read.
 pub(crate) const MAX_OBJECTS: usize = 50_000;
@@ -110,6 +110,16 @@ struct Failed {
     /// Something failed before it could say what it was.
     anything: bool,
     named: BTreeSet<Identity>,
+}
+
+impl FileProblem {
+    /// How much it matters.
+    pub fn severity(&self) -> Severity {
+        match self.reason {
+            kinds::FOREIGN_KIND => Severity::Warning,
+            _ => Severity::Error,
+        }
+    }
 }
 
 impl Loader {
@@ -441,6 +451,7 @@ fn read_objects(
                     Some(identity) => {
                         loaded.failed.named.insert(identity.clone());
                     }
+                    None if problem.reason == kinds::FOREIGN_KIND => {}
                     None => loaded.failed.anything = true,
                 }
                 loaded.problems.push(FileProblem {
@@ -574,6 +585,7 @@ fn mark_kept(problems: &mut [FileProblem], kept: &[Identity], objects: &[Located
     for problem in problems {
         problem.kept = match &problem.object {
             Some(identity) => kept.contains(identity),
+            None if problem.reason == kinds::FOREIGN_KIND => false,
             None => files.iter().any(|file| file.starts_with(&problem.file)),
         };
     }
