@@ -10,9 +10,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
-use crate::upstream::Lease;
+use crate::upstream::AnswerBody;
 use crate::upstream::cluster::ActiveRequest;
 
 /// Error of any body.
@@ -153,6 +154,7 @@ pub(crate) struct BodyWatch(Arc<BodyProgress>);
 struct BodyProgress {
     outcome: AtomicU8,
     ended: AtomicBool,
+    end: Notify,
 }
 
 impl BodyWatch {
@@ -165,9 +167,11 @@ impl BodyWatch {
         }
     }
 
-    /// Whether the whole body was read, or nobody will read more of it.
-    pub(crate) fn has_ended(&self) -> bool {
-        self.0.ended.load(Ordering::Relaxed)
+    /// Waits until the whole body was read, or nobody will read more of it. For one waiter.
+    pub(crate) async fn until_ended(&self) {
+        while !self.0.ended.load(Ordering::Relaxed) {
+            self.0.end.notified().await;
+        }
     }
 
     fn set(&self, outcome: BodyOutcome) {
@@ -253,6 +257,7 @@ impl RequestBody {
 impl Drop for RequestBody {
     fn drop(&mut self) {
         self.watch.0.ended.store(true, Ordering::Relaxed);
+        self.watch.0.end.notify_one();
     }
 }
 
@@ -265,21 +270,18 @@ enum UpstreamBodyError {
     Deadline,
 }
 
-/// A backend's response body; gives the connection back when it has ended.
+/// A backend's response body under the rule's clocks.
 pub(crate) struct UpstreamBody {
-    incoming: Incoming,
+    incoming: AnswerBody,
     clock: WaitClock,
     deadline: Option<Pin<Box<Sleep>>>,
-    lease: Option<Lease>,
-    ended: bool,
     keep_trailers: bool,
     _active: ActiveRequest,
 }
 
 impl UpstreamBody {
     pub(crate) fn new(
-        incoming: Incoming,
-        lease: Option<Lease>,
+        incoming: AnswerBody,
         active: ActiveRequest,
         idle: Option<Duration>,
         deadline: Option<Instant>,
@@ -289,8 +291,6 @@ impl UpstreamBody {
             incoming,
             clock: WaitClock::new(idle),
             deadline: deadline.map(|at| Box::pin(tokio::time::sleep_until(at))),
-            lease,
-            ended: false,
             keep_trailers,
             _active: active,
         }
@@ -322,22 +322,9 @@ impl UpstreamBody {
                     }
                     Poll::Ready(Some(Ok(frame)))
                 }
-                Some(Err(error)) => Poll::Ready(Some(Err(error.into()))),
-                None => {
-                    this.ended = true;
-                    Poll::Ready(None)
-                }
+                Some(Err(error)) => Poll::Ready(Some(Err(error))),
+                None => Poll::Ready(None),
             };
-        }
-    }
-}
-
-impl Drop for UpstreamBody {
-    fn drop(&mut self) {
-        if let Some(lease) = self.lease.take()
-            && (self.ended || self.incoming.is_end_stream())
-        {
-            lease.release();
         }
     }
 }

@@ -20,6 +20,11 @@ use crate::error::ProxyError;
 use crate::filters::concurrency::InFlightGuard;
 use crate::metrics::RouteMetrics;
 
+/// Extension of a request whose client can take 1xx responses before the final one (RFC 9110 §15.2):
+/// what the backend sends of them, cleaned, except 100 and 101. Without it they are dropped.
+#[derive(Debug, Clone)]
+pub(crate) struct EarlyHints(pub(crate) tokio::sync::mpsc::UnboundedSender<http::Response<()>>);
+
 /// Counts a request as in flight until it is dropped, then logs it.
 pub(crate) struct RequestGuard {
     connection: Arc<Connection>,

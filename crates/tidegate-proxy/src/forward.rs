@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::body::{Body, BodyOutcome, BodyWatch, RequestBody, UpstreamBody};
 use crate::connection::{Connection, ResolvedHost};
 use crate::error::ProxyError;
-use crate::exchange::RequestGuard;
+use crate::exchange::{EarlyHints, RequestGuard};
 use crate::filters::concurrency::InFlightGuard;
 use crate::filters::{basic_auth, compression, cors, forward_auth, headers, ip_access, mirror};
 use crate::forwarded::{self, ClientAddress, ForwardedFacts};
@@ -25,6 +25,7 @@ use crate::normalize::{self, Normalized, Reuse};
 use crate::stop::{PageWish, Stop, empty, stopped};
 use crate::upstream::cluster::ActiveRequest;
 use crate::upstream::connect::ProxiedAddresses;
+use crate::upstream::http1::Upgraded;
 use crate::upstream::{self, Answer, SendOptions};
 use crate::worker::Worker;
 use crate::{balance, redirect, rewrite, static_files, upgrade};
@@ -315,6 +316,7 @@ impl<'a> Routed<'a> {
             first_byte: self.rule.timeouts.first_byte,
             body: watch.clone(),
             upgrade: upgrading,
+            early_hints: parts.extensions.get::<EarlyHints>().cloned(),
         };
         let body = mirror::tee(worker, &self.rule.filters.mirrors, &parts, body, &options);
         let mut request = upstream::request(parts, body);
@@ -419,8 +421,7 @@ impl<'a> Routed<'a> {
         extended_connect: bool,
     ) -> Result<Response<Body>, Stop> {
         let Answer {
-            mut response,
-            mut lease,
+            response,
             active,
             endpoint,
             ..
@@ -429,20 +430,18 @@ impl<'a> Routed<'a> {
             endpoint: endpoint.address.to_string(),
             detail,
         };
-        let backend_upgrade = (response.status() == StatusCode::SWITCHING_PROTOCOLS)
-            .then(|| hyper::upgrade::on(&mut response));
-        let (mut parts, incoming) = response.into_parts();
+        let (mut parts, mut incoming) = response.into_parts();
         if normalize::response(&mut parts, method).map_err(|refusal| bad(refusal.message))?
             == Reuse::Forbidden
         {
-            lease = None;
+            incoming.forbid_reuse();
         }
-        if let Some(backend) = backend_upgrade {
+        if parts.status == StatusCode::SWITCHING_PROTOCOLS {
             let asked = self
                 .client_upgrade
                 .take()
                 .filter(|_| self.normalized.upgrade.is_some());
-            let Some(client) = asked else {
+            let Some((client, backend)) = asked.zip(incoming.into_upgraded()) else {
                 return Err(bad("it switched protocols without being asked").into());
             };
             self.start_upgrade(client, backend, active);
@@ -454,20 +453,17 @@ impl<'a> Routed<'a> {
         }
         parts.version = Version::HTTP_11;
         if incoming.is_end_stream() {
-            if let Some(lease) = lease {
-                lease.release();
-            }
             return Ok(Response::from_parts(parts, Body::Empty));
         }
         let keep_trailers = self.normalized.trailers || self.guard.version() == Version::HTTP_2;
         let idle = self.rule.timeouts.idle;
         let deadline = self.deadline.map(|(at, _)| at);
-        let body = UpstreamBody::new(incoming, lease, active, idle, deadline, keep_trailers);
+        let body = UpstreamBody::new(incoming, active, idle, deadline, keep_trailers);
         Ok(Response::from_parts(parts, Body::Upstream(Box::new(body))))
     }
 
     /// Copies both ways in a task of its own, which keeps the connection busy until its end.
-    fn start_upgrade(&mut self, client: OnUpgrade, backend: OnUpgrade, active: ActiveRequest) {
+    fn start_upgrade(&mut self, client: OnUpgrade, backend: Upgraded, active: ActiveRequest) {
         let shared = Arc::clone(&self.connection.worker.shared);
         let idle = self.rule.timeouts.upgraded_idle;
         let busy = self.guard.stay_busy();

@@ -40,22 +40,21 @@ pub(crate) fn websocket_key() -> HeaderValue {
         .unwrap_or_else(|_| HeaderValue::from_static("AAAAAAAAAAAAAAAAAAAAAA=="))
 }
 
-/// Waits for both sides and copies until the end. `cut` ends it at once.
+/// Waits for the client's side and copies until the end. `cut` ends it at once.
 pub(crate) async fn run(
     client: OnUpgrade,
-    backend: OnUpgrade,
+    backend: impl AsyncRead + AsyncWrite + Unpin,
     idle: Option<Duration>,
     cut: CancellationToken,
 ) -> Ended {
-    let both = async { tokio::try_join!(client, backend) };
-    let (client, backend): (Upgraded, Upgraded) = tokio::select! {
-        both = both => match both {
-            Ok(both) => both,
+    let client: Upgraded = tokio::select! {
+        client = client => match client {
+            Ok(client) => client,
             Err(error) => return Ended::Failed(error.to_string()),
         },
         () = cut.cancelled() => return Ended::Cut,
     };
-    copy(TokioIo::new(client), TokioIo::new(backend), idle, cut).await
+    copy(TokioIo::new(client), backend, idle, cut).await
 }
 
 /// Copies both ways between any two streams.

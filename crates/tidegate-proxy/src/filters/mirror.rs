@@ -55,6 +55,7 @@ pub(crate) fn tee(
         let cluster = Arc::clone(&mirror.cluster);
         let options = SendOptions {
             body: None,
+            early_hints: None,
             ..options.clone()
         };
         tokio::spawn(async move {
@@ -62,9 +63,6 @@ pub(crate) fn tee(
                 let answer = upstream::send(&worker.upstreams, &cluster, copy, &options).await?;
                 let mut body = answer.response.into_body();
                 while let Some(Ok(_)) = body.frame().await {}
-                if let Some(lease) = answer.lease {
-                    lease.release();
-                }
                 Ok::<_, crate::error::ProxyError>(())
             };
             match tokio::time::timeout(LIMIT, sent).await {

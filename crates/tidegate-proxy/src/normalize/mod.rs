@@ -235,7 +235,7 @@ fn content_length(headers: &HeaderMap) -> Result<(), Refusal> {
 }
 
 /// `1*DIGIT` up to 2^63-1.
-fn parse_length(digits: &[u8]) -> Option<u64> {
+pub(crate) fn parse_length(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() {
         return None;
     }

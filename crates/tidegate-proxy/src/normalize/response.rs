@@ -17,8 +17,8 @@ pub(crate) enum Reuse {
 
 /// Checks a response's head and removes what belongs to the backend's connection.
 ///
-/// hyper has read the body by the same rules: `Transfer-Encoding` wins over `Content-Length`; equal lengths
-/// are one length; 1xx other than 101 never come here. A 101 keeps its `Upgrade` field.
+/// The codec reads the body by the same rules: `Transfer-Encoding` wins over `Content-Length`; equal lengths
+/// are one length. A 101 keeps its `Upgrade` field.
 pub(crate) fn response(
     parts: &mut http::response::Parts,
     request_method: &Method,

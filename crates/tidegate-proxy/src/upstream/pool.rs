@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use tidegate_model::{Cluster, ClusterKey, LoadBalancing, UpstreamProtocol};
 
 use super::SendOptions;
 use super::cluster::ClusterState;
 use super::connect::{self, HttpConnection};
+use super::http1;
 use super::watch::Clusters;
 use crate::balance::{self, EndpointView};
 use crate::body::Body;
@@ -86,8 +87,14 @@ struct Slot {
 
 #[derive(Debug)]
 struct IdleConnection {
-    sender: http1::SendRequest<Body>,
+    connection: Box<http1::Connection>,
     since: Instant,
+}
+
+impl IdleConnection {
+    fn is_usable(&mut self) -> bool {
+        self.since.elapsed() < IDLE_TIMEOUT && self.connection.is_quiet()
+    }
 }
 
 #[derive(Debug)]
@@ -178,9 +185,9 @@ impl WorkerCluster {
     pub(crate) fn idle(&self, address: SocketAddr) -> Option<HttpConnection> {
         let mut slots = self.lock();
         let slot = slots.get_mut(&address)?;
-        while let Some(idle) = slot.h1.pop() {
-            if idle.sender.is_ready() && idle.since.elapsed() < IDLE_TIMEOUT {
-                return Some(HttpConnection::H1(idle.sender));
+        while let Some(mut idle) = slot.h1.pop() {
+            if idle.is_usable() {
+                return Some(HttpConnection::H1(idle.connection));
             }
         }
         slot.h2.retain(|shared| !shared.sender.is_closed());
@@ -194,15 +201,12 @@ impl WorkerCluster {
         })
     }
 
-    fn give_back(&self, address: SocketAddr, sender: http1::SendRequest<Body>) {
-        if sender.is_closed() {
-            return;
-        }
+    fn give_back(&self, address: SocketAddr, connection: Box<http1::Connection>) {
         let mut slots = self.lock();
         let slot = slots.entry(address).or_default();
         if slot.h1.len() < MAX_IDLE {
             slot.h1.push(IdleConnection {
-                sender,
+                connection,
                 since: Instant::now(),
             });
         }
@@ -211,8 +215,7 @@ impl WorkerCluster {
     fn reap(&self) -> bool {
         let mut slots = self.lock();
         slots.retain(|_, slot| {
-            slot.h1
-                .retain(|idle| !idle.sender.is_closed() && idle.since.elapsed() < IDLE_TIMEOUT);
+            slot.h1.retain_mut(IdleConnection::is_usable);
             slot.h2.retain(|shared| !shared.sender.is_closed());
             !slot.h1.is_empty() || !slot.h2.is_empty()
         });
@@ -220,29 +223,16 @@ impl WorkerCluster {
     }
 }
 
-/// What a response holds of its connection until its body has ended.
+/// Where a connection goes when its exchange is over.
 #[derive(Debug)]
-pub(crate) enum Lease {
-    /// The whole connection, which then goes back to the pool.
-    Whole {
-        pool: Arc<WorkerCluster>,
-        address: SocketAddr,
-        sender: http1::SendRequest<Body>,
-    },
-    /// One stream of it.
-    Stream(#[expect(dead_code, reason = "held for its drop")] StreamCount),
+pub(crate) struct Home {
+    pub(super) pool: Arc<WorkerCluster>,
+    pub(super) address: SocketAddr,
 }
 
-impl Lease {
-    /// The body has ended: the connection is free.
-    pub(crate) fn release(self) {
-        match self {
-            Self::Whole {
-                pool,
-                address,
-                sender,
-            } => pool.give_back(address, sender),
-            Self::Stream(_) => {}
-        }
+impl Home {
+    /// The connection is free.
+    pub(super) fn take_in(self, connection: Box<http1::Connection>) {
+        self.pool.give_back(self.address, connection);
     }
 }
