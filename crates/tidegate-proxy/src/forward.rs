@@ -316,7 +316,7 @@ impl<'a> Routed<'a> {
             first_byte: self.rule.timeouts.first_byte,
             body: watch.clone(),
             upgrade: upgrading,
-            early_hints: parts.extensions.get::<EarlyHints>().cloned(),
+            hints: parts.extensions.get::<EarlyHints>().cloned(),
         };
         let body = mirror::tee(worker, &self.rule.filters.mirrors, &parts, body, &options);
         let mut request = upstream::request(parts, body);

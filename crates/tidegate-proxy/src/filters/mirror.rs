@@ -55,7 +55,7 @@ pub(crate) fn tee(
         let cluster = Arc::clone(&mirror.cluster);
         let options = SendOptions {
             body: None,
-            early_hints: None,
+            hints: None,
             ..options.clone()
         };
         tokio::spawn(async move {

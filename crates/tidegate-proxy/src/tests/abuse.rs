@@ -234,7 +234,12 @@ fn a_client_that_does_not_read_is_cut_on_http_1_too() {
     let mut client = edge.connect();
     client.write_all(get("/").as_bytes()).unwrap();
     told.recv_timeout(PATIENCE).unwrap();
-    assert_eq!(edge.edge.observe().requests, 0);
+    // The backend sees the end of its connection a moment before the request is counted off.
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while edge.edge.observe().requests > 0 {
+        assert!(std::time::Instant::now() < deadline, "the request is left");
+        thread::yield_now();
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod endpoints;
 mod extended_connect;
 mod filters;
 mod h2_peers;
+mod http1_upstream;
 mod lifecycle;
 mod messages;
 mod peers;

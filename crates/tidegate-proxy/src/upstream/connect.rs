@@ -213,7 +213,7 @@ pub(crate) async fn exchange_once(
         // The probe has a clock of its own.
         let terms = Terms {
             first_byte: None,
-            early_hints: None,
+            hints: None,
             home: None,
         };
         let connection = http1::Connection::new(stream);

@@ -52,7 +52,7 @@ pub(crate) struct SendOptions {
     /// A connection of its own that speaks HTTP/1.1, because it will be upgraded.
     pub(crate) upgrade: bool,
     /// Takes 1xx responses, where the client can.
-    pub(crate) early_hints: Option<EarlyHints>,
+    pub(crate) hints: Option<EarlyHints>,
 }
 
 /// A response head with what must live as long as its body.
@@ -293,7 +293,7 @@ impl Attempt {
                 });
                 let terms = Terms {
                     first_byte: options.first_byte,
-                    early_hints: options.early_hints.as_ref(),
+                    hints: options.hints.as_ref(),
                     home,
                 };
                 match connection.exchange(&mut request, terms).await {

@@ -29,7 +29,7 @@ pub(crate) struct Terms<'a> {
     /// Time for the response's head after the request was sent whole, and for a backend that stops reading.
     pub(crate) first_byte: Option<Duration>,
     /// Takes 1xx responses; without it they are dropped.
-    pub(crate) early_hints: Option<&'a EarlyHints>,
+    pub(crate) hints: Option<&'a EarlyHints>,
     /// Where the connection goes afterwards; None closes it.
     pub(crate) home: Option<Home>,
 }
@@ -195,7 +195,7 @@ impl Running<'_> {
 
     /// A 1xx response: cleaned like every other, and left out when that is not possible.
     fn pass_on(&self, head: Response<()>, method: &Method) {
-        let Some(EarlyHints(hints)) = self.terms.early_hints else {
+        let Some(EarlyHints(hints)) = self.terms.hints else {
             return;
         };
         let (mut parts, ()) = head.into_parts();

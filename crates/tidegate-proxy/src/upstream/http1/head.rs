@@ -107,15 +107,8 @@ impl HeadReader {
         &mut self,
         inbox: &mut BytesMut,
     ) -> Result<Option<Response<()>>, Http1Error> {
-        // RFC 9112 §2.2: an empty line before a head is skipped.
-        while self.searched == 0 {
-            let empty = match inbox.first() {
-                Some(b'\n') => 1,
-                Some(b'\r') if inbox.get(1) == Some(&b'\n') => 2,
-                Some(b'\r') if inbox.len() == 1 => return Ok(None),
-                _ => break,
-            };
-            inbox.advance(empty);
+        if self.searched == 0 && skip_empty_lines(inbox) {
+            return Ok(None);
         }
         let Some(end) = head_end(inbox, self.searched) else {
             self.searched = inbox.len();
@@ -129,6 +122,18 @@ impl HeadReader {
             return Err(TOO_LARGE);
         }
         parse(&inbox.split_to(end).freeze()).map(Some)
+    }
+}
+
+/// RFC 9112 §2.2: empty lines before a head are skipped. True when the last one is not complete.
+fn skip_empty_lines(inbox: &mut BytesMut) -> bool {
+    loop {
+        match inbox[..] {
+            [b'\n', ..] => inbox.advance(1),
+            [b'\r', b'\n', ..] => inbox.advance(2),
+            [b'\r'] => return true,
+            _ => return false,
+        }
     }
 }
 
