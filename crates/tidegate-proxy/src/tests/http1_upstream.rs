@@ -207,8 +207,11 @@ fn an_answer_that_is_cut_off_does_not_look_complete() {
         edge.block_on(async {
             let mut client = edge.h2().await;
             let (response, _) = client.send_request(h2_request("GET", "/"), true).unwrap();
-            let mut body = response.await.unwrap().into_body();
-            assert!(h2_body(&mut body).await.is_err(), "{cut:?}");
+            // The reset may be faster than the head.
+            if let Ok(response) = response.await {
+                let mut body = response.into_body();
+                assert!(h2_body(&mut body).await.is_err(), "{cut:?}");
+            }
         });
     }
 }
