@@ -26,9 +26,16 @@ pub(crate) struct Builder {
     args: Vec<String>,
     env: Vec<(String, String)>,
     no_folder: bool,
+    under: Vec<String>,
 }
 
 impl Builder {
+    /// Starts the binary through another program, which takes it as its last argument and becomes it.
+    pub(crate) fn under(mut self, program: &[&str]) -> Self {
+        self.under = program.iter().map(|&part| part.to_owned()).collect();
+        self
+    }
+
     /// Adds an object in a file of its own.
     pub(crate) fn object(mut self, yaml: impl Into<String>) -> Self {
         let name = format!("object-{}.yaml", self.objects.len());
@@ -67,7 +74,15 @@ impl Builder {
             fs::write(objects.join(name), yaml).unwrap();
         }
         let (http, https, admin) = (ports::free(), ports::free(), ports::free());
-        let mut command = Edge::command();
+        let mut command = match self.under.split_first() {
+            None => Edge::command(),
+            Some((program, args)) => {
+                let mut command = Command::new(program);
+                command.args(args).arg(Edge::binary());
+                Edge::environment(&mut command);
+                command
+            }
+        };
         command
             .arg("run")
             .args((!self.no_folder).then_some(&objects))
@@ -115,6 +130,7 @@ impl Edge {
             args: Vec::new(),
             env: Vec::new(),
             no_folder: false,
+            under: Vec::new(),
         }
     }
 
@@ -131,9 +147,18 @@ impl Edge {
 
     /// The binary, with an environment of its own.
     pub(crate) fn command() -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
-        command.env_remove("SSL_CERT_FILE").env("NO_COLOR", "1");
+        let mut command = Command::new(Self::binary());
+        Self::environment(&mut command);
         command
+    }
+
+    /// Where the binary is.
+    pub(crate) fn binary() -> &'static str {
+        env!("CARGO_BIN_EXE_tidegate")
+    }
+
+    fn environment(command: &mut Command) {
+        command.env_remove("SSL_CERT_FILE").env("NO_COLOR", "1");
     }
 
     /// Everything logged so far.
