@@ -246,8 +246,8 @@ impl<'a> Routed<'a> {
 
     /// The port that the client connected to, as far as it can be known.
     fn client_port(&self) -> u16 {
-        let shared = &self.connection.worker.shared;
-        match (self.secure, shared.https_port) {
+        let settings = &self.connection.worker.shared.settings;
+        match (self.secure, settings.public_https_port) {
             (true, Some(port)) => port,
             _ => self.connection.facts.local.port(),
         }

@@ -161,10 +161,12 @@ async fn run(
     };
     let deadline = tokio::time::Instant::now() + worker.shared.settings.timeouts.tls_handshake;
     let mode = worker.shared.settings.proxy_protocol;
-    let (client, ahead) = if trusted && mode != ProxyProtocolMode::Off {
+    let (client, local, ahead) = if trusted && mode != ProxyProtocolMode::Off {
         let reading = read_proxy_header(&mut tcp, mode);
         match tokio::time::timeout_at(deadline, reading).await {
-            Ok(Ok((source, ahead))) => (source.map_or(peer, canonical), ahead),
+            // Where the client connected to is the balancer's address, not this listener's.
+            Ok(Ok((Some((source, destination)), ahead))) => (source, destination, ahead),
+            Ok(Ok((None, ahead))) => (peer, local, ahead),
             Ok(Err(error)) => {
                 tracing::debug!(%peer, %error, "PROXY header refused");
                 worker.shared.metrics.connection_refused("BadProxyHeader");
@@ -179,7 +181,7 @@ async fn run(
             }
         }
     } else {
-        (peer, Bytes::new())
+        (peer, local, Bytes::new())
     };
     let facts = ConnectionFacts {
         client,
@@ -303,20 +305,24 @@ async fn run_tls(
     }
 }
 
-/// Reads a PROXY header. Returns the client it names (None for health checks of the proxy itself and,
+/// Reads a PROXY header. Returns the client it names and where that connected to (None for health checks of the proxy itself and,
 /// where the header is optional, when there is none) and what was read beyond it.
 async fn read_proxy_header(
     tcp: &mut TcpStream,
     mode: ProxyProtocolMode,
-) -> io::Result<(Option<SocketAddr>, Bytes)> {
+) -> io::Result<(Option<(SocketAddr, SocketAddr)>, Bytes)> {
     let mut read = BytesMut::with_capacity(1024);
     loop {
         let parsed = proxy_protocol::parse(&read)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         match parsed {
-            Parsed::Header { source, len, .. } => {
+            Parsed::Header {
+                source,
+                destination,
+                len,
+            } => {
                 let rest = read.split_off(len).freeze();
-                return Ok((Some(source), rest));
+                return Ok((Some((source, destination)), rest));
             }
             Parsed::Local { len } => return Ok((None, read.split_off(len).freeze())),
             Parsed::NotProxy if mode == ProxyProtocolMode::Optional => {
