@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
 use http::{header, request, response};
 use hyper::body::{Body as _, Incoming};
@@ -181,12 +180,11 @@ impl<'a> Routed<'a> {
                 self.forward(group, parts, incoming).await
             }
             Action::Redirect(to) => {
-                let root = PathAndQuery::from_static("/");
                 let facts = redirect::RedirectFacts {
                     scheme: self.scheme(),
                     host: &self.host.name,
                     port: self.client_port(),
-                    target: parts.uri.path_and_query().unwrap_or(&root),
+                    target: &rewrite::target(&parts.uri),
                 };
                 let location = redirect::location(to, &facts)
                     .ok_or_else(|| Stop::page(StatusCode::INTERNAL_SERVER_ERROR, "BadRedirect"))?;
@@ -205,12 +203,11 @@ impl<'a> Routed<'a> {
                 Ok(response)
             }
             Action::Static(folder) => {
-                let root = PathAndQuery::from_static("/");
-                let target = parts.uri.path_and_query().unwrap_or(&root);
+                let target = rewrite::target(&parts.uri);
                 Box::pin(static_files::serve(
                     folder,
                     &parts.method,
-                    target,
+                    &target,
                     &parts.headers,
                 ))
                 .await
@@ -269,8 +266,7 @@ impl<'a> Routed<'a> {
     /// Target, Host and header as the backend sees them.
     fn edit_request(&self, parts: &mut request::Parts) {
         let filters = &self.rule.filters;
-        let target = parts.uri.path_and_query().cloned();
-        let mut target = target.unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let mut target = rewrite::target(&parts.uri);
         let mut host = None;
         if let Some(rewrite) = &filters.rewrite {
             host.clone_from(&rewrite.hostname);

@@ -16,7 +16,7 @@ use crate::exchange::{RequestGuard, ResponseBody};
 use crate::forward::Routed;
 use crate::normalize::{self, Authority, Refusal};
 use crate::stop::{PageWish, Stop, close_after, empty, stopped};
-use crate::{path, redirect, router};
+use crate::{path, redirect, rewrite, router};
 
 /// Answers one request.
 pub(crate) async fn handle(
@@ -205,9 +205,8 @@ fn redirect_to_https(
     status: StatusCode,
     parts: &request::Parts,
 ) -> Result<Response<Body>, Stop> {
-    let root = http::uri::PathAndQuery::from_static("/");
-    let target = parts.uri.path_and_query().unwrap_or(&root);
-    let Some(location) = redirect::to_https(host, port, target) else {
+    let target = rewrite::target(&parts.uri);
+    let Some(location) = redirect::to_https(host, port, &target) else {
         return Err(Stop::page(StatusCode::BAD_REQUEST, "BadTarget"));
     };
     let mut response = empty(status);

@@ -10,7 +10,7 @@ use rustls::RootCertStore;
 use tidegate_model::{UpstreamProtocol, UpstreamTls};
 use tokio_rustls::TlsAcceptor;
 
-use super::h2_peers::{H2Origin, describe, h2_body, h2_request, h2_send, serve_h2};
+use super::h2_peers::{H2Origin, accepting, describe, h2_body, h2_request, h2_send, serve_h2};
 use super::*;
 
 fn h2c(address: SocketAddr) -> Arc<Cluster> {
@@ -252,24 +252,12 @@ fn http_1_in_front_of_http_2() {
 #[test]
 fn a_backend_that_says_goodbye_costs_no_request() {
     // One request per connection: GOAWAY comes with the answer.
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    listener.set_nonblocking(true).unwrap();
-    thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        runtime.block_on(async {
-            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            while let Ok((tcp, _)) = listener.accept().await {
-                tokio::spawn(async move {
-                    let mut connection = h2::server::handshake(tcp).await.unwrap();
-                    while let Some(Ok((request, respond))) = connection.accept().await {
-                        connection.graceful_shutdown();
-                        tokio::spawn(describe(request, respond));
-                    }
-                });
+    let address = accepting(|tcp| {
+        tokio::spawn(async move {
+            let mut connection = h2::server::handshake(tcp).await.unwrap();
+            while let Some(Ok((request, respond))) = connection.accept().await {
+                connection.graceful_shutdown();
+                tokio::spawn(describe(request, respond));
             }
         });
     });
@@ -300,20 +288,8 @@ fn tls_origin(names: &[&str], alpn: &[&[u8]]) -> (SocketAddr, Arc<RootCertStore>
         .unwrap();
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     let acceptor = TlsAcceptor::from(Arc::new(config));
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    listener.set_nonblocking(true).unwrap();
-    thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        runtime.block_on(async {
-            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            while let Ok((tcp, _)) = listener.accept().await {
-                tokio::spawn(serve_tls(acceptor.accept(tcp)));
-            }
-        });
+    let address = accepting(move |tcp| {
+        tokio::spawn(serve_tls(acceptor.accept(tcp)));
     });
     (address, Arc::new(roots))
 }
