@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use clap::Args;
 
-use super::terminal::{Look, Output, Terminal};
+use super::terminal::{Look, Output, OutputArgs, Terminal};
 use crate::app::check::{CheckReport, check};
 use crate::app::{ProblemView, SeverityView};
 
@@ -25,15 +25,8 @@ pub(super) struct CheckArgs {
     #[arg(long)]
     strict: bool,
 
-    /// For people or for programs; the JSON is described in docs/reference/check-output.md.
-    #[arg(
-        long,
-        short,
-        value_name = "FORMAT",
-        value_enum,
-        default_value = "human"
-    )]
-    output: Output,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 impl CheckArgs {
@@ -42,7 +35,7 @@ impl CheckArgs {
         if self.strict {
             report.ok = report.problems.is_empty();
         }
-        match self.output {
+        match self.output.output {
             Output::Json => terminal.line(serde_json::to_string_pretty(&report)?)?,
             Output::Human => print(terminal, &report)?,
         }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::check;
-use super::terminal::{Look, Output, Terminal};
+use super::terminal::{Look, Output, OutputArgs, Terminal};
 use super::values::StateArgs;
 use crate::app::status::{Found, status};
 use crate::app::{ControlView, SeverityView};
@@ -24,21 +24,14 @@ pub(super) struct StatusArgs {
     #[command(flatten)]
     state: StateArgs,
 
-    /// For people or for programs.
-    #[arg(
-        long,
-        short,
-        value_name = "FORMAT",
-        value_enum,
-        default_value = "human"
-    )]
-    output: Output,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 impl StatusArgs {
     pub(super) fn run(self, terminal: &mut Terminal) -> anyhow::Result<ExitCode> {
         let found = status(&self.state.find(self.dir.as_deref())?)?;
-        match self.output {
+        match self.output.output {
             Output::Json => terminal.line(serde_json::to_string_pretty(&found)?)?,
             Output::Human => print(terminal, &found)?,
         }

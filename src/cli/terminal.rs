@@ -16,6 +16,20 @@ pub(super) enum Output {
     Json,
 }
 
+/// The choice of whom a report is written for.
+#[derive(Debug, clap::Args)]
+pub(super) struct OutputArgs {
+    /// For people or for programs; the JSON of `check` is described in docs/reference/check-output.md.
+    #[arg(
+        long,
+        short,
+        value_name = "FORMAT",
+        value_enum,
+        default_value = "human"
+    )]
+    pub(super) output: Output,
+}
+
 /// How a piece of text looks.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Look {

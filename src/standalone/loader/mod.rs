@@ -113,6 +113,31 @@ struct Failed {
 }
 
 impl FileProblem {
+    /// One about a file as a whole.
+    fn of_file(file: &Path, reason: &'static str, message: String) -> Self {
+        Self {
+            file: file.to_owned(),
+            document: None,
+            line: None,
+            column: None,
+            object: None,
+            field: String::new(),
+            reason,
+            message,
+            hint: None,
+            kept: false,
+        }
+    }
+
+    /// One about an object.
+    fn of_object(located: &Located, reason: &'static str, message: String) -> Self {
+        Self {
+            document: Some(located.document),
+            object: Some(located.identity.clone()),
+            ..Self::of_file(&located.file, reason, message)
+        }
+    }
+
     /// How much it matters.
     pub fn severity(&self) -> Severity {
         match self.reason {
@@ -223,20 +248,16 @@ impl Loader {
             .collect();
         Loaded {
             problems: vec![FileProblem {
-                file: PathBuf::new(),
-                document: None,
-                line: None,
-                column: None,
-                object: None,
-                field: String::new(),
-                reason: "FolderUnreadable",
-                message: format!(
-                    "the folder {:?} cannot be read: {}",
-                    self.root.display(),
-                    folder::reason_of(error)
-                ),
-                hint: None,
                 kept: !kept.is_empty(),
+                ..FileProblem::of_file(
+                    Path::new(""),
+                    "FolderUnreadable",
+                    format!(
+                        "the folder {:?} cannot be read: {}",
+                        self.root.display(),
+                        folder::reason_of(error)
+                    ),
+                )
             }],
             objects: self.last.clone(),
             kept,
@@ -342,16 +363,12 @@ fn emptied(path: &Path, stamp: &FileStamp, now: SystemTime) -> LoadedFile {
         read_at: now,
         objects: Vec::new(),
         problems: vec![FileProblem {
-            file: path.to_owned(),
-            document: None,
-            line: None,
-            column: None,
-            object: None,
-            field: String::new(),
-            reason: "EmptyFile",
-            message: "the file is empty, and held objects before".to_owned(),
             hint: Some("delete the file to remove its objects".to_owned()),
-            kept: false,
+            ..FileProblem::of_file(
+                path,
+                "EmptyFile",
+                "the file is empty, and held objects before".to_owned(),
+            )
         }],
         failed: Failed {
             anything: true,
@@ -374,16 +391,8 @@ fn read_objects(
         failed: Failed::default(),
     };
     let whole = |reason, message: String, hint: Option<String>| FileProblem {
-        file: path.to_owned(),
-        document: None,
-        line: None,
-        column: None,
-        object: None,
-        field: String::new(),
-        reason,
-        message,
         hint,
-        kept: false,
+        ..FileProblem::of_file(path, reason, message)
     };
     if stamp.length() > folder::MAX_FILE_BYTES {
         loaded.failed.anything = true;
@@ -527,16 +536,8 @@ fn read_secret(
             Err(message) => {
                 loaded.failed.anything = true;
                 loaded.problems.push(FileProblem {
-                    file: path.clone(),
-                    document: None,
-                    line: None,
-                    column: None,
                     object: Some(identity.clone()),
-                    field: String::new(),
-                    reason: "FileUnreadable",
-                    message,
-                    hint: None,
-                    kept: false,
+                    ..FileProblem::of_file(path, "FileUnreadable", message)
                 });
             }
         }
@@ -592,25 +593,13 @@ fn mark_kept(problems: &mut [FileProblem], kept: &[Identity], objects: &[Located
 }
 
 fn listing_problems(listing: &Listing) -> Vec<FileProblem> {
-    let whole = |file: &Path, reason, message: String| FileProblem {
-        file: file.to_owned(),
-        document: None,
-        line: None,
-        column: None,
-        object: None,
-        field: String::new(),
-        reason,
-        message,
-        hint: None,
-        kept: false,
-    };
     let mut problems: Vec<FileProblem> = listing
         .unreadable
         .iter()
-        .map(|(path, message)| whole(path, "FileUnreadable", message.clone()))
+        .map(|(path, message)| FileProblem::of_file(path, "FileUnreadable", message.clone()))
         .collect();
     if listing.too_many {
-        problems.push(whole(
+        problems.push(FileProblem::of_file(
             Path::new(""),
             "TooManyFiles",
             format!(
@@ -629,34 +618,27 @@ fn duplicate(located: &Located, other: &Path, document: usize) -> FileProblem {
         format!("{} (document {document})", other.display())
     };
     FileProblem {
-        file: located.file.clone(),
-        document: Some(located.document),
-        line: None,
-        column: None,
-        object: Some(located.identity.clone()),
         field: "metadata.name".to_owned(),
-        reason: "DuplicateObject",
-        message: format!(
-            "{} is already defined in {place}, which counts",
-            located.identity
-        ),
         hint: Some("rename or remove one of the two".to_owned()),
-        kept: false,
+        ..FileProblem::of_object(
+            located,
+            "DuplicateObject",
+            format!(
+                "{} is already defined in {place}, which counts",
+                located.identity
+            ),
+        )
     }
 }
 
 fn too_many_objects(located: &Located) -> FileProblem {
     FileProblem {
-        file: located.file.clone(),
-        document: Some(located.document),
-        line: None,
-        column: None,
-        object: Some(located.identity.clone()),
-        field: String::new(),
-        reason: "TooManyObjects",
-        message: format!("the folder has more than {MAX_OBJECTS} objects; the rest is not read"),
         hint: Some("split it over two edges".to_owned()),
-        kept: false,
+        ..FileProblem::of_object(
+            located,
+            "TooManyObjects",
+            format!("the folder has more than {MAX_OBJECTS} objects; the rest is not read"),
+        )
     }
 }
 
