@@ -451,6 +451,9 @@ impl<'a> Routed<'a> {
         if incoming.is_end_stream() {
             return Ok(Response::from_parts(parts, Body::Empty));
         }
+        if let Some(whole) = incoming.take_whole() {
+            return Ok(Response::from_parts(parts, Body::full(whole)));
+        }
         let keep_trailers = self.normalized.trailers || self.guard.version() == Version::HTTP_2;
         let idle = self.rule.timeouts.idle;
         let deadline = self.deadline.map(|(at, _)| at);

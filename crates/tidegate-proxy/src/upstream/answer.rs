@@ -29,6 +29,14 @@ impl AnswerBody {
         }
     }
 
+    /// The whole body, where it is here already; nothing of the backend is then waited for.
+    pub(crate) fn take_whole(&mut self) -> Option<Bytes> {
+        match self {
+            Self::Http1(body) => body.take_whole(),
+            Self::Http2 { .. } => None,
+        }
+    }
+
     /// The connection that a 101 has made of it; None over HTTP/2, which has no 101.
     pub(crate) fn into_upgraded(self) -> Option<Upgraded> {
         match self {

@@ -30,8 +30,8 @@ pub(crate) use answer::AnswerBody;
 use cluster::{ActiveRequest, ClusterState, Endpoint};
 use connect::{HttpConnection, ProxiedAddresses};
 use http1::{Http1Error, Terms};
-pub(crate) use pool::Upstreams;
 use pool::{Home, StreamCount, WorkerCluster};
+pub(crate) use pool::{REAP_INTERVAL, Upstreams};
 
 /// Addresses tried for one request, and connections tried after a reused one died.
 const MAX_ATTEMPTS: usize = 4;

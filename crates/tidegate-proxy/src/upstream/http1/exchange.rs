@@ -221,6 +221,20 @@ impl ResponseBody {
         self.home = None;
     }
 
+    /// The whole body, where it has a length and came together with its head. The connection is then free.
+    pub(crate) fn take_whole(&mut self) -> Option<Bytes> {
+        let connection = self.connection.as_mut()?;
+        let Decoder::Length(left) = self.decoder else {
+            return None;
+        };
+        if self.upload.is_some() || (connection.inbox.len() as u64) < left {
+            return None;
+        }
+        let frame = self.decoder.decode(&mut connection.inbox).ok()??;
+        self.settle();
+        frame.into_data().ok()
+    }
+
     /// The connection itself, after 101.
     pub(crate) fn into_upgraded(mut self) -> Option<Upgraded> {
         let connection = *self.connection.take()?;

@@ -142,7 +142,7 @@ fn head_end(inbox: &[u8], searched: usize) -> Option<usize> {
     // The line end before it may be among what was searched already.
     let mut from = searched.saturating_sub(2);
     loop {
-        let lf = from + inbox[from..].iter().position(|byte| *byte == b'\n')?;
+        let lf = from + memchr::memchr(b'\n', &inbox[from..])?;
         match inbox[lf + 1..] {
             [b'\n', ..] => return Some(lf + 2),
             [b'\r', b'\n', ..] => return Some(lf + 3),

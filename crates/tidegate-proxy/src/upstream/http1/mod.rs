@@ -79,7 +79,7 @@ impl Connection {
             io,
             inbox: BytesMut::new(),
             read_size: READ_SIZE,
-            outbox: Outbox::default(),
+            outbox: Outbox::new(),
             clock: None,
         })
     }

@@ -20,6 +20,9 @@ const COPIED: usize = 4 * 1024;
 /// What may wait before it must be written.
 const MAX_WAITING: usize = 16 * 1024;
 
+/// Room for the head of a request, before the first one.
+const USUAL_HEAD: usize = 1024;
+
 /// Capacity that an idle connection keeps.
 const KEPT: usize = 4 * 1024;
 
@@ -46,6 +49,13 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
+    pub(super) fn new() -> Self {
+        Self {
+            small: Vec::with_capacity(USUAL_HEAD),
+            ..Self::default()
+        }
+    }
+
     /// For the head of the next request; nothing may wait.
     pub(super) fn begin(&mut self) -> &mut Vec<u8> {
         &mut self.small
