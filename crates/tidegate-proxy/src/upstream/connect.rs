@@ -320,6 +320,17 @@ impl ServerCertVerifier for AcceptAny {
     }
 }
 
+/// Says goodbye where TLS wants that (RFC 8446 §6.1), as far as it can be said without waiting: a backend
+/// should not have to log every connection that was idle for too long.
+impl Drop for UpstreamStream {
+    fn drop(&mut self) {
+        if let Self::Tls(tls) = self {
+            let mut cx = Context::from_waker(Waker::noop());
+            let _ = Pin::new(&mut **tls).poll_shutdown(&mut cx);
+        }
+    }
+}
+
 macro_rules! on_stream {
     ($self:ident, $io:ident => $body:expr) => {
         match $self.get_mut() {
