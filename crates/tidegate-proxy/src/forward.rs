@@ -6,22 +6,22 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
 use http::{header, request, response};
-use hyper::body::{Body as _, Incoming};
-use hyper::upgrade::OnUpgrade;
+use hyper::body::Body as _;
 use tidegate_model::{
     Action, BackendGroup, Cluster, ClusterKey, HashKey, LoadBalancing, Rule, WeightedBackend,
 };
 use tokio::time::Instant;
 
-use crate::body::{Body, BodyOutcome, BodyWatch, RequestBody, UpstreamBody};
+use crate::body::{Body, BodyOutcome, BodyWatch, ClientBody, RequestBody, UpstreamBody};
 use crate::connection::{Connection, ResolvedHost};
 use crate::error::ProxyError;
-use crate::exchange::{EarlyHints, RequestGuard};
+use crate::exchange::RequestGuard;
 use crate::filters::concurrency::InFlightGuard;
 use crate::filters::{basic_auth, compression, cors, forward_auth, headers, ip_access, mirror};
 use crate::forwarded::{self, ClientAddress, ForwardedFacts};
 use crate::normalize::{self, Normalized, Reuse};
 use crate::stop::{PageWish, Stop, empty, stopped};
+use crate::upgrade::ClientUpgrade;
 use crate::upstream::cluster::ActiveRequest;
 use crate::upstream::connect::ProxiedAddresses;
 use crate::upstream::http1::Upgraded;
@@ -37,7 +37,7 @@ pub(crate) struct Routed<'a> {
     rule: &'a Arc<Rule>,
     client: ClientAddress,
     normalized: Normalized,
-    client_upgrade: Option<OnUpgrade>,
+    client_upgrade: Option<ClientUpgrade>,
     deadline: Option<(Instant, Duration)>,
     secure: bool,
 }
@@ -56,7 +56,7 @@ impl<'a> Routed<'a> {
         rule: &'a Arc<Rule>,
         client: ClientAddress,
         normalized: Normalized,
-        client_upgrade: Option<OnUpgrade>,
+        client_upgrade: Option<ClientUpgrade>,
     ) -> Self {
         let deadline = rule
             .timeouts
@@ -81,7 +81,7 @@ impl<'a> Routed<'a> {
     pub(crate) async fn answer(
         &mut self,
         mut parts: Box<request::Parts>,
-        incoming: Incoming,
+        incoming: ClientBody,
         page: &PageWish,
     ) -> Response<Body> {
         let filters = &self.rule.filters;
@@ -170,7 +170,7 @@ impl<'a> Routed<'a> {
     async fn act(
         &mut self,
         mut parts: Box<request::Parts>,
-        incoming: Incoming,
+        incoming: ClientBody,
     ) -> Result<Response<Body>, Stop> {
         self.check_length(&parts, &incoming)?;
         let rule = Arc::clone(self.rule);
@@ -221,7 +221,7 @@ impl<'a> Routed<'a> {
     }
 
     /// 413 before the first byte, where the client says the length.
-    fn check_length(&self, parts: &request::Parts, incoming: &Incoming) -> Result<(), Stop> {
+    fn check_length(&self, parts: &request::Parts, incoming: &ClientBody) -> Result<(), Stop> {
         let Some(limit) = self.rule.limits.request_body else {
             return Ok(());
         };
@@ -287,7 +287,7 @@ impl<'a> Routed<'a> {
         &mut self,
         group: &BackendGroup,
         mut parts: Box<request::Parts>,
-        incoming: Incoming,
+        incoming: ClientBody,
     ) -> Result<Response<Body>, Stop> {
         let extended_connect = parts.method == Method::CONNECT;
         // A request with a body is no handshake: it goes on as what it is otherwise (RFC 9110 §7.8).
@@ -312,7 +312,7 @@ impl<'a> Routed<'a> {
             first_byte: self.rule.timeouts.first_byte,
             body: watch.clone(),
             upgrade: upgrading,
-            hints: parts.extensions.get::<EarlyHints>().cloned(),
+            hints: self.guard.hints(),
         };
         let body = mirror::tee(worker, &self.rule.filters.mirrors, &parts, body, &options);
         let mut request = upstream::request(parts, body);
@@ -379,7 +379,7 @@ impl<'a> Routed<'a> {
         }
     }
 
-    fn request_body(&self, incoming: Incoming, upgrading: bool) -> (Body, Option<BodyWatch>) {
+    fn request_body(&self, incoming: ClientBody, upgrading: bool) -> (Body, Option<BodyWatch>) {
         if upgrading || incoming.is_end_stream() {
             return (Body::Empty, None);
         }
@@ -462,7 +462,7 @@ impl<'a> Routed<'a> {
     }
 
     /// Copies both ways in a task of its own, which keeps the connection busy until its end.
-    fn start_upgrade(&mut self, client: OnUpgrade, backend: Upgraded, active: ActiveRequest) {
+    fn start_upgrade(&mut self, client: ClientUpgrade, backend: Upgraded, active: ActiveRequest) {
         let shared = Arc::clone(&self.connection.worker.shared);
         let idle = self.rule.timeouts.upgraded_idle;
         let busy = self.guard.stay_busy();

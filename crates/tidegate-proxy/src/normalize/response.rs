@@ -49,6 +49,15 @@ pub(crate) fn response(
     Ok(reuse)
 }
 
+/// Removes what HTTP/2 has no place for (RFC 9113 §8.2.2), which a rule's filter may have set.
+pub(crate) fn strip_connection_fields(headers: &mut HeaderMap) {
+    if headers.keys().any(hop_by_hop::is_connection_specific) {
+        let message = hop_by_hop::Message::Response { switching: false };
+        // Fails before it has removed anything; the codec then refuses the response.
+        let _ = hop_by_hop::remove(headers, message);
+    }
+}
+
 impl Reuse {
     fn and(self, other: Self) -> Self {
         if self == Self::Forbidden { self } else { other }

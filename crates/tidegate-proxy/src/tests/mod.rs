@@ -12,6 +12,7 @@ mod lifecycle;
 mod messages;
 mod peers;
 mod retries;
+mod streams;
 mod tls;
 mod upgrades;
 mod versions;

@@ -195,13 +195,12 @@ impl Running<'_> {
 
     /// A 1xx response: cleaned like every other, and left out when that is not possible.
     fn pass_on(&self, head: Response<()>, method: &Method) {
-        let Some(EarlyHints(hints)) = self.terms.hints else {
+        let Some(hints) = self.terms.hints else {
             return;
         };
         let (mut parts, ()) = head.into_parts();
         if normalize::response(&mut parts, method).is_ok() {
-            // Whoever listened may have gone: then so will the request.
-            let _ = hints.send(Response::from_parts(parts, ()));
+            hints.push(Response::from_parts(parts, ()));
         }
     }
 }
