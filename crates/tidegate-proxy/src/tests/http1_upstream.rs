@@ -311,3 +311,40 @@ fn a_client_that_goes_away_takes_the_backends_connection_with_it() {
         });
     }
 }
+
+#[test]
+fn a_body_that_was_cut_off_stays_so_however_often_one_asks() {
+    use http_body_util::BodyExt as _;
+
+    use crate::body::Body;
+    use crate::upstream::connect::UpstreamStream;
+    use crate::upstream::http1::{Connection, Terms};
+
+    let origin = answering_once("HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let tcp = tokio::net::TcpStream::connect(origin.address)
+            .await
+            .unwrap();
+        let connection = Connection::new(UpstreamStream::Plain(tcp));
+        let terms = Terms {
+            first_byte: Some(PATIENCE),
+            hints: None,
+            home: None,
+        };
+        let mut request = http::Request::get("/").body(Body::Empty).unwrap();
+        let answer = connection.exchange(&mut request, terms).await.unwrap();
+        assert_eq!(answer.headers()["content-length"], "8");
+        let mut body = answer.into_body();
+        assert_eq!(
+            body.frame().await.unwrap().unwrap().into_data().unwrap(),
+            "half"
+        );
+        for _ in 0..2 {
+            assert!(body.frame().await.unwrap().is_err());
+        }
+    });
+}

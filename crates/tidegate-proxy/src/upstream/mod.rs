@@ -459,12 +459,10 @@ fn prepare(request: &mut Request<Body>, h2: bool, cluster: &Cluster) {
 
 /// Builds the request to a backend from the client's head.
 pub(crate) fn request(parts: Box<request::Parts>, body: Body) -> Box<Request<Body>> {
-    let parts = *parts;
-    let mut request = Box::new(Request::new(body));
-    *request.method_mut() = parts.method;
-    *request.uri_mut() = parts.uri;
-    *request.headers_mut() = parts.headers;
-    request
+    let mut parts = *parts;
+    // What the client's connection has put there ends here.
+    parts.extensions = http::Extensions::new();
+    Box::new(Request::from_parts(parts, body))
 }
 
 /// Opens a bare connection to one of the cluster's addresses, for passthrough.

@@ -259,7 +259,9 @@ impl ResponseBody {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Http1Error>>> {
         let Some(connection) = &mut self.connection else {
-            return Poll::Ready(None);
+            // Given back at its end, or lost before: then it must not look complete, however often one asks.
+            let end = self.decoder.is_end();
+            return Poll::Ready((!end).then_some(Err(Http1Error::Closed)));
         };
         if let Some(upload) = &mut self.upload {
             match upload.poll_send(connection, cx) {
