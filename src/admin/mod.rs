@@ -4,6 +4,7 @@
 //! types of their own that cannot hold one. Requests whose Host is a public name are refused, because a page
 //! in somebody's browser can make such a name mean 127.0.0.1 (DNS rebinding).
 
+mod connections;
 mod host_guard;
 mod metrics;
 mod readiness;
@@ -27,7 +28,7 @@ pub use host_guard::HostGuard;
 pub use readiness::Readiness;
 pub use views::{
     BackendView, BoundView, CertificateView, ConditionView, ControlView, EndpointView,
-    ListenerView, ObjectCount, ProblemView, RouteView, StatusView, rfc3339,
+    ListenerView, ObjectCount, ProblemView, RouteView, SeverityView, StatusView, rfc3339,
 };
 
 /// Everything that the admin listener shows.
@@ -46,13 +47,11 @@ pub struct Admin {
 }
 
 /// Serves until `stop` completes; requests under way may end.
-pub async fn serve<F>(listener: TcpListener, admin: Admin, stop: F) -> std::io::Result<()>
+pub async fn serve<F>(listener: TcpListener, admin: Admin, stop: F)
 where
-    F: Future<Output = ()> + Send + 'static,
+    F: Future<Output = ()> + Send,
 {
-    axum::serve(listener, router(admin))
-        .with_graceful_shutdown(stop)
-        .await
+    connections::serve(listener, router(admin), stop).await;
 }
 
 fn router(admin: Admin) -> Router {
@@ -73,6 +72,7 @@ fn router(admin: Admin) -> Router {
                 "there is nothing here; GET / lists what there is\n",
             )
         })
+        .layer(middleware::from_fn(connections::refuse_bodies))
         .layer(middleware::from_fn(move |request, next| {
             host_guard::check(guard.clone(), request, next)
         }))

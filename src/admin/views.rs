@@ -79,6 +79,19 @@ pub struct ObjectCount {
     pub kept: usize,
 }
 
+/// How much a problem matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SeverityView {
+    /// Somebody must act.
+    #[default]
+    Error,
+    /// The object is served, but not quite as people may think.
+    Warning,
+    /// It mends itself.
+    Progress,
+}
+
 /// Something that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -95,6 +108,9 @@ pub struct ProblemView {
     pub object: Option<String>,
     /// Field path.
     pub field: Option<String>,
+    /// How much it matters.
+    #[serde(default)]
+    pub severity: SeverityView,
     /// What kind of problem.
     pub reason: String,
     /// What was found.

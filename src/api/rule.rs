@@ -172,7 +172,8 @@ pub struct RuleTimeouts {
     #[schemars(length(min = 1, max = 32))]
     pub connect: Option<String>,
 
-    /// From the end of the request's header to the start of the response; then 504. Default: `60s`.
+    /// From the end of the request to the start of the response, and for a backend that stops reading it; then
+    /// 504. Default: `60s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 32))]
     pub first_byte: Option<String>,

@@ -6,14 +6,15 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use super::report::problem_view;
-use crate::admin::ProblemView;
+use crate::admin::{ProblemView, SeverityView};
 use crate::standalone::{Finding, Source};
+use crate::translate::Severity;
 
 /// The outcome of a check; what `--output json` prints.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CheckReport {
-    /// Whether nothing is wrong.
+    /// Whether nothing is wrong but what warnings tell.
     pub ok: bool,
     /// The folder that was checked.
     pub folder: String,
@@ -21,6 +22,10 @@ pub struct CheckReport {
     pub files: usize,
     /// Number of objects that are right.
     pub objects: usize,
+    /// Number of problems that somebody must mend.
+    pub errors: usize,
+    /// Number of problems that harm nothing.
+    pub warnings: usize,
     /// Everything that is wrong, by file and line.
     pub problems: Vec<ProblemView>,
 }
@@ -38,16 +43,22 @@ pub fn check(folder: &Path, now: SystemTime) -> CheckReport {
         .filter(|finding| !is_unissued(finding))
         .map(problem_view)
         .collect();
+    let errors = problems
+        .iter()
+        .filter(|problem| problem.severity == SeverityView::Error)
+        .count();
     CheckReport {
-        ok: problems.is_empty(),
+        ok: errors == 0,
         folder: folder.display().to_string(),
         files: refreshed.files,
         objects: refreshed.counts.values().sum(),
+        errors,
+        warnings: problems.len() - errors,
         problems,
     }
 }
 
 /// Nothing is issued here, so that a missing certificate is no mistake of the objects.
 pub(super) fn is_unissued(finding: &Finding) -> bool {
-    finding.reason == "Issuing"
+    finding.severity == Severity::Progress
 }

@@ -15,7 +15,8 @@ pub mod status;
 mod upgrade;
 
 pub use crate::admin::{
-    BackendView, CertificateView, ConditionView, ControlView, ProblemView, RouteView, StatusView,
+    BackendView, CertificateView, ConditionView, ControlView, ProblemView, RouteView, SeverityView,
+    StatusView,
 };
 pub use tidegate_proxy::{
     AccessLogSettings, EdgeLimits, EdgeTimeouts, ProxyProtocolMode, Settings,

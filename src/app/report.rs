@@ -6,9 +6,11 @@ use std::time::SystemTime;
 use tidegate_model::{HostPattern, RouteId};
 
 use crate::admin::{
-    BoundView, ConditionView, ControlView, ObjectCount, ProblemView, RouteView, rfc3339,
+    BoundView, ConditionView, ControlView, ObjectCount, ProblemView, RouteView, SeverityView,
+    rfc3339,
 };
 use crate::standalone::{Finding, Refreshed};
+use crate::translate::Severity;
 
 /// What does not change while the process runs.
 #[derive(Debug, Clone)]
@@ -73,6 +75,11 @@ pub(super) fn problem_view(finding: &Finding) -> ProblemView {
         document: finding.document,
         object: finding.object.clone(),
         field: Some(finding.field.clone()).filter(|field| !field.is_empty()),
+        severity: match finding.severity {
+            Severity::Error => SeverityView::Error,
+            Severity::Warning => SeverityView::Warning,
+            Severity::Progress => SeverityView::Progress,
+        },
         reason: finding.reason.clone(),
         message: finding.message.clone(),
         hint: finding.hint.clone(),

@@ -210,11 +210,7 @@ impl Running {
             let listener =
                 tokio::net::TcpListener::from_std(listener).map_err(RunError::Process)?;
             let stop = admin_stop.clone().cancelled_owned();
-            spawn_named("admin", async move {
-                if let Err(error) = crate::admin::serve(listener, admin, stop).await {
-                    tracing::error!(error = %error, "the admin listener failed");
-                }
-            });
+            spawn_named("admin", crate::admin::serve(listener, admin, stop));
         }
         for (name, address) in &listeners {
             tracing::info!(listener = name, %address, "listening");

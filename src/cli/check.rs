@@ -6,35 +6,36 @@ use std::time::SystemTime;
 
 use clap::Args;
 
-use super::terminal::{Look, Output, Terminal};
-use crate::app::ProblemView;
+use super::terminal::{Look, Output, OutputArgs, Terminal};
 use crate::app::check::{CheckReport, check};
+use crate::app::{ProblemView, SeverityView};
 
 /// Tell whether the objects of a folder are right, without serving them.
 ///
-/// Tells every mistake at once, with file, line, field and how to mend it. Exit code 0 when nothing is wrong, 1
-/// otherwise: made for editors, commit hooks and CI. Connects to nothing and writes nothing.
+/// Tells every mistake at once, with file, line, field and how to mend it. Exit code 1 when anything must be
+/// mended, 0 when nothing is wrong or there are only warnings: made for editors, commit hooks and CI. Connects to
+/// nothing and writes nothing.
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
     /// Folder of objects.
     #[arg(env = "TIDEGATE_DIR", default_value = ".")]
     dir: PathBuf,
 
-    /// For people or for programs; the JSON is described in docs/reference/check-output.md.
-    #[arg(
-        long,
-        short,
-        value_name = "FORMAT",
-        value_enum,
-        default_value = "human"
-    )]
-    output: Output,
+    /// Take warnings for errors.
+    #[arg(long)]
+    strict: bool,
+
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 impl CheckArgs {
     pub(super) fn run(self, terminal: &mut Terminal) -> anyhow::Result<ExitCode> {
-        let report = check(&self.dir, SystemTime::now());
-        match self.output {
+        let mut report = check(&self.dir, SystemTime::now());
+        if self.strict {
+            report.ok = report.problems.is_empty();
+        }
+        match self.output.output {
             Output::Json => terminal.line(serde_json::to_string_pretty(&report)?)?,
             Output::Human => print(terminal, &report)?,
         }
@@ -50,13 +51,13 @@ fn print(terminal: &mut Terminal, report: &CheckReport) -> std::io::Result<()> {
     problems(terminal, &report.problems)?;
     let objects = plural(report.objects, "object");
     let files = plural(report.files, "file");
-    if report.ok && report.objects == 0 {
+    if report.problems.is_empty() && report.objects == 0 {
         terminal.line(format_args!(
             "{}: the folder {} holds no objects; `tidegate --help` shows a first one",
             terminal.paint(Look::Good, "ok"),
             report.folder
         ))
-    } else if report.ok {
+    } else if report.problems.is_empty() {
         terminal.line(format_args!(
             "{}: {objects} in {files}",
             terminal.paint(Look::Good, "ok")
@@ -64,9 +65,30 @@ fn print(terminal: &mut Terminal, report: &CheckReport) -> std::io::Result<()> {
     } else {
         terminal.line(format_args!(
             "{}; {objects} of {files} could be read",
-            terminal.paint(Look::Bad, plural(report.problems.len(), "problem")),
+            count(terminal, &report.problems),
         ))
     }
+}
+
+/// How many problems there are of each severity, such as `2 errors, 1 warning`.
+pub(super) fn count(terminal: &Terminal, problems: &[ProblemView]) -> String {
+    let parts = [
+        (SeverityView::Error, Look::Bad, "error"),
+        (SeverityView::Warning, Look::Warn, "warning"),
+        (SeverityView::Progress, Look::Faint, "in progress"),
+    ]
+    .map(|(severity, look, noun)| {
+        let count = problems
+            .iter()
+            .filter(|problem| problem.severity == severity)
+            .count();
+        let text = match severity {
+            SeverityView::Progress => format!("{count} {noun}"),
+            _ => plural(count, noun),
+        };
+        (count > 0).then(|| terminal.paint(look, text))
+    });
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 /// Prints problems, each with place, object, field, what was found and what to do.
@@ -86,7 +108,12 @@ pub(super) fn problems(terminal: &mut Terminal, problems: &[ProblemView]) -> std
             head.push(terminal.paint(Look::Strong, place));
         }
         head.extend(problem.object.clone());
-        head.push(terminal.paint(Look::Faint, format!("[{}]", problem.reason)));
+        head.push(match problem.severity {
+            SeverityView::Warning => {
+                terminal.paint(Look::Warn, format!("[{}, warning]", problem.reason))
+            }
+            _ => terminal.paint(Look::Faint, format!("[{}]", problem.reason)),
+        });
         terminal.line(head.join("  "))?;
         let what = match &problem.field {
             Some(field) => format!("{field}: {}", problem.message),

@@ -67,11 +67,8 @@ impl ExplainArgs {
         }
         if !explanation.problems.is_empty() {
             terminal.line("")?;
-            let count = check::plural(explanation.problems.len(), "problem");
-            terminal.line(terminal.paint(
-                Look::Bad,
-                format!("the folder has {count}, which may be why:"),
-            ))?;
+            let count = check::count(terminal, &explanation.problems);
+            terminal.line(format_args!("the folder has {count}, which may be why:"))?;
             terminal.line("")?;
             check::problems(terminal, &explanation.problems)?;
         }

@@ -6,15 +6,15 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::check;
-use super::terminal::{Look, Output, Terminal};
+use super::terminal::{Look, Output, OutputArgs, Terminal};
 use super::values::StateArgs;
-use crate::app::ControlView;
 use crate::app::status::{Found, status};
+use crate::app::{ControlView, SeverityView};
 
 /// Tell how the edge of a folder is doing.
 ///
 /// Asks the running edge; when none runs, tells what the last one wrote down. Exit code 0 when an edge runs and
-/// nothing is wrong, 1 otherwise.
+/// nothing must be mended, 1 otherwise.
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
     /// Folder of objects.
@@ -24,25 +24,23 @@ pub(super) struct StatusArgs {
     #[command(flatten)]
     state: StateArgs,
 
-    /// For people or for programs.
-    #[arg(
-        long,
-        short,
-        value_name = "FORMAT",
-        value_enum,
-        default_value = "human"
-    )]
-    output: Output,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 impl StatusArgs {
     pub(super) fn run(self, terminal: &mut Terminal) -> anyhow::Result<ExitCode> {
         let found = status(&self.state.find(self.dir.as_deref())?)?;
-        match self.output {
+        match self.output.output {
             Output::Json => terminal.line(serde_json::to_string_pretty(&found)?)?,
             Output::Human => print(terminal, &found)?,
         }
-        Ok(if found.running && found.last.problems.is_empty() {
+        let wrong = found
+            .last
+            .problems
+            .iter()
+            .any(|problem| problem.severity == SeverityView::Error);
+        Ok(if found.running && !wrong {
             ExitCode::SUCCESS
         } else {
             ExitCode::FAILURE
@@ -78,7 +76,7 @@ fn print(terminal: &mut Terminal, found: &Found) -> std::io::Result<()> {
     if !last.problems.is_empty() {
         terminal.line("")?;
         check::problems(terminal, &last.problems)?;
-        terminal.line(terminal.paint(Look::Bad, check::plural(last.problems.len(), "problem")))?;
+        terminal.line(check::count(terminal, &last.problems))?;
     }
     Ok(())
 }

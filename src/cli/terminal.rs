@@ -16,12 +16,27 @@ pub(super) enum Output {
     Json,
 }
 
+/// The choice of whom a report is written for.
+#[derive(Debug, clap::Args)]
+pub(super) struct OutputArgs {
+    /// For people or for programs; the JSON of `check` is described in docs/reference/check-output.md.
+    #[arg(
+        long,
+        short,
+        value_name = "FORMAT",
+        value_enum,
+        default_value = "human"
+    )]
+    pub(super) output: Output,
+}
+
 /// How a piece of text looks.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Look {
     Strong,
     Good,
     Bad,
+    Warn,
     Hint,
     Faint,
 }
@@ -41,6 +56,7 @@ impl Terminal {
             Look::Strong => "1",
             Look::Good => "32",
             Look::Bad => "31",
+            Look::Warn => "33",
             Look::Hint => "36",
             Look::Faint => "2",
         };

@@ -12,12 +12,15 @@ use tidegate_model::ObjectName;
 
 use super::document::{Node, Value};
 use super::schema::{self, FieldProblem, nearest};
-use crate::api::{self, AcmeIssuer, TlsRoute, TunnelAgent};
+use crate::api::{self, AcmeIssuer, GROUP, TlsRoute, TunnelAgent};
 use crate::translate::{ConfigMapData, SecretData};
 
 /// Largest object, in bytes of text. The API server's own bound (etcd's request limit), so that what is
 /// accepted here is accepted there.
 pub(crate) const MAX_OBJECT_BYTES: usize = 1_572_864;
+
+/// The reason of an object of another program's API group.
+pub(super) const FOREIGN_KIND: &str = "ForeignKind";
 
 /// The kinds that are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -243,8 +246,18 @@ fn kind_of(node: &Node) -> Result<ObjectKind, FieldProblem> {
         .into_iter()
         .find(|known| known.as_str() == kind)
     else {
+        let version = node.get("apiVersion").and_then(Node::as_str);
+        let ours = version.is_none_or(|version| version.starts_with(GROUP));
         let hint = match nearest(kind, ObjectKind::ALL.map(ObjectKind::as_str)) {
             Some(near) => format!("did you mean {near:?}?"),
+            None if !ours => {
+                return Err(problem(
+                    "kind",
+                    FOREIGN_KIND,
+                    format!("{kind:?} is not a kind that tidegate reads, so it is left out"),
+                    "nothing to mend if it is meant for another program".to_owned(),
+                ));
+            }
             None => format!("it is one of {}", known()),
         };
         return Err(problem(
@@ -499,6 +512,10 @@ mod tests {
             ),
             (
                 "kind: Deployment\napiVersion: apps/v1\n",
+                "kind \"Deployment\" is not a kind that tidegate reads, so it is left out; nothing to mend if it is meant for another program",
+            ),
+            (
+                "kind: Deployment\napiVersion: edge.tidegate.dev/v1alpha1\n",
                 "kind \"Deployment\" is not a kind that tidegate reads; it is one of TlsRoute, TunnelAgent, AcmeIssuer, Secret, ConfigMap",
             ),
             (

@@ -26,7 +26,7 @@ use super::loader::{Loaded, Loader};
 use super::state::StateFolder;
 use crate::api::TlsRoute;
 use crate::translate::{
-    Environment, Inputs, IssuerChoice, Kind, LastGood, StaticFilesPolicy, Translation,
+    Environment, Inputs, IssuerChoice, Kind, LastGood, Severity, StaticFilesPolicy, Translation,
     WantedCertificate, parse_certificate, translate,
 };
 
@@ -50,6 +50,8 @@ pub struct Finding {
     pub object: Option<String>,
     /// Field path, such as `spec.rules[0].backends`; empty when it is about the whole.
     pub field: String,
+    /// How much it matters.
+    pub severity: Severity,
     /// What kind of problem, in `PascalCase`.
     pub reason: String,
     /// What was found.
@@ -333,6 +335,7 @@ impl Source {
                 document: problem.document,
                 object: problem.object.as_ref().map(ToString::to_string),
                 field: problem.field.clone(),
+                severity: problem.severity(),
                 reason: problem.reason.to_owned(),
                 message: problem.message.clone(),
                 hint: problem.hint.clone(),
@@ -375,6 +378,7 @@ impl Source {
                 document,
                 object: Some(identity.to_string()),
                 field: problem.field.clone(),
+                severity: problem.severity(),
                 reason: problem.reason.to_string(),
                 message: problem.message.clone(),
                 hint: problem.hint.clone(),
@@ -447,6 +451,7 @@ fn ca_finding(route: Option<&RouteId>, error: &CaError) -> Finding {
         document: None,
         object: route.map(|route| format!("TlsRoute {route}")),
         field: String::new(),
+        severity: Severity::Error,
         reason: error.reason().to_owned(),
         message: format!("cannot {}", chain(error)),
         hint: None,

@@ -455,20 +455,29 @@ impl Work<'_> {
         Conditions::new(previous, route.metadata.generation, self.now)
     }
 
-    fn finish_unserved(&mut self, id: &RouteId, route: &TlsRoute, report: Report) {
+    /// The conditions of a route that is not served, and why it is not.
+    fn unserved(
+        &self,
+        id: &RouteId,
+        route: &TlsRoute,
+        report: &Report,
+        reason: Reason,
+        message: &str,
+    ) -> Conditions {
         let mut conditions = self.conditions(id, route);
-        conditions.judge(&report, ConditionType::Accepted, Reason::Accepted, "valid");
-        resolved_refs(&mut conditions, &report);
+        conditions.judge(report, ConditionType::Accepted, Reason::Accepted, "valid");
+        resolved_refs(&mut conditions, report);
         conditions.remove(ConditionType::CertificateReady);
         conditions.remove(ConditionType::ClientAddressPreserved);
         conditions.remove(ConditionType::Reconciling);
-        conditions.set(
-            ConditionType::Programmed,
-            false,
-            Reason::NothingToServe,
-            "the object is not valid and no earlier version of it is known",
-        );
+        conditions.set(ConditionType::Programmed, false, reason, message);
         conditions.summarize(&SUMMARY);
+        conditions
+    }
+
+    fn finish_unserved(&mut self, id: &RouteId, route: &TlsRoute, report: Report) {
+        let why = "the object is not valid and no earlier version of it is known";
+        let conditions = self.unserved(id, route, &report, Reason::NothingToServe, why);
         self.finish(id, route, report, conditions, None, Vec::new());
     }
 
@@ -493,19 +502,8 @@ impl Work<'_> {
         if let Some(known) = known {
             self.result.last_good.routes.insert(id.clone(), known);
         }
-        let mut conditions = self.conditions(id, route);
-        conditions.judge(&report, ConditionType::Accepted, Reason::Accepted, "valid");
-        resolved_refs(&mut conditions, &report);
-        conditions.remove(ConditionType::CertificateReady);
-        conditions.remove(ConditionType::ClientAddressPreserved);
-        conditions.remove(ConditionType::Reconciling);
-        conditions.set(
-            ConditionType::Programmed,
-            false,
-            Reason::Suspended,
-            "spec.suspend is true",
-        );
-        conditions.summarize(&SUMMARY);
+        let why = "spec.suspend is true";
+        let conditions = self.unserved(id, route, &report, Reason::Suspended, why);
         let hostnames = compiled.as_ref().map(names).unwrap_or_default();
         self.finish(id, route, report, conditions, None, hostnames);
     }

@@ -111,11 +111,11 @@ pub enum Severity {
 impl Problem {
     /// How much it matters. `check` fails on errors only.
     pub fn severity(&self) -> Severity {
-        match self.reason {
-            Reason::Issuing => Severity::Progress,
-            Reason::AddressLost | Reason::AgentNotConnected | Reason::AcmeNotEnabled => {
-                Severity::Warning
-            }
+        match (self.object.kind, self.reason) {
+            (_, Reason::Issuing) => Severity::Progress,
+            (_, Reason::AddressLost | Reason::AgentNotConnected | Reason::AcmeNotEnabled)
+            // Such an agent stays away; nothing else is harmed.
+            | (Kind::TunnelAgent, Reason::SecretNotFound) => Severity::Warning,
             _ => Severity::Error,
         }
     }

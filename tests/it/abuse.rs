@@ -106,7 +106,8 @@ fn floods_of_frames_end_and_honest_small_frames_arrive() {
         return;
     }
     let origin = Origin::echo();
-    let edge = edge(&origin, &[]);
+    let mut edge = edge(&origin, &[]);
+    let (memory, cpu) = (edge.program().peak_memory(), edge.program().cpu_time());
     let text = succeed(
         Command::new(python)
             .arg(real_file("h2_abuse.py"))
@@ -129,6 +130,50 @@ fn floods_of_frames_end_and_honest_small_frames_arrive() {
         "floods that were endured:\n{}\nof\n{text}",
         wrong.join("\n")
     );
+    // Of 28,000 frames, and 20,000 honest ones: few become requests, little is held, and little is spent.
+    assert!(origin.requests() < 1000, "{} requests", origin.requests());
+    let grown = edge.program().peak_memory() - memory;
+    assert!(grown < 16 << 20, "{grown} bytes were held for floods");
+    let spent = edge.program().cpu_time().saturating_sub(cpu);
+    assert!(spent < Duration::from_secs(5), "floods cost {spent:?}");
     // And it still serves.
     assert_eq!(edge.get(HOST, "/").status, 200);
+}
+
+#[test]
+fn many_slow_heads_hold_little_and_nobody_up() {
+    const CONNECTIONS: usize = 200;
+    const SENT: usize = 32 * 1024;
+    let origin = Origin::echo();
+    let mut edge = edge(&origin, &["--header-timeout", "8s"]);
+    let (requests, memory) = (origin.requests(), edge.program().peak_memory());
+    let client = edge.client();
+    block_on(async {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let line = format!("X-Slow: {}\r\n", "x".repeat(1000));
+        let head = format!(
+            "GET / HTTP/1.1\r\nHost: {HOST}\r\n{}",
+            line.repeat(SENT / line.len())
+        );
+        let mut waiting = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let mut slow = client.connect(HOST, &["http/1.1"]).await.unwrap();
+            slow.write_all(head.as_bytes()).await.unwrap();
+            waiting.push(slow);
+        }
+        let request = http::Request::get("/").header("host", HOST);
+        let honest = request.body(http_body_util::Full::default()).unwrap();
+        assert_eq!(client.send(HOST, honest).await.unwrap().status, 200);
+        for mut slow in waiting {
+            let mut answer = Vec::new();
+            let end = slow.read_to_end(&mut answer);
+            let ended = tokio::time::timeout(Duration::from_secs(30), end).await;
+            assert!(ended.is_ok(), "a connection was held");
+        }
+    });
+    assert_eq!(origin.requests(), requests + 1, "half a request arrived");
+    // Four times the longest head: its buffer, room to grow, and what any TLS connection costs.
+    let grown = edge.program().peak_memory() - memory;
+    let each = grown / CONNECTIONS as u64;
+    assert!(each < 256 << 10, "{each} bytes were held per connection");
 }

@@ -17,6 +17,7 @@ mod examples;
 mod generated;
 mod h2spec;
 mod http;
+mod names;
 mod real;
 mod reload;
 mod standalone;

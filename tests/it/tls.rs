@@ -240,9 +240,8 @@ fn a_changed_certificate_is_served_and_closes_nothing() {
     assert_eq!(client.get(HOST, "/").status, 200);
 }
 
-#[test]
-fn passthrough_leaves_tls_to_the_backend() {
-    let ca = Ca::new();
+/// A backend that speaks TLS itself, and says `behind`. Before TLS it takes this line, if any.
+fn tls_backend(ca: &Ca, proxy_line: &'static str) -> std::net::SocketAddr {
     let leaf = ca.leaf(HOST);
     let key = PrivateKeyDer::try_from(leaf.key.serialize_der()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -259,7 +258,11 @@ fn passthrough_leaves_tls_to_the_backend() {
         block_on(async move {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
             let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server));
-            while let Ok((stream, _)) = listener.accept().await {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut line = vec![0; proxy_line.len()];
+                if stream.read_exact(&mut line).await.is_err() || line != proxy_line.as_bytes() {
+                    continue;
+                }
                 let Ok(mut stream) = acceptor.accept(stream).await else {
                     continue;
                 };
@@ -273,6 +276,13 @@ fn passthrough_leaves_tls_to_the_backend() {
             }
         });
     });
+    address
+}
+
+#[test]
+fn passthrough_leaves_tls_to_the_backend() {
+    let ca = Ca::new();
+    let address = tls_backend(&ca, "");
     let spec = format!(
         "hostnames: [{HOST}]\ntls: {{mode: Passthrough}}\nrules:\n- backends: [{{address: \"{address}\"}}]\n"
     );
@@ -286,4 +296,68 @@ fn passthrough_leaves_tls_to_the_backend() {
     let client = Client::new(edge.https, ca.pem.as_bytes());
     assert_eq!(client.get(HOST, "/").text(), "behind");
     assert!(edge.client().try_get(HOST, "/").is_err());
+}
+
+/// A TLS connection from 127.0.0.2 that begins with these bytes, and the answer to `GET /`.
+fn behind_a_balancer(edge: &Edge, ca_pem: &str, host: &str, first: &[u8]) -> Option<String> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let from = std::net::SocketAddr::from(([127, 0, 0, 2], 0));
+    socket.bind(&from.into()).unwrap();
+    let to = std::net::SocketAddr::from(([127, 0, 0, 1], edge.https));
+    socket.connect(&to.into()).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    block_on(async {
+        let mut stream = tokio::net::TcpStream::from_std(socket.into()).unwrap();
+        // In two pieces, as slow balancers send it.
+        let (one, two) = first.split_at(first.len() / 2);
+        stream.write_all(one).await.unwrap();
+        stream.flush().await.unwrap();
+        stream.write_all(two).await.unwrap();
+        let config = config(ca_pem, rustls::ALL_VERSIONS);
+        let name = rustls::pki_types::ServerName::try_from(host.to_owned()).unwrap();
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let mut stream = connector.connect(name, stream).await.ok()?;
+        let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        Some(answer)
+    })
+}
+
+#[test]
+fn a_proxy_header_stands_before_tls_that_is_opened_here_or_behind() {
+    let ca = Ca::new();
+    let behind = tls_backend(&ca, "PROXY TCP4 203.0.113.9 198.51.100.1 4711 443\r\n");
+    let spec = format!(
+        "hostnames: [{HOST}]\ntls: {{mode: Passthrough}}\nrules:\n- backends: [{{address: \"{behind}\", proxyProtocol: v1}}]\n"
+    );
+    let origin = Origin::echo();
+    let edge = Edge::builder()
+        .object(route_of("behind", &spec))
+        .object(route("here", "here.test", origin.address()))
+        .arg("--trusted-proxies=127.0.0.2/32")
+        .arg("--proxy-protocol=required")
+        .start();
+    // Strangers send no header, and none is taken from them.
+    edge.wait_for_status("here.test", "/", 200);
+    let own = std::fs::read_to_string(edge.ca_file()).unwrap();
+    let mut version_2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".to_vec();
+    version_2.extend([203, 0, 113, 9, 198, 51, 100, 1]);
+    version_2.extend(4711_u16.to_be_bytes());
+    version_2.extend(443_u16.to_be_bytes());
+    let version_1 = b"PROXY TCP4 203.0.113.9 198.51.100.1 4711 443\r\n".to_vec();
+    for header in [version_1, version_2] {
+        let answer = behind_a_balancer(&edge, &ca.pem, HOST, &header).unwrap();
+        assert!(answer.ends_with("behind"), "{answer}");
+        let answer = behind_a_balancer(&edge, &own, "here.test", &header).unwrap();
+        // Who came, and where to: the balancer's own port.
+        for (name, value) in [("for", "203.0.113.9"), ("port", "443")] {
+            let field = format!("[\"x-forwarded-{name}\",\"{value}\"]");
+            assert!(answer.contains(&field), "{field} in {answer}");
+        }
+    }
+    for host in [HOST, "here.test"] {
+        assert_eq!(behind_a_balancer(&edge, &ca.pem, host, b""), None, "{host}");
+    }
 }

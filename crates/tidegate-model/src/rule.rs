@@ -207,7 +207,7 @@ pub struct StaticFolder {
 /// Clocks of a rule. None means no limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timeouts {
-    /// From the end of the request's head to the first byte of the response's head; 504.
+    /// From the end of the request to the response's head, and while a backend reads nothing of it; 504.
     pub first_byte: Option<Duration>,
     /// Between two frames of a body in either direction; 408 or an aborted response.
     pub idle: Option<Duration>,

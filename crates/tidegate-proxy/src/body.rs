@@ -8,11 +8,14 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use h2::{Reason, RecvStream};
+use http::{HeaderMap, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
-use crate::upstream::Lease;
+use crate::upstream::AnswerBody;
 use crate::upstream::cluster::ActiveRequest;
 
 /// Error of any body.
@@ -153,6 +156,7 @@ pub(crate) struct BodyWatch(Arc<BodyProgress>);
 struct BodyProgress {
     outcome: AtomicU8,
     ended: AtomicBool,
+    end: Notify,
 }
 
 impl BodyWatch {
@@ -165,9 +169,11 @@ impl BodyWatch {
         }
     }
 
-    /// Whether the whole body was read, or nobody will read more of it.
-    pub(crate) fn has_ended(&self) -> bool {
-        self.0.ended.load(Ordering::Relaxed)
+    /// Waits until the whole body was read, or nobody will read more of it. For one waiter.
+    pub(crate) async fn until_ended(&self) {
+        while !self.0.ended.load(Ordering::Relaxed) {
+            self.0.end.notified().await;
+        }
     }
 
     fn set(&self, outcome: BodyOutcome) {
@@ -184,9 +190,97 @@ enum RequestBodyError {
     TimedOut(Duration),
 }
 
+/// What a client sends after a request's head.
+pub(crate) enum ClientBody {
+    /// Nothing.
+    Empty,
+    /// A body of hyper's.
+    Http1(Incoming),
+    /// DATA frames, whose window opens again as they are taken.
+    Http2 {
+        recv: RecvStream,
+        /// As announced; the codec holds the client to it.
+        length: Option<u64>,
+        /// Only trailers can follow.
+        data_ended: bool,
+    },
+}
+
+impl ClientBody {
+    /// The body of a stream whose header is at hand.
+    pub(crate) fn http2(recv: RecvStream, headers: &HeaderMap) -> Self {
+        if recv.is_end_stream() {
+            return Self::Empty;
+        }
+        let length = headers.get(header::CONTENT_LENGTH);
+        Self::Http2 {
+            recv,
+            length: length.and_then(|length| length.to_str().ok()?.parse().ok()),
+            data_ended: false,
+        }
+    }
+}
+
+impl HttpBody for ClientBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let (recv, data_ended) = match self.get_mut() {
+            Self::Empty => return Poll::Ready(None),
+            Self::Http1(incoming) => {
+                let frame = ready!(Pin::new(incoming).poll_frame(cx));
+                return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
+            }
+            Self::Http2 {
+                recv, data_ended, ..
+            } => (recv, data_ended),
+        };
+        // RFC 9113 §8.1: NO_ERROR means that the rest is not needed, not that something is wrong.
+        let failed = |error: h2::Error| match error.reason() {
+            Some(Reason::NO_ERROR) => None,
+            _ => Some(Err(error.into())),
+        };
+        if !*data_ended {
+            match ready!(recv.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    // Fails only for more than was received.
+                    let _ = recv.flow_control().release_capacity(data.len());
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Some(Err(error)) => return Poll::Ready(failed(error)),
+                None => *data_ended = true,
+            }
+        }
+        Poll::Ready(match ready!(recv.poll_trailers(cx)) {
+            Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
+            Err(error) => failed(error),
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Http1(incoming) => incoming.is_end_stream(),
+            Self::Http2 { recv, .. } => recv.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Http1(incoming) => incoming.size_hint(),
+            Self::Http2 { length, .. } => length.map_or_else(SizeHint::new, SizeHint::with_exact),
+        }
+    }
+}
+
 /// A client's request body under the rule's size limit and idle clock.
 pub(crate) struct RequestBody {
-    incoming: Incoming,
+    incoming: ClientBody,
     limit: Option<u64>,
     read: u64,
     clock: WaitClock,
@@ -196,7 +290,7 @@ pub(crate) struct RequestBody {
 impl RequestBody {
     /// Wraps the body; the watch tells how it went.
     pub(crate) fn new(
-        incoming: Incoming,
+        incoming: ClientBody,
         limit: Option<u64>,
         idle: Option<Duration>,
     ) -> (Self, BodyWatch) {
@@ -243,7 +337,7 @@ impl RequestBody {
             }
             Some(Err(error)) => {
                 this.watch.set(BodyOutcome::Aborted);
-                Poll::Ready(Some(Err(error.into())))
+                Poll::Ready(Some(Err(error)))
             }
             None => Poll::Ready(None),
         }
@@ -253,6 +347,7 @@ impl RequestBody {
 impl Drop for RequestBody {
     fn drop(&mut self) {
         self.watch.0.ended.store(true, Ordering::Relaxed);
+        self.watch.0.end.notify_one();
     }
 }
 
@@ -265,21 +360,18 @@ enum UpstreamBodyError {
     Deadline,
 }
 
-/// A backend's response body; gives the connection back when it has ended.
+/// A backend's response body under the rule's clocks.
 pub(crate) struct UpstreamBody {
-    incoming: Incoming,
+    incoming: AnswerBody,
     clock: WaitClock,
     deadline: Option<Pin<Box<Sleep>>>,
-    lease: Option<Lease>,
-    ended: bool,
     keep_trailers: bool,
     _active: ActiveRequest,
 }
 
 impl UpstreamBody {
     pub(crate) fn new(
-        incoming: Incoming,
-        lease: Option<Lease>,
+        incoming: AnswerBody,
         active: ActiveRequest,
         idle: Option<Duration>,
         deadline: Option<Instant>,
@@ -289,8 +381,6 @@ impl UpstreamBody {
             incoming,
             clock: WaitClock::new(idle),
             deadline: deadline.map(|at| Box::pin(tokio::time::sleep_until(at))),
-            lease,
-            ended: false,
             keep_trailers,
             _active: active,
         }
@@ -322,22 +412,9 @@ impl UpstreamBody {
                     }
                     Poll::Ready(Some(Ok(frame)))
                 }
-                Some(Err(error)) => Poll::Ready(Some(Err(error.into()))),
-                None => {
-                    this.ended = true;
-                    Poll::Ready(None)
-                }
+                Some(Err(error)) => Poll::Ready(Some(Err(error))),
+                None => Poll::Ready(None),
             };
-        }
-    }
-}
-
-impl Drop for UpstreamBody {
-    fn drop(&mut self) {
-        if let Some(lease) = self.lease.take()
-            && (self.ended || self.incoming.is_end_stream())
-        {
-            lease.release();
         }
     }
 }

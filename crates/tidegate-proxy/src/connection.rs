@@ -1,4 +1,4 @@
-//! Serves HTTP on one connection: codec by protocol, clocks, drain.
+//! Serves HTTP on one connection: what both protocols share, and HTTP/1. HTTP/2 is in `http2`.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -6,18 +6,22 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue, Version};
-use hyper::server::conn::{http1, http2};
+use http::{HeaderMap, HeaderValue, Request, Version, header};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tidegate_model::{HostName, VirtualHost};
 
+use crate::body::ClientBody;
 use crate::forwarded::{self, ClientAddress};
 use crate::http as phases;
-use crate::io::{ClientStream, ClockVerdict, ConnectionClock, FrameBudget, Transport};
+use crate::http2;
+use crate::io::{ClientStream, ClockVerdict, ConnectionClock, Transport};
 use crate::listener::OpenConnection;
 use crate::metrics::RouteMetrics;
 use crate::tls::TlsFacts;
+use crate::upgrade::ClientUpgrade;
 use crate::worker::Worker;
 
 /// What is known of a connection before its first request.
@@ -86,17 +90,40 @@ impl Connection {
     }
 }
 
-/// Small writes of HTTP/2 are joined up to this; more only adds memory per stream.
-const H2_SEND_BUFFER: usize = 256 * 1024;
-const H2_STREAM_WINDOW: u32 = 256 * 1024;
-/// Half of it is the codec's budget for small frames that wait for their reader, at nearly 256 bytes each.
-/// A stream of 20-byte messages that fills its window in front of a slow backend needs 3 MiB of it; beyond
-/// the budget the codec ends the connection.
-const H2_CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
-
 /// How long a connection may still send its first request after the edge began to drain: about what is on
 /// its way at that moment.
 pub(crate) const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
+
+/// What the clocks ask of a connection.
+pub(crate) enum Asked {
+    Nothing,
+    /// To take no further requests.
+    Leave,
+    /// To end at once.
+    Close,
+}
+
+impl Connection {
+    /// Asks the clocks. `head` is None where heads have no clock of their own, see
+    /// [`ConnectionClock::verdict`].
+    pub(crate) fn judge(&self, head: Option<Duration>, leaving: bool) -> Asked {
+        let settings = &self.worker.shared.settings;
+        let timeouts = &settings.timeouts;
+        let clock = &self.clock;
+        match clock.verdict(head, timeouts.keep_alive_idle, timeouts.write_stall) {
+            ClockVerdict::Fine => {}
+            ClockVerdict::SlowHead | ClockVerdict::Stalled => return Asked::Close,
+            ClockVerdict::Idle if leaving => return Asked::Close,
+            ClockVerdict::Idle => return Asked::Leave,
+        }
+        if clock.age() >= timeouts.connection_age
+            || clock.served() >= settings.limits.requests_per_connection
+        {
+            return Asked::Leave;
+        }
+        Asked::Nothing
+    }
+}
 
 /// Serves until the connection ends, the clocks say so, or the edge drains.
 pub(crate) async fn serve(
@@ -105,114 +132,96 @@ pub(crate) async fn serve(
     version: Version,
     facts: ConnectionFacts,
 ) {
-    let clock = ConnectionClock::new();
-    let settings = &worker.shared.settings;
-    let limits = settings.limits.clone();
-    let timeouts = settings.timeouts.clone();
-    let draining = worker.shared.draining.clone();
-    let cut = worker.shared.cut.clone();
     let client_ip = facts.client.ip();
     let connection = Arc::new(Connection {
-        client_trusted: forwarded::is_trusted(client_ip, &settings.trusted_proxies),
+        client_trusted: forwarded::is_trusted(client_ip, &worker.shared.settings.trusted_proxies),
         client: ClientAddress::new(client_ip),
         worker,
         facts,
-        clock: Arc::clone(&clock),
+        clock: ConnectionClock::new(),
         cached: Mutex::new(None),
     });
+    // Boxed: most connections are idle most of the time, and one kind needs no room for the other.
+    if version == Version::HTTP_2 {
+        let served = Box::pin(http2::serve(Arc::clone(&connection), transport)).await;
+        served.unwrap_or_else(|error| connection.ended_with(&error));
+    } else {
+        let served = Box::pin(serve_http1(Arc::clone(&connection), transport)).await;
+        served.unwrap_or_else(|error| connection.ended_with(&error));
+    }
+}
+
+impl Connection {
+    fn ended_with(&self, error: &(dyn std::error::Error + 'static)) {
+        let client = self.facts.client;
+        let error = tidegate_telemetry::chain(error);
+        tracing::debug!(%client, %error, "connection ended with an error");
+    }
+}
+
+async fn serve_http1(
+    connection: Arc<Connection>,
+    transport: Transport,
+) -> Result<(), hyper::Error> {
+    let shared = &connection.worker.shared;
+    let (limits, timeouts) = (&shared.settings.limits, &shared.settings.timeouts);
+    let clock = &connection.clock;
     let service = service_fn({
         let connection = Arc::clone(&connection);
-        move |request| {
+        move |mut request: Request<Incoming>| {
             let connection = Arc::clone(&connection);
-            async move { Ok::<_, Infallible>(phases::handle(connection, request).await) }
+            let upgrade = request
+                .headers()
+                .contains_key(header::UPGRADE)
+                .then(|| ClientUpgrade::Http1(hyper::upgrade::on(&mut request)));
+            let request = request.map(ClientBody::Http1);
+            async move { Ok::<_, Infallible>(phases::handle(connection, request, upgrade, None).await) }
         }
     });
-
-    /// The loop is the same for both codecs; their connection types share no trait.
-    macro_rules! drive {
-        ($conn:expr, $head:expr) => {{
-            let mut conn = pin!($conn);
-            let period = timeouts.request_head.min(timeouts.keep_alive_idle) / 2;
-            let mut tick = pin!(tokio::time::sleep(timeouts.request_head));
-            let mut draining = pin!(draining.cancelled());
-            let mut leaving = false;
-            loop {
-                tokio::select! {
-                    biased;
-                    result = conn.as_mut() => break result,
-                    () = tick.as_mut() => {
-                        if leaving && clock.served() == 0 {
-                            break Ok(());
-                        }
-                        match clock.verdict($head, timeouts.keep_alive_idle, timeouts.write_stall) {
-                            ClockVerdict::Fine => {}
-                            ClockVerdict::SlowHead | ClockVerdict::Stalled => break Ok(()),
-                            ClockVerdict::Idle if leaving => break Ok(()),
-                            ClockVerdict::Idle => {
-                                leaving = true;
-                                conn.as_mut().graceful_shutdown();
-                            }
-                        }
-                        if !leaving
-                            && (clock.age() >= timeouts.connection_age
-                                || clock.served() >= limits.requests_per_connection)
-                        {
-                            leaving = true;
-                            conn.as_mut().graceful_shutdown();
-                        }
-                        tick.as_mut().reset(tokio::time::Instant::now() + period);
-                    }
-                    () = draining.as_mut(), if !leaving => {
+    let io = TokioIo::new(ClientStream::new(transport, Arc::clone(clock), None));
+    let mut builder = http1::Builder::new();
+    builder
+        // Heads have the connection's own clock, which tells a slow head from an idle connection.
+        .header_read_timeout(None)
+        .max_headers(limits.header_count)
+        .max_header_size(limits.header_bytes + limits.uri_bytes)
+        .max_buf_size(limits.header_bytes + limits.uri_bytes + 8192);
+    let mut conn = pin!(builder.serve_connection(io, service).with_upgrades());
+    let period = timeouts.request_head.min(timeouts.keep_alive_idle) / 2;
+    let mut tick = pin!(tokio::time::sleep(timeouts.request_head));
+    let mut draining = pin!(shared.draining.cancelled());
+    let mut leaving = false;
+    loop {
+        tokio::select! {
+            biased;
+            result = conn.as_mut() => return result,
+            () = tick.as_mut() => {
+                if leaving && clock.served() == 0 {
+                    return Ok(());
+                }
+                match connection.judge(Some(timeouts.request_head), leaving) {
+                    Asked::Nothing => {}
+                    Asked::Leave if leaving => {}
+                    Asked::Leave => {
                         leaving = true;
-                        clock.leave();
-                        // hyper would close an HTTP/1 connection that has not asked anything yet,
-                        // and its first request may be on its way.
-                        if version == Version::HTTP_2 || clock.served() > 0 {
-                            conn.as_mut().graceful_shutdown();
-                        } else {
-                            tick.as_mut().reset(tokio::time::Instant::now() + FIRST_REQUEST_GRACE);
-                        }
+                        conn.as_mut().graceful_shutdown();
                     }
-                    () = cut.cancelled(), if leaving => break Ok(()),
+                    Asked::Close => return Ok(()),
+                }
+                tick.as_mut().reset(tokio::time::Instant::now() + period);
+            }
+            () = draining.as_mut(), if !leaving => {
+                leaving = true;
+                clock.leave();
+                // hyper would close a connection that has not asked anything yet, and its first request
+                // may be on its way.
+                if clock.served() > 0 {
+                    conn.as_mut().graceful_shutdown();
+                } else {
+                    tick.as_mut().reset(tokio::time::Instant::now() + FIRST_REQUEST_GRACE);
                 }
             }
-        }};
-    }
-
-    let result = if version == Version::HTTP_2 {
-        let frames = FrameBudget::new(limits.h2_control_frames);
-        let io = TokioIo::new(ClientStream::new(
-            transport,
-            Arc::clone(&clock),
-            Some(frames),
-        ));
-        let mut builder = http2::Builder::new(TokioExecutor::new());
-        builder
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(limits.h2_streams)
-            .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
-            .initial_stream_window_size(H2_STREAM_WINDOW)
-            .initial_connection_window_size(H2_CONNECTION_WINDOW)
-            .max_send_buf_size(H2_SEND_BUFFER)
-            .keep_alive_interval(timeouts.keep_alive_idle)
-            .keep_alive_timeout(timeouts.request_head)
-            .enable_connect_protocol();
-        drive!(builder.serve_connection(io, service), None)
-    } else {
-        let io = TokioIo::new(ClientStream::new(transport, Arc::clone(&clock), None));
-        let mut builder = http1::Builder::new();
-        builder
-            // Heads have the connection's own clock, which tells a slow head from an idle connection.
-            .header_read_timeout(None)
-            .max_headers(limits.header_count)
-            .max_header_size(limits.header_bytes + limits.uri_bytes)
-            .max_buf_size(limits.header_bytes + limits.uri_bytes + 8192);
-        let conn = builder.serve_connection(io, service).with_upgrades();
-        drive!(conn, Some(timeouts.request_head))
-    };
-    if let Err(error) = result {
-        let client = connection.facts.client;
-        let error = tidegate_telemetry::chain(&error);
-        tracing::debug!(%client, %error, "connection ended with an error");
+            () = shared.cut.cancelled(), if leaving => return Ok(()),
+        }
     }
 }

@@ -21,8 +21,8 @@ use crate::filters::rate_limit::RateLimits;
 use crate::listener::{self, ListenerKind};
 use crate::metrics::Metrics;
 use crate::tls::TlsConfigs;
-use crate::upstream::Upstreams;
 use crate::upstream::watch::{self, Clusters};
+use crate::upstream::{REAP_INTERVAL, Upstreams};
 use crate::worker::{Shared, Worker};
 
 /// Why the edge could not start.
@@ -273,7 +273,7 @@ async fn serve(worker: Arc<Worker>, sockets: Vec<Bound>) {
     let cut = worker.shared.cut.clone();
     let reaping = Arc::clone(&worker);
     let reaper = async move {
-        let mut tick = tokio::time::interval(Duration::from_secs(5));
+        let mut tick = tokio::time::interval(REAP_INTERVAL);
         loop {
             tick.tick().await;
             reaping.upstreams.reap();

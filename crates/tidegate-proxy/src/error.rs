@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use http::StatusCode;
 
+use crate::upstream::http1::Http1Error;
+
 /// Failure of a request after it was routed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProxyError {
@@ -29,7 +31,7 @@ pub(crate) enum ProxyError {
     Exchange {
         endpoint: String,
         #[source]
-        source: hyper::Error,
+        source: ExchangeError,
     },
     #[error("get a response head from {endpoint} within {limit:?}")]
     FirstByteTimeout { endpoint: String, limit: Duration },
@@ -52,6 +54,22 @@ pub(crate) enum ProxyError {
         #[source]
         source: rustls::Error,
     },
+}
+
+/// What an exchange failed of, by protocol.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ExchangeError {
+    #[error(transparent)]
+    Http1(#[from] Http1Error),
+    #[error(transparent)]
+    Http2(#[from] hyper::Error),
+}
+
+impl ExchangeError {
+    /// Whether the client's body failed, and not the backend. hyper does not tell.
+    pub(crate) const fn is_of_request_body(&self) -> bool {
+        matches!(self, Self::Http1(Http1Error::RequestBody(_)))
+    }
 }
 
 impl ProxyError {

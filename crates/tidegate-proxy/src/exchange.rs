@@ -4,12 +4,12 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, StatusCode, Uri, Version, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tidegate_model::{HostName, RouteId, Rule};
 
@@ -31,6 +31,7 @@ pub(crate) struct RequestGuard {
     sent: u64,
     id: u128,
     in_flight: Option<InFlightGuard>,
+    hints: Option<EarlyHints>,
     record: Option<Box<Record>>,
 }
 
@@ -52,7 +53,11 @@ struct Record {
 }
 
 impl RequestGuard {
-    pub(crate) fn begin<B>(connection: &Arc<Connection>, request: &Request<B>) -> Self {
+    pub(crate) fn begin<B>(
+        connection: &Arc<Connection>,
+        request: &Request<B>,
+        hints: Option<EarlyHints>,
+    ) -> Self {
         let shared = &connection.worker.shared;
         shared.metrics.in_flight.inc();
         let record = shared.settings.access_log.enabled.then(|| {
@@ -82,12 +87,18 @@ impl RequestGuard {
             sent: 0,
             id: fastrand::u128(..),
             in_flight: None,
+            hints,
             record,
         }
     }
 
     pub(crate) const fn version(&self) -> Version {
         self.version
+    }
+
+    /// Where interim responses of the backend go; None where the client cannot be told.
+    pub(crate) fn hints(&self) -> Option<EarlyHints> {
+        self.hints.clone()
     }
 
     /// 32 hex digits, the same in error page and log.
@@ -234,6 +245,51 @@ impl Drop for RequestGuard {
         if let Some(record) = &self.record {
             self.log(record);
         }
+    }
+}
+
+/// Interim responses that a client gets for one request. Two or three are known in practice; the codec keeps
+/// them until the client reads.
+const MAX_HINTS: usize = 16;
+
+/// Interim responses other than 100 and 101 (RFC 9110 §15.2, RFC 8297) on their way from a backend's
+/// connection to the client's stream. Who sends them has cleaned them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct EarlyHints(Arc<Mutex<Hints>>);
+
+#[derive(Debug, Default)]
+struct Hints {
+    waiting: Vec<Response<()>>,
+    passed: usize,
+    stream: Option<Waker>,
+}
+
+impl EarlyHints {
+    fn hints(&self) -> MutexGuard<'_, Hints> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The backend said something before its response. What comes in excess is dropped.
+    pub(crate) fn push(&self, response: Response<()>) {
+        let mut hints = self.hints();
+        if hints.passed == MAX_HINTS {
+            return;
+        }
+        hints.passed += 1;
+        hints.waiting.push(response);
+        if let Some(stream) = &hints.stream {
+            stream.wake_by_ref();
+        }
+    }
+
+    /// Takes what has come; the stream is woken for what comes later.
+    pub(crate) fn take_each(&self, cx: &Context<'_>, mut each: impl FnMut(Response<()>)) {
+        let mut hints = self.hints();
+        match &hints.stream {
+            Some(known) if known.will_wake(cx.waker()) => {}
+            _ => hints.stream = Some(cx.waker().clone()),
+        }
+        hints.waiting.drain(..).for_each(&mut each);
     }
 }
 

@@ -4,17 +4,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
 use http::{header, request, response};
-use hyper::body::{Body as _, Incoming};
-use hyper::upgrade::OnUpgrade;
+use hyper::body::Body as _;
 use tidegate_model::{
     Action, BackendGroup, Cluster, ClusterKey, HashKey, LoadBalancing, Rule, WeightedBackend,
 };
 use tokio::time::Instant;
 
-use crate::body::{Body, BodyOutcome, BodyWatch, RequestBody, UpstreamBody};
+use crate::body::{Body, BodyOutcome, BodyWatch, ClientBody, RequestBody, UpstreamBody};
 use crate::connection::{Connection, ResolvedHost};
 use crate::error::ProxyError;
 use crate::exchange::RequestGuard;
@@ -23,8 +21,10 @@ use crate::filters::{basic_auth, compression, cors, forward_auth, headers, ip_ac
 use crate::forwarded::{self, ClientAddress, ForwardedFacts};
 use crate::normalize::{self, Normalized, Reuse};
 use crate::stop::{PageWish, Stop, empty, stopped};
+use crate::upgrade::ClientUpgrade;
 use crate::upstream::cluster::ActiveRequest;
 use crate::upstream::connect::ProxiedAddresses;
+use crate::upstream::http1::Upgraded;
 use crate::upstream::{self, Answer, SendOptions};
 use crate::worker::Worker;
 use crate::{balance, redirect, rewrite, static_files, upgrade};
@@ -37,7 +37,7 @@ pub(crate) struct Routed<'a> {
     rule: &'a Arc<Rule>,
     client: ClientAddress,
     normalized: Normalized,
-    client_upgrade: Option<OnUpgrade>,
+    client_upgrade: Option<ClientUpgrade>,
     deadline: Option<(Instant, Duration)>,
     secure: bool,
 }
@@ -56,7 +56,7 @@ impl<'a> Routed<'a> {
         rule: &'a Arc<Rule>,
         client: ClientAddress,
         normalized: Normalized,
-        client_upgrade: Option<OnUpgrade>,
+        client_upgrade: Option<ClientUpgrade>,
     ) -> Self {
         let deadline = rule
             .timeouts
@@ -81,7 +81,7 @@ impl<'a> Routed<'a> {
     pub(crate) async fn answer(
         &mut self,
         mut parts: Box<request::Parts>,
-        incoming: Incoming,
+        incoming: ClientBody,
         page: &PageWish,
     ) -> Response<Body> {
         let filters = &self.rule.filters;
@@ -170,7 +170,7 @@ impl<'a> Routed<'a> {
     async fn act(
         &mut self,
         mut parts: Box<request::Parts>,
-        incoming: Incoming,
+        incoming: ClientBody,
     ) -> Result<Response<Body>, Stop> {
         self.check_length(&parts, &incoming)?;
         let rule = Arc::clone(self.rule);
@@ -180,12 +180,11 @@ impl<'a> Routed<'a> {
                 self.forward(group, parts, incoming).await
             }
             Action::Redirect(to) => {
-                let root = PathAndQuery::from_static("/");
                 let facts = redirect::RedirectFacts {
                     scheme: self.scheme(),
                     host: &self.host.name,
                     port: self.client_port(),
-                    target: parts.uri.path_and_query().unwrap_or(&root),
+                    target: &rewrite::target(&parts.uri),
                 };
                 let location = redirect::location(to, &facts)
                     .ok_or_else(|| Stop::page(StatusCode::INTERNAL_SERVER_ERROR, "BadRedirect"))?;
@@ -204,12 +203,11 @@ impl<'a> Routed<'a> {
                 Ok(response)
             }
             Action::Static(folder) => {
-                let root = PathAndQuery::from_static("/");
-                let target = parts.uri.path_and_query().unwrap_or(&root);
+                let target = rewrite::target(&parts.uri);
                 Box::pin(static_files::serve(
                     folder,
                     &parts.method,
-                    target,
+                    &target,
                     &parts.headers,
                 ))
                 .await
@@ -223,7 +221,7 @@ impl<'a> Routed<'a> {
     }
 
     /// 413 before the first byte, where the client says the length.
-    fn check_length(&self, parts: &request::Parts, incoming: &Incoming) -> Result<(), Stop> {
+    fn check_length(&self, parts: &request::Parts, incoming: &ClientBody) -> Result<(), Stop> {
         let Some(limit) = self.rule.limits.request_body else {
             return Ok(());
         };
@@ -245,8 +243,8 @@ impl<'a> Routed<'a> {
 
     /// The port that the client connected to, as far as it can be known.
     fn client_port(&self) -> u16 {
-        let shared = &self.connection.worker.shared;
-        match (self.secure, shared.https_port) {
+        let settings = &self.connection.worker.shared.settings;
+        match (self.secure, settings.public_https_port) {
             (true, Some(port)) => port,
             _ => self.connection.facts.local.port(),
         }
@@ -268,8 +266,7 @@ impl<'a> Routed<'a> {
     /// Target, Host and header as the backend sees them.
     fn edit_request(&self, parts: &mut request::Parts) {
         let filters = &self.rule.filters;
-        let target = parts.uri.path_and_query().cloned();
-        let mut target = target.unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let mut target = rewrite::target(&parts.uri);
         let mut host = None;
         if let Some(rewrite) = &filters.rewrite {
             host.clone_from(&rewrite.hostname);
@@ -290,7 +287,7 @@ impl<'a> Routed<'a> {
         &mut self,
         group: &BackendGroup,
         mut parts: Box<request::Parts>,
-        incoming: Incoming,
+        incoming: ClientBody,
     ) -> Result<Response<Body>, Stop> {
         let extended_connect = parts.method == Method::CONNECT;
         // A request with a body is no handshake: it goes on as what it is otherwise (RFC 9110 §7.8).
@@ -315,6 +312,7 @@ impl<'a> Routed<'a> {
             first_byte: self.rule.timeouts.first_byte,
             body: watch.clone(),
             upgrade: upgrading,
+            hints: self.guard.hints(),
         };
         let body = mirror::tee(worker, &self.rule.filters.mirrors, &parts, body, &options);
         let mut request = upstream::request(parts, body);
@@ -381,7 +379,7 @@ impl<'a> Routed<'a> {
         }
     }
 
-    fn request_body(&self, incoming: Incoming, upgrading: bool) -> (Body, Option<BodyWatch>) {
+    fn request_body(&self, incoming: ClientBody, upgrading: bool) -> (Body, Option<BodyWatch>) {
         if upgrading || incoming.is_end_stream() {
             return (Body::Empty, None);
         }
@@ -419,8 +417,7 @@ impl<'a> Routed<'a> {
         extended_connect: bool,
     ) -> Result<Response<Body>, Stop> {
         let Answer {
-            mut response,
-            mut lease,
+            response,
             active,
             endpoint,
             ..
@@ -429,20 +426,18 @@ impl<'a> Routed<'a> {
             endpoint: endpoint.address.to_string(),
             detail,
         };
-        let backend_upgrade = (response.status() == StatusCode::SWITCHING_PROTOCOLS)
-            .then(|| hyper::upgrade::on(&mut response));
-        let (mut parts, incoming) = response.into_parts();
+        let (mut parts, mut incoming) = response.into_parts();
         if normalize::response(&mut parts, method).map_err(|refusal| bad(refusal.message))?
             == Reuse::Forbidden
         {
-            lease = None;
+            incoming.forbid_reuse();
         }
-        if let Some(backend) = backend_upgrade {
+        if parts.status == StatusCode::SWITCHING_PROTOCOLS {
             let asked = self
                 .client_upgrade
                 .take()
                 .filter(|_| self.normalized.upgrade.is_some());
-            let Some(client) = asked else {
+            let Some((client, backend)) = asked.zip(incoming.into_upgraded()) else {
                 return Err(bad("it switched protocols without being asked").into());
             };
             self.start_upgrade(client, backend, active);
@@ -454,20 +449,20 @@ impl<'a> Routed<'a> {
         }
         parts.version = Version::HTTP_11;
         if incoming.is_end_stream() {
-            if let Some(lease) = lease {
-                lease.release();
-            }
             return Ok(Response::from_parts(parts, Body::Empty));
+        }
+        if let Some(whole) = incoming.take_whole() {
+            return Ok(Response::from_parts(parts, Body::full(whole)));
         }
         let keep_trailers = self.normalized.trailers || self.guard.version() == Version::HTTP_2;
         let idle = self.rule.timeouts.idle;
         let deadline = self.deadline.map(|(at, _)| at);
-        let body = UpstreamBody::new(incoming, lease, active, idle, deadline, keep_trailers);
+        let body = UpstreamBody::new(incoming, active, idle, deadline, keep_trailers);
         Ok(Response::from_parts(parts, Body::Upstream(Box::new(body))))
     }
 
     /// Copies both ways in a task of its own, which keeps the connection busy until its end.
-    fn start_upgrade(&mut self, client: OnUpgrade, backend: OnUpgrade, active: ActiveRequest) {
+    fn start_upgrade(&mut self, client: ClientUpgrade, backend: Upgraded, active: ActiveRequest) {
         let shared = Arc::clone(&self.connection.worker.shared);
         let idle = self.rule.timeouts.upgraded_idle;
         let busy = self.guard.stay_busy();

@@ -3,29 +3,30 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode};
 use http::{header, request};
-use hyper::body::Incoming;
-use hyper::ext::Protocol;
-use hyper::upgrade::OnUpgrade;
 use tidegate_model::{HostName, PlainHttp, Published, VirtualHost};
 
-use crate::body::Body;
+use crate::body::{Body, ClientBody};
 use crate::connection::{CachedHost, Connection, ResolvedHost};
-use crate::exchange::{RequestGuard, ResponseBody};
+use crate::exchange::{EarlyHints, RequestGuard, ResponseBody};
 use crate::forward::Routed;
 use crate::normalize::{self, Authority, Refusal};
 use crate::stop::{PageWish, Stop, close_after, empty, stopped};
-use crate::{challenge, path, redirect, router};
+use crate::upgrade::ClientUpgrade;
+use crate::{challenge, path, redirect, rewrite, router};
 
-/// Answers one request.
+/// Answers one request. `upgrade` is there where the client may ask for one, `hints` where it can be told
+/// what the backend says before its response.
 pub(crate) async fn handle(
     connection: Arc<Connection>,
-    request: Request<Incoming>,
+    request: Request<ClientBody>,
+    upgrade: Option<ClientUpgrade>,
+    hints: Option<EarlyHints>,
 ) -> Response<ResponseBody> {
-    let mut guard = RequestGuard::begin(&connection, &request);
+    let mut guard = RequestGuard::begin(&connection, &request, hints);
     let page = PageWish::of(&request);
-    let mut response = match serve(&connection, request, &page, &mut guard).await {
+    let mut response = match serve(&connection, request, upgrade, &page, &mut guard).await {
         Ok(response) => response,
         Err(stop) => stopped(stop, &page, &mut guard),
     };
@@ -39,12 +40,12 @@ pub(crate) async fn handle(
 /// The phases up to the host. What they learn for the access log goes into the guard.
 async fn serve(
     connection: &Arc<Connection>,
-    mut request: Request<Incoming>,
+    request: Request<ClientBody>,
+    client_upgrade: Option<ClientUpgrade>,
     page: &PageWish,
     guard: &mut RequestGuard,
 ) -> Result<Response<Body>, Stop> {
     let shared = &connection.worker.shared;
-    let client_upgrade = wants_upgrade(&request).then(|| hyper::upgrade::on(&mut request));
     let (parts, incoming) = request.into_parts();
     // Boxed: it is handed from phase to phase, and each would keep room for it.
     let parts = Box::new(parts);
@@ -101,7 +102,7 @@ async fn serve_host(
     connection: &Arc<Connection>,
     host: &ResolvedHost,
     virtual_host: &VirtualHost,
-    (mut parts, incoming, client_upgrade): (Box<request::Parts>, Incoming, Option<OnUpgrade>),
+    (mut parts, incoming, client_upgrade): (Box<request::Parts>, ClientBody, Option<ClientUpgrade>),
     page: &PageWish,
     guard: &mut RequestGuard,
 ) -> Result<Response<Body>, Stop> {
@@ -211,18 +212,11 @@ fn redirect_to_https(
     status: StatusCode,
     parts: &request::Parts,
 ) -> Result<Response<Body>, Stop> {
-    let root = http::uri::PathAndQuery::from_static("/");
-    let target = parts.uri.path_and_query().unwrap_or(&root);
-    let Some(location) = redirect::to_https(host, port, target) else {
+    let target = rewrite::target(&parts.uri);
+    let Some(location) = redirect::to_https(host, port, &target) else {
         return Err(Stop::page(StatusCode::BAD_REQUEST, "BadTarget"));
     };
     let mut response = empty(status);
     response.headers_mut().insert(header::LOCATION, location);
     Ok(response)
-}
-
-fn wants_upgrade(request: &Request<Incoming>) -> bool {
-    let headers: &HeaderMap = request.headers();
-    headers.contains_key(header::UPGRADE)
-        || (request.method() == Method::CONNECT && request.extensions().get::<Protocol>().is_some())
 }

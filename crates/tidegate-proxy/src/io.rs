@@ -132,6 +132,8 @@ pub(crate) struct ConnectionClock {
     taken_at: AtomicU64,
     /// The next response is the last one.
     leaving: AtomicBool,
+    /// Something was read since somebody asked.
+    heard: AtomicBool,
 }
 
 /// What the clock says about an open connection.
@@ -156,6 +158,7 @@ impl ConnectionClock {
             offered: AtomicU32::new(0),
             taken_at: AtomicU64::new(0),
             leaving: AtomicBool::new(false),
+            heard: AtomicBool::new(true),
         })
     }
 
@@ -164,6 +167,7 @@ impl ConnectionClock {
     }
 
     fn on_read(&self) {
+        self.heard.store(true, Ordering::Relaxed);
         if self.in_flight.load(Ordering::Relaxed) == 0
             && self.head_since.load(Ordering::Relaxed) == 0
         {
@@ -211,6 +215,11 @@ impl ConnectionClock {
         self.leaving.load(Ordering::Relaxed)
     }
 
+    /// Whether anything was read since this was last asked.
+    pub(crate) fn heard_anything(&self) -> bool {
+        self.heard.swap(false, Ordering::Relaxed)
+    }
+
     /// Requests so far.
     pub(crate) fn served(&self) -> u64 {
         self.served.load(Ordering::Relaxed)
@@ -254,7 +263,7 @@ impl ConnectionClock {
 
 // === ClientStream ===
 
-/// What hyper reads requests from: plain or decrypted, with the clock and the frame budget.
+/// What the codecs read requests from: plain or decrypted, with the clock and the frame budget.
 pub(crate) struct ClientStream {
     inner: Transport,
     clock: Arc<ConnectionClock>,
@@ -366,7 +375,7 @@ impl AsyncWrite for ClientStream {
 // === FrameBudget ===
 
 /// Counts HTTP/2 control frames that cost the sender nothing (PING, SETTINGS, PRIORITY; RFC 9113 §10.5)
-/// and ends connections that flood with them. hyper has no such limit.
+/// and ends connections that flood with them. The codec has no such limit.
 #[derive(Debug)]
 pub(crate) struct FrameBudget {
     limit: u32,

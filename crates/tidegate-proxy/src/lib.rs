@@ -24,6 +24,7 @@ mod filters;
 mod forward;
 mod forwarded;
 mod http;
+mod http2;
 mod io;
 mod listener;
 mod metrics;

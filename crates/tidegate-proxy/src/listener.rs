@@ -146,40 +146,68 @@ impl Drop for OpenConnection {
     }
 }
 
+/// A connection that is ready for HTTP.
+struct Ready {
+    transport: Transport,
+    version: Version,
+    facts: ConnectionFacts,
+}
+
 async fn run(
     worker: Arc<Worker>,
+    kind: ListenerKind,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    trusted: bool,
+    open: OpenConnection,
+) {
+    // Boxed for itself: hello and handshake need room that a connection does not for the rest of its life.
+    let ready = Box::pin(begin_protocol(&worker, kind, tcp, peer, trusted, open)).await;
+    if let Some(Ready {
+        transport,
+        version,
+        facts,
+    }) = ready
+    {
+        connection::serve(worker, transport, version, facts).await;
+    }
+}
+
+/// Brings a connection to HTTP. None when it ended before, or was passed through.
+async fn begin_protocol(
+    worker: &Arc<Worker>,
     kind: ListenerKind,
     mut tcp: TcpStream,
     peer: SocketAddr,
     trusted: bool,
     open: OpenConnection,
-) {
+) -> Option<Ready> {
     // Failing to set an option is no reason to refuse the client.
     let _ = tcp.set_nodelay(true);
-    let Ok(local) = tcp.local_addr().map(canonical) else {
-        return;
-    };
+    let local = canonical(tcp.local_addr().ok()?);
     let deadline = tokio::time::Instant::now() + worker.shared.settings.timeouts.tls_handshake;
     let mode = worker.shared.settings.proxy_protocol;
-    let (client, ahead) = if trusted && mode != ProxyProtocolMode::Off {
+    let (client, local, ahead) = if trusted && mode != ProxyProtocolMode::Off {
         let reading = read_proxy_header(&mut tcp, mode);
         match tokio::time::timeout_at(deadline, reading).await {
-            Ok(Ok((source, ahead))) => (source.map_or(peer, canonical), ahead),
+            // Where the client connected to is the balancer's address, not this listener's.
+            Ok(Ok((Some((source, destination)), ahead))) => (source, destination, ahead),
+            Ok(Ok((None, ahead))) => (peer, local, ahead),
             Ok(Err(error)) => {
                 tracing::debug!(%peer, %error, "PROXY header refused");
                 worker.shared.metrics.connection_refused("BadProxyHeader");
-                return;
+                return None;
             }
             Err(_) => {
                 worker
                     .shared
                     .metrics
                     .connection_refused("ProxyHeaderTimeout");
-                return;
+                return None;
             }
         }
     } else {
-        (peer, Bytes::new())
+        (peer, local, Bytes::new())
     };
     let facts = ConnectionFacts {
         client,
@@ -188,15 +216,17 @@ async fn run(
         _open: open,
     };
     match kind {
-        ListenerKind::Http => run_plain(worker, tcp, ahead, facts).await,
+        ListenerKind::Http => begin_plain(worker, tcp, ahead, facts).await,
         ListenerKind::Https => {
             let limit = worker.shared.settings.timeouts.tls_handshake;
-            let outcome = run_tls(&worker, tcp, ahead, facts, deadline, limit).await;
-            if let Err(error) = outcome {
-                worker.shared.metrics.tls_failed(error.reason());
-                let error = tidegate_telemetry::chain(&error);
-                tracing::debug!(%client, %error, "TLS connection failed");
-            }
+            begin_tls(worker, tcp, ahead, facts, deadline, limit)
+                .await
+                .unwrap_or_else(|error| {
+                    worker.shared.metrics.tls_failed(error.reason());
+                    let error = tidegate_telemetry::chain(&error);
+                    tracing::debug!(%client, %error, "TLS connection failed");
+                    None
+                })
         }
     }
 }
@@ -219,15 +249,21 @@ async fn first_bytes<T>(
     }
 }
 
-async fn run_plain(worker: Arc<Worker>, mut tcp: TcpStream, ahead: Bytes, facts: ConnectionFacts) {
+async fn begin_plain(
+    worker: &Worker,
+    mut tcp: TcpStream,
+    ahead: Bytes,
+    facts: ConnectionFacts,
+) -> Option<Ready> {
     let limit = worker.shared.settings.timeouts.request_head;
     let sniffing = sniff_version(&mut tcp, ahead);
-    let Some(Ok((version, ahead))) = first_bytes(&worker, limit, sniffing).await else {
-        return;
-    };
+    let (version, ahead) = first_bytes(worker, limit, sniffing).await?.ok()?;
     let stall = worker.shared.settings.timeouts.write_stall;
-    let socket = Socket::new(tcp, ahead, stall);
-    connection::serve(worker, Transport::Plain(socket), version, facts).await;
+    Some(Ready {
+        transport: Transport::Plain(Socket::new(tcp, ahead, stall)),
+        version,
+        facts,
+    })
 }
 
 /// HTTP/2 with prior knowledge begins with a preface that is no HTTP/1 request (RFC 9113 §3.4).
@@ -248,14 +284,15 @@ async fn sniff_version(tcp: &mut TcpStream, ahead: Bytes) -> io::Result<(Version
     }
 }
 
-async fn run_tls(
+/// None for what was passed through, and for authorities that only wanted to see a certificate.
+async fn begin_tls(
     worker: &Arc<Worker>,
     mut tcp: TcpStream,
     ahead: Bytes,
     mut facts: ConnectionFacts,
     deadline: tokio::time::Instant,
     limit: Duration,
-) -> Result<(), TlsError> {
+) -> Result<Option<Ready>, TlsError> {
     let shared = &worker.shared;
     let timed_out = |_| TlsError::Timeout(limit);
     let left = deadline.saturating_duration_since(tokio::time::Instant::now());
@@ -276,7 +313,7 @@ async fn run_tls(
                 local: facts.local,
             };
             passthrough::run(worker, tcp, hello.raw, &cluster, proxied).await;
-            Ok(())
+            Ok(None)
         }
         Decision::Challenge(config) => {
             let handshake =
@@ -287,7 +324,7 @@ async fn run_tls(
                 .map_err(TlsError::Handshake)?;
             // The authority has what it came for and may be gone already.
             let _ = tokio::time::timeout_at(deadline, stream.shutdown()).await;
-            Ok(())
+            Ok(None)
         }
         Decision::Terminate {
             config,
@@ -307,27 +344,33 @@ async fn run_tls(
                 _ => Version::HTTP_11,
             };
             facts.tls = Some(pending.negotiated(session.protocol_version()));
-            let transport = Transport::Tls(Box::new(stream));
-            connection::serve(Arc::clone(worker), transport, version, facts).await;
-            Ok(())
+            Ok(Some(Ready {
+                transport: Transport::Tls(Box::new(stream)),
+                version,
+                facts,
+            }))
         }
     }
 }
 
-/// Reads a PROXY header. Returns the client it names (None for health checks of the proxy itself and,
+/// Reads a PROXY header. Returns the client it names and where that connected to (None for health checks of the proxy itself and,
 /// where the header is optional, when there is none) and what was read beyond it.
 async fn read_proxy_header(
     tcp: &mut TcpStream,
     mode: ProxyProtocolMode,
-) -> io::Result<(Option<SocketAddr>, Bytes)> {
+) -> io::Result<(Option<(SocketAddr, SocketAddr)>, Bytes)> {
     let mut read = BytesMut::with_capacity(1024);
     loop {
         let parsed = proxy_protocol::parse(&read)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         match parsed {
-            Parsed::Header { source, len, .. } => {
+            Parsed::Header {
+                source,
+                destination,
+                len,
+            } => {
                 let rest = read.split_off(len).freeze();
-                return Ok((Some(source), rest));
+                return Ok((Some((source, destination)), rest));
             }
             Parsed::Local { len } => return Ok((None, read.split_off(len).freeze())),
             Parsed::NotProxy if mode == ProxyProtocolMode::Optional => {

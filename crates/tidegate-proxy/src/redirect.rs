@@ -37,8 +37,8 @@ pub(crate) fn location(redirect: &Redirect, request: &RedirectFacts<'_>) -> Opti
         .unwrap_or_else(|| request.host.as_str());
     let port = match (redirect.port, &redirect.scheme) {
         (Some(port), _) => port,
-        (None, Some(scheme)) if scheme != request.scheme => well_known(scheme),
-        (None, _) => request.port,
+        (None, Some(scheme)) => well_known(scheme),
+        (None, None) => request.port,
     };
     match &redirect.path {
         None => build(scheme, host, port, request.target.as_str()),
@@ -139,7 +139,7 @@ mod tests {
                 hostname: Some("b.example".to_owned()),
                 ..keep.clone()
             },
-            "http://b.example:8080/old/x?q=1",
+            "http://b.example/old/x?q=1",
         );
         check(
             Redirect {

@@ -4,8 +4,16 @@
 //! signed paths do not survive a round trip through a URL library. Prefixes are cut by counting segments,
 //! because the rule matched the canonical spelling and the raw one may be longer.
 
+use http::Uri;
 use http::uri::PathAndQuery;
 use tidegate_model::{PathRewrite, RedirectPath};
+
+/// The target of a request; `/` where its URI has none, as in authority form.
+pub(crate) fn target(uri: &Uri) -> PathAndQuery {
+    uri.path_and_query()
+        .cloned()
+        .unwrap_or_else(|| PathAndQuery::from_static("/"))
+}
 
 /// The rewritten path with the query as it was. None if the result is no path, which is the rule's fault.
 pub(crate) fn path(original: &PathAndQuery, rewrite: &PathRewrite) -> Option<PathAndQuery> {

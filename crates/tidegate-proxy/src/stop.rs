@@ -2,7 +2,6 @@
 //! failure into a response.
 
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header};
-use hyper::body::Incoming;
 
 use crate::body::Body;
 use crate::error::ProxyError;
@@ -72,7 +71,7 @@ pub(crate) struct PageWish {
 }
 
 impl PageWish {
-    pub(crate) fn of(request: &Request<Incoming>) -> Self {
+    pub(crate) fn of<B>(request: &Request<B>) -> Self {
         Self {
             version: request.version(),
             head_only: request.method() == Method::HEAD,

@@ -10,11 +10,14 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use http::HeaderValue;
-use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+use crate::http2::Tunnel;
 
 /// Per direction. A WebSocket message is small; a tunnelled download is not.
 const COPY_BUFFER: usize = 16 * 1024;
@@ -40,22 +43,37 @@ pub(crate) fn websocket_key() -> HeaderValue {
         .unwrap_or_else(|_| HeaderValue::from_static("AAAAAAAAAAAAAAAAAAAAAA=="))
 }
 
-/// Waits for both sides and copies until the end. `cut` ends it at once.
+/// The client's side, which comes when the answer is on its way.
+pub(crate) enum ClientUpgrade {
+    /// The whole connection.
+    Http1(OnUpgrade),
+    /// The stream of an extended CONNECT.
+    Http2(oneshot::Receiver<Tunnel>),
+}
+
+/// Waits for the client's side and copies until the end. `cut` ends it at once.
 pub(crate) async fn run(
-    client: OnUpgrade,
-    backend: OnUpgrade,
+    client: ClientUpgrade,
+    backend: impl AsyncRead + AsyncWrite + Unpin,
     idle: Option<Duration>,
     cut: CancellationToken,
 ) -> Ended {
-    let both = async { tokio::try_join!(client, backend) };
-    let (client, backend): (Upgraded, Upgraded) = tokio::select! {
-        both = both => match both {
-            Ok(both) => both,
-            Err(error) => return Ended::Failed(error.to_string()),
+    match client {
+        ClientUpgrade::Http1(client) => tokio::select! {
+            client = client => match client {
+                Ok(client) => copy(TokioIo::new(client), backend, idle, cut).await,
+                Err(error) => Ended::Failed(error.to_string()),
+            },
+            () = cut.cancelled() => Ended::Cut,
         },
-        () = cut.cancelled() => return Ended::Cut,
-    };
-    copy(TokioIo::new(client), TokioIo::new(backend), idle, cut).await
+        ClientUpgrade::Http2(client) => tokio::select! {
+            tunnel = client => match tunnel {
+                Ok(tunnel) => copy(tunnel, backend, idle, cut).await,
+                Err(_) => Ended::Failed("the client's stream ended".to_owned()),
+            },
+            () = cut.cancelled() => Ended::Cut,
+        },
+    }
 }
 
 /// Copies both ways between any two streams.

@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 use super::document;
 use super::folder::{self, FileStamp, Listing, Role};
 use super::kinds::{self, Identity, MAX_OBJECT_BYTES, Object, ObjectKind};
-use crate::translate::{Inputs, SecretData};
+use crate::translate::{Inputs, SecretData, Severity};
 
 /// Most objects that are read.
 pub(crate) const MAX_OBJECTS: usize = 50_000;
@@ -110,6 +110,41 @@ struct Failed {
     /// Something failed before it could say what it was.
     anything: bool,
     named: BTreeSet<Identity>,
+}
+
+impl FileProblem {
+    /// One about a file as a whole.
+    fn of_file(file: &Path, reason: &'static str, message: String) -> Self {
+        Self {
+            file: file.to_owned(),
+            document: None,
+            line: None,
+            column: None,
+            object: None,
+            field: String::new(),
+            reason,
+            message,
+            hint: None,
+            kept: false,
+        }
+    }
+
+    /// One about an object.
+    fn of_object(located: &Located, reason: &'static str, message: String) -> Self {
+        Self {
+            document: Some(located.document),
+            object: Some(located.identity.clone()),
+            ..Self::of_file(&located.file, reason, message)
+        }
+    }
+
+    /// How much it matters.
+    pub fn severity(&self) -> Severity {
+        match self.reason {
+            kinds::FOREIGN_KIND => Severity::Warning,
+            _ => Severity::Error,
+        }
+    }
 }
 
 impl Loader {
@@ -213,20 +248,16 @@ impl Loader {
             .collect();
         Loaded {
             problems: vec![FileProblem {
-                file: PathBuf::new(),
-                document: None,
-                line: None,
-                column: None,
-                object: None,
-                field: String::new(),
-                reason: "FolderUnreadable",
-                message: format!(
-                    "the folder {:?} cannot be read: {}",
-                    self.root.display(),
-                    folder::reason_of(error)
-                ),
-                hint: None,
                 kept: !kept.is_empty(),
+                ..FileProblem::of_file(
+                    Path::new(""),
+                    "FolderUnreadable",
+                    format!(
+                        "the folder {:?} cannot be read: {}",
+                        self.root.display(),
+                        folder::reason_of(error)
+                    ),
+                )
             }],
             objects: self.last.clone(),
             kept,
@@ -332,16 +363,12 @@ fn emptied(path: &Path, stamp: &FileStamp, now: SystemTime) -> LoadedFile {
         read_at: now,
         objects: Vec::new(),
         problems: vec![FileProblem {
-            file: path.to_owned(),
-            document: None,
-            line: None,
-            column: None,
-            object: None,
-            field: String::new(),
-            reason: "EmptyFile",
-            message: "the file is empty, and held objects before".to_owned(),
             hint: Some("delete the file to remove its objects".to_owned()),
-            kept: false,
+            ..FileProblem::of_file(
+                path,
+                "EmptyFile",
+                "the file is empty, and held objects before".to_owned(),
+            )
         }],
         failed: Failed {
             anything: true,
@@ -364,16 +391,8 @@ fn read_objects(
         failed: Failed::default(),
     };
     let whole = |reason, message: String, hint: Option<String>| FileProblem {
-        file: path.to_owned(),
-        document: None,
-        line: None,
-        column: None,
-        object: None,
-        field: String::new(),
-        reason,
-        message,
         hint,
-        kept: false,
+        ..FileProblem::of_file(path, reason, message)
     };
     if stamp.length() > folder::MAX_FILE_BYTES {
         loaded.failed.anything = true;
@@ -441,6 +460,7 @@ fn read_objects(
                     Some(identity) => {
                         loaded.failed.named.insert(identity.clone());
                     }
+                    None if problem.reason == kinds::FOREIGN_KIND => {}
                     None => loaded.failed.anything = true,
                 }
                 loaded.problems.push(FileProblem {
@@ -516,16 +536,8 @@ fn read_secret(
             Err(message) => {
                 loaded.failed.anything = true;
                 loaded.problems.push(FileProblem {
-                    file: path.clone(),
-                    document: None,
-                    line: None,
-                    column: None,
                     object: Some(identity.clone()),
-                    field: String::new(),
-                    reason: "FileUnreadable",
-                    message,
-                    hint: None,
-                    kept: false,
+                    ..FileProblem::of_file(path, "FileUnreadable", message)
                 });
             }
         }
@@ -574,31 +586,20 @@ fn mark_kept(problems: &mut [FileProblem], kept: &[Identity], objects: &[Located
     for problem in problems {
         problem.kept = match &problem.object {
             Some(identity) => kept.contains(identity),
+            None if problem.reason == kinds::FOREIGN_KIND => false,
             None => files.iter().any(|file| file.starts_with(&problem.file)),
         };
     }
 }
 
 fn listing_problems(listing: &Listing) -> Vec<FileProblem> {
-    let whole = |file: &Path, reason, message: String| FileProblem {
-        file: file.to_owned(),
-        document: None,
-        line: None,
-        column: None,
-        object: None,
-        field: String::new(),
-        reason,
-        message,
-        hint: None,
-        kept: false,
-    };
     let mut problems: Vec<FileProblem> = listing
         .unreadable
         .iter()
-        .map(|(path, message)| whole(path, "FileUnreadable", message.clone()))
+        .map(|(path, message)| FileProblem::of_file(path, "FileUnreadable", message.clone()))
         .collect();
     if listing.too_many {
-        problems.push(whole(
+        problems.push(FileProblem::of_file(
             Path::new(""),
             "TooManyFiles",
             format!(
@@ -617,34 +618,27 @@ fn duplicate(located: &Located, other: &Path, document: usize) -> FileProblem {
         format!("{} (document {document})", other.display())
     };
     FileProblem {
-        file: located.file.clone(),
-        document: Some(located.document),
-        line: None,
-        column: None,
-        object: Some(located.identity.clone()),
         field: "metadata.name".to_owned(),
-        reason: "DuplicateObject",
-        message: format!(
-            "{} is already defined in {place}, which counts",
-            located.identity
-        ),
         hint: Some("rename or remove one of the two".to_owned()),
-        kept: false,
+        ..FileProblem::of_object(
+            located,
+            "DuplicateObject",
+            format!(
+                "{} is already defined in {place}, which counts",
+                located.identity
+            ),
+        )
     }
 }
 
 fn too_many_objects(located: &Located) -> FileProblem {
     FileProblem {
-        file: located.file.clone(),
-        document: Some(located.document),
-        line: None,
-        column: None,
-        object: Some(located.identity.clone()),
-        field: String::new(),
-        reason: "TooManyObjects",
-        message: format!("the folder has more than {MAX_OBJECTS} objects; the rest is not read"),
         hint: Some("split it over two edges".to_owned()),
-        kept: false,
+        ..FileProblem::of_object(
+            located,
+            "TooManyObjects",
+            format!("the folder has more than {MAX_OBJECTS} objects; the rest is not read"),
+        )
     }
 }
 

@@ -308,3 +308,21 @@ fn content_of_a_static_site_is_no_configuration() {
     folder.write("a.yaml", "bad: [");
     folder.expect(&[A, "TlsRoute default/c"], &["MalformedYaml"], &[A]);
 }
+
+#[test]
+fn an_object_of_another_program_is_left_out_and_loses_nothing() {
+    let mut folder = Folder::new();
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n";
+    folder.write("x.yaml", format!("{}---\n{service}", route("a")));
+    folder.expect(&[A], &["ForeignKind"], &[]);
+    let loaded = folder.loader.load(SystemTime::now());
+    assert_eq!(loaded.problems[0].severity(), Severity::Warning);
+    // The route was taken out on purpose: what stays is understood, so that nothing is kept.
+    folder.write("x.yaml", service);
+    folder.expect(&[], &["ForeignKind"], &[]);
+    // What may be a slip of the pen is an error.
+    for slip in ["apiVersion: v1\nkind: Secrets\n", "kind: Service\n"] {
+        folder.write("x.yaml", slip);
+        folder.expect(&[], &["UnknownKind"], &[]);
+    }
+}

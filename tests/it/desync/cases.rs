@@ -42,12 +42,26 @@ fn framed(name: &str, fate: Fate, headers: &str, body: &str) -> Case {
     )
 }
 
+/// The same with the header of a chunked body alone.
+fn chunked(name: &str, fate: Fate, body: &str) -> Case {
+    framed(name, fate, "Transfer-Encoding: chunked", body)
+}
+
 /// A GET with these further header lines.
 fn get(name: &str, fate: Fate, headers: &str) -> Case {
     case(
         name,
         fate,
         &format!("GET {{P}} HTTP/1.1\r\nHost: raw.test\r\n{headers}\r\n\r\n"),
+    )
+}
+
+/// A GET of this target.
+fn target(name: &str, fate: Fate, target: &str) -> Case {
+    line(
+        name,
+        fate,
+        &format!("GET {target} HTTP/1.1\r\nHost: raw.test"),
     )
 }
 
@@ -124,12 +138,7 @@ pub(super) fn cases() -> Vec<Case> {
         // A plain case, to know that the others do not fail for want of a way through.
         framed("cl-plain", Forwarded, "Content-Length: 5", "hello"),
         framed("cl-leading-zero", Either, "Content-Length: 05", "hello"),
-        framed(
-            "te-plain",
-            Forwarded,
-            "Transfer-Encoding: chunked",
-            "5\r\nhello\r\n0\r\n\r\n",
-        ),
+        chunked("te-plain", Forwarded, "5\r\nhello\r\n0\r\n\r\n"),
         framed(
             "te-upper-case",
             Forwarded,
@@ -171,82 +180,37 @@ pub(super) fn cases() -> Vec<Case> {
         get("empty-name", Refused, ": b"),
         get("name-with-brackets", Refused, "X(A): b"),
         // Chunks.
-        framed(
-            "chunk-plus",
-            Refused,
-            "Transfer-Encoding: chunked",
-            &format!("+5\r\nhello\r\n{zero}"),
-        ),
-        framed(
-            "chunk-0x",
-            Refused,
-            "Transfer-Encoding: chunked",
-            &format!("0x5\r\nhello\r\n{zero}"),
-        ),
-        framed(
+        chunked("chunk-plus", Refused, &format!("+5\r\nhello\r\n{zero}")),
+        chunked("chunk-0x", Refused, &format!("0x5\r\nhello\r\n{zero}")),
+        chunked(
             "chunk-underscore",
             Refused,
-            "Transfer-Encoding: chunked",
             &format!("1_0\r\nhello\r\n{zero}"),
         ),
-        framed(
-            "chunk-minus",
-            Refused,
-            "Transfer-Encoding: chunked",
-            &format!("-1\r\nhello\r\n{zero}"),
-        ),
-        framed(
+        chunked("chunk-minus", Refused, &format!("-1\r\nhello\r\n{zero}")),
+        chunked(
             "chunk-huge",
             Refused,
-            "Transfer-Encoding: chunked",
             &format!("10000000000000005\r\nhello\r\n{zero}"),
         ),
-        framed(
-            "chunk-empty-size",
-            Refused,
-            "Transfer-Encoding: chunked",
-            &format!("\r\nhello\r\n{zero}"),
-        ),
-        framed(
-            "chunk-text",
-            Refused,
-            "Transfer-Encoding: chunked",
-            &format!("xyz\r\nhello\r\n{zero}"),
-        ),
-        framed(
+        chunked("chunk-empty-size", Refused, &format!("\r\nhello\r\n{zero}")),
+        chunked("chunk-text", Refused, &format!("xyz\r\nhello\r\n{zero}")),
+        chunked(
             "chunk-too-long",
             Refused,
-            "Transfer-Encoding: chunked",
             &format!("5\r\nhello!!\r\n{zero}"),
         ),
-        framed(
-            "chunk-bare-lf",
-            Refused,
-            "Transfer-Encoding: chunked",
-            "5\nhello\n0\n\n",
-        ),
-        framed(
+        chunked("chunk-bare-lf", Refused, "5\nhello\n0\n\n"),
+        chunked(
             "chunk-lf-in-extension",
             Refused,
-            "Transfer-Encoding: chunked",
             &format!("5;a\nb\r\nhello\r\n{zero}"),
         ),
-        framed(
-            "chunk-bare-cr",
-            Refused,
-            "Transfer-Encoding: chunked",
-            &format!("5\rX\nhello\r\n{zero}"),
-        ),
-        framed(
-            "chunk-extension",
-            Either,
-            "Transfer-Encoding: chunked",
-            "5;a=b\r\nhello\r\n0\r\n\r\n",
-        ),
-        framed(
+        chunked("chunk-bare-cr", Refused, &format!("5\rX\nhello\r\n{zero}")),
+        chunked("chunk-extension", Either, "5;a=b\r\nhello\r\n0\r\n\r\n"),
+        chunked(
             "trailer-is-no-header",
             Either,
-            "Transfer-Encoding: chunked",
             "5\r\nhello\r\n0\r\nX-Forwarded-For: 6.6.6.6\r\n\r\n",
         ),
         // Hosts.
@@ -307,21 +271,9 @@ pub(super) fn cases() -> Vec<Case> {
             Forwarded,
             "GET {P} HTTP/1.1\r\nHost: RAW.test",
         ),
-        line(
-            "absolute-form",
-            Forwarded,
-            "GET https://raw.test{P} HTTP/1.1\r\nHost: raw.test",
-        ),
-        line(
-            "absolute-form-other",
-            Refused,
-            "GET https://other.test{P} HTTP/1.1\r\nHost: raw.test",
-        ),
-        line(
-            "absolute-form-userinfo",
-            Refused,
-            "GET https://a@raw.test{P} HTTP/1.1\r\nHost: raw.test",
-        ),
+        target("absolute-form", Forwarded, "https://raw.test{P}"),
+        target("absolute-form-other", Refused, "https://other.test{P}"),
+        target("absolute-form-userinfo", Refused, "https://a@raw.test{P}"),
         // Methods, targets, versions.
         line(
             "connect",
@@ -333,17 +285,13 @@ pub(super) fn cases() -> Vec<Case> {
             Refused,
             "CONNECT {P} HTTP/1.1\r\nHost: raw.test",
         ),
-        line("fragment", Either, "GET {P}#x HTTP/1.1\r\nHost: raw.test"),
+        target("fragment", Either, "{P}#x"),
         line(
             "space-in-target",
             Refused,
             "GET {P} x HTTP/1.1\r\nHost: raw.test",
         ),
-        line(
-            "no-slash",
-            Refused,
-            "GET smuggled HTTP/1.1\r\nHost: raw.test",
-        ),
+        target("no-slash", Refused, "smuggled"),
         line("version-2.0", Refused, "GET {P} HTTP/2.0\r\nHost: raw.test"),
         line("version-1.2", Either, "GET {P} HTTP/1.2\r\nHost: raw.test"),
         line("version-09", Refused, "GET {P}"),
@@ -395,26 +343,10 @@ pub(super) fn cases() -> Vec<Case> {
         get("underscore-cl", Either, "Content_Length: 5"),
         get("expect-unknown", Either, "Expect: 200-maybe"),
         // Paths that lead out of a prefix in one reading.
-        line(
-            "dot-segments",
-            Either,
-            "GET {P}/../x HTTP/1.1\r\nHost: raw.test",
-        ),
-        line(
-            "percent-nul",
-            Either,
-            "GET {P}/%00 HTTP/1.1\r\nHost: raw.test",
-        ),
-        line(
-            "bad-percent",
-            Either,
-            "GET {P}/%zz HTTP/1.1\r\nHost: raw.test",
-        ),
-        line(
-            "query-verbatim",
-            Forwarded,
-            "GET {P}?h=%86zsL%0et+'~!|(&&a=%2F HTTP/1.1\r\nHost: raw.test",
-        ),
+        target("dot-segments", Either, "{P}/../x"),
+        target("percent-nul", Either, "{P}/%00"),
+        target("bad-percent", Either, "{P}/%zz"),
+        target("query-verbatim", Forwarded, "{P}?h=%86zsL%0et+'~!|(&&a=%2F"),
     ];
     // Codings that a lenient reader may take for chunked and a strict one not.
     let codings = [

@@ -89,8 +89,23 @@ fn belongs(seen: &Seen, case: &Case) -> bool {
         || seen.line().contains(&format!("{path} "))
 }
 
+/// Fails with everything that is wrong with the cases or with what the origin received.
+#[track_caller]
+pub(crate) fn conclude(origin: &RawOrigin, mut wrong: Vec<String>, count: usize) {
+    wrong.extend(origin.seen().iter().flat_map(findings));
+    // Heads go on before bodies are there, so a broken body leaves half a request; nothing may be in it.
+    let broken = origin.broken();
+    wrong.extend(broken.into_iter().filter(|rest| rest.contains("smuggled")));
+    assert!(
+        wrong.is_empty(),
+        "{} findings in {count} cases:\n  {}",
+        wrong.len(),
+        wrong.join("\n  ")
+    );
+}
+
 /// What makes a recorded request dangerous to a lenient origin.
-pub(crate) fn findings(seen: &Seen) -> Vec<String> {
+fn findings(seen: &Seen) -> Vec<String> {
     let mut found = Vec::new();
     let mut check = |bad: bool, what: &str| {
         if bad {
@@ -194,19 +209,7 @@ fn no_request_reaches_the_origin_in_two_readings() {
             ));
         }
     }
-    for seen in &seen {
-        wrong.extend(findings(seen));
-    }
-    // Heads go on before bodies are there, so a broken body leaves half a request; nothing may be in it.
-    let broken = origin.broken();
-    wrong.extend(broken.into_iter().filter(|rest| rest.contains("smuggled")));
-    assert!(
-        wrong.is_empty(),
-        "{} findings in {} cases:\n  {}",
-        wrong.len(),
-        cases.len(),
-        wrong.join("\n  ")
-    );
+    conclude(&origin, wrong, cases.len());
 }
 
 /// All at once, in order.

@@ -1,5 +1,8 @@
 //! What is done to requests and responses on their way.
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::support::client::block_on;
 use crate::support::{Edge, Origin, Reply, route_of, secret};
 
 const HOST: &str = "filter.test";
@@ -69,23 +72,6 @@ rules:
     let reply = edge.get(HOST, "/old/a%20b?x=%2Fold+'");
     assert_eq!(reply.json()["target"], "/new/a%20b?x=%2Fold+'");
     assert_eq!(seen(&reply, "host"), ["inner.test"]);
-}
-
-#[test]
-fn a_redirect_answers_without_a_backend() {
-    let spec = format!(
-        "hostnames: [{HOST}]\nrules:\n- filters:\n  - {{type: RequestRedirect, requestRedirect: {{hostname: www.filter.test, statusCode: 301}}}}\n"
-    );
-    let edge = Edge::start(&[route_of("filter", &spec)]);
-    let reply = edge.get(HOST, "/a?b=c");
-    assert_eq!(reply.status, 301);
-    assert!(
-        reply
-            .header("location")
-            .starts_with("https://www.filter.test"),
-        "{reply:?}"
-    );
-    assert!(reply.header("location").ends_with("/a?b=c"), "{reply:?}");
 }
 
 #[test]
@@ -263,6 +249,53 @@ fn copies_go_to_the_mirror_and_its_answers_nowhere() {
             Err(format!("{} copies", mirror.requests()))
         }
     });
+}
+
+#[test]
+fn a_mirror_that_lags_slows_nothing_and_never_gets_half_a_request_that_looks_whole() {
+    const LENGTH: usize = 64 << 20;
+    let origin = Origin::echo();
+    let mirror = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut edge = edge(
+        &origin,
+        &format!(
+            "{{type: RequestMirror, requestMirror: {{backend: {{address: \"{}\"}}}}}}",
+            mirror.local_addr().unwrap()
+        ),
+    );
+    edge.wait_for_status(HOST, "/", 200);
+    // The copy of the first request, which only waited for the edge.
+    drop(mirror.accept().unwrap());
+    let before = edge.program().peak_memory();
+    // Without a length, so that only the end of the chunks tells whether it is whole.
+    let answer = block_on(async {
+        let mut stream = edge.client().connect(HOST, &["http/1.1"]).await.unwrap();
+        let head = format!(
+            "POST / HTTP/1.1\r\nHost: {HOST}\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let chunk = format!("10000\r\n{}\r\n", "x".repeat(0x10000));
+        for _ in 0..LENGTH / 0x10000 {
+            stream.write_all(chunk.as_bytes()).await.unwrap();
+        }
+        stream.write_all(b"0\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    });
+    assert!(
+        answer.contains(&format!("\"body_bytes\":{LENGTH}")),
+        "{answer}"
+    );
+    let grown = edge.program().peak_memory() - before;
+    assert!(grown < 16 << 20, "{grown} bytes were held for a mirror");
+    // Nothing of the copy was read before the request was answered.
+    let (mut copy, _) = mirror.accept().unwrap();
+    let mut bytes = Vec::new();
+    let _ = std::io::Read::read_to_end(&mut copy, &mut bytes);
+    assert!(bytes.starts_with(b"POST / HTTP/1.1\r\n"));
+    assert!(bytes.len() < LENGTH, "the mirror did not lag");
+    assert!(!bytes.ends_with(b"0\r\n\r\n"), "half a request looks whole");
 }
 
 #[test]

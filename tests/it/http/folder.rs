@@ -2,7 +2,8 @@
 
 use std::fs;
 
-use crate::support::{Edge, route_of};
+use crate::support::program::succeed;
+use crate::support::{Edge, missing, route_of};
 
 const HOST: &str = "site.test";
 
@@ -58,6 +59,53 @@ fn ranges_are_served_and_impossible_ones_refused() {
     assert_eq!(get("bytes=-3").text(), "789");
     assert_eq!(get("bytes=7-").text(), "789");
     assert_eq!(get("bytes=20-").status, 416);
+}
+
+#[test]
+fn curl_gets_several_ranges_over_every_http_version() {
+    if missing(&["curl"]) {
+        return;
+    }
+    let (folder, edge) = edge("");
+    // More than is read at once.
+    let digits = (0..50_000).fold(String::new(), |text, n| text + &format!("{n:05}\n"));
+    fs::write(folder.path().join("site/large.txt"), &digits).unwrap();
+    edge.wait_for_status(HOST, "/large.txt", 200);
+    for version in ["--http1.1", "--http2"] {
+        let text = succeed(
+            edge.curl(&[HOST])
+                .args([version, "--range", "240000-299999,0-5,-6", "-D", "-"])
+                .arg(edge.url(HOST, "/large.txt")),
+        );
+        // The last range lies in the first: that is no set to serve as parts.
+        assert!(
+            text.contains(" 200") && text.ends_with(&digits),
+            "{version}"
+        );
+        let text = succeed(
+            edge.curl(&[HOST])
+                .args([version, "--range", "240000-299993,0-5,-6", "-D", "-"])
+                .arg(edge.url(HOST, "/large.txt")),
+        );
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(" 206"), "{head}");
+        let (_, boundary) = head.split_once("boundary=").unwrap();
+        let boundary = boundary.lines().next().unwrap();
+        let part = |start: usize, end: usize| {
+            format!(
+                "\r\n--{boundary}\r\nContent-Type: text/plain; charset=utf-8\r\n\
+                 Content-Range: bytes {start}-{end}/300000\r\n\r\n{}",
+                &digits[start..=end]
+            )
+        };
+        let expected = [
+            part(240_000, 299_993),
+            part(0, 5),
+            part(299_994, 299_999),
+            format!("\r\n--{boundary}--\r\n"),
+        ];
+        assert!(body == expected.concat(), "{version}: {head}");
+    }
 }
 
 #[test]

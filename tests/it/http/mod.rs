@@ -7,3 +7,4 @@ mod errors;
 mod filters;
 mod folder;
 mod matching;
+mod redirects;

@@ -89,6 +89,7 @@ fn the_json_says_the_same() {
         .unwrap();
     assert_eq!(unknown["file"], "02-unknown-field.yaml");
     assert_eq!(unknown["line"], 8);
+    assert_eq!(unknown["severity"], "error");
     assert_eq!(unknown["field"], "spec.rules[0].backend");
     assert_eq!(unknown["object"], "TlsRoute default/unknown-field");
     assert!(unknown["hint"].as_str().unwrap().contains("backends"));
@@ -105,6 +106,30 @@ fn the_json_says_the_same() {
             "{name} is not documented"
         );
     }
+}
+
+#[test]
+fn the_samples_are_right_and_strict_takes_their_warnings_for_errors() {
+    let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/samples");
+    let check = |options: &[&str]| run(Edge::command().arg("check").arg(&samples).args(options));
+    let (ok, output) = check(&[]);
+    assert!(ok, "{output}");
+    // The object of another program that a sample brings along.
+    assert!(output.contains("[ForeignKind, warning]"), "{output}");
+    assert!(
+        output.contains(" warning") && !output.contains(" error"),
+        "{output}"
+    );
+    let (ok, json) = check(&["--output", "json"]);
+    let report: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(ok && report["ok"] == true && report["errors"] == 0);
+    let problems = report["problems"].as_array().unwrap();
+    assert_eq!(report["warnings"], problems.len());
+    assert!(problems.iter().all(|it| it["severity"] == "warning"));
+    let (ok, _) = check(&["--strict"]);
+    assert!(!ok);
+    let (ok, json) = check(&["--strict", "-o", "json"]);
+    assert!(!ok && json.contains("\"ok\": false"), "{json}");
 }
 
 #[test]

@@ -1,14 +1,15 @@
 //! Start, refusal to start, end, takeover.
 
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::support::edge::PATIENCE;
-use crate::support::program::run;
-use crate::support::{Edge, Origin, eventually, ports, route};
+use crate::support::program::{not_root, run};
+use crate::support::{Client, Edge, Origin, Program, eventually, missing, ports, route};
 
 /// `tidegate run` on an empty folder of its own, which is expected to end by itself.
 fn start_that_fails(edit: impl FnOnce(&mut Command, &std::path::Path)) -> String {
@@ -111,6 +112,119 @@ fn the_service_manager_is_told_and_a_signal_ends_in_order() {
     assert_eq!(told(), "STOPPING=1\n");
     let status = edge.program().wait(PATIENCE);
     assert!(status.success(), "{status}: {}", edge.log());
+}
+
+#[test]
+fn the_watchdog_of_the_service_manager_is_fed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let _edge = Edge::builder()
+        .env("NOTIFY_SOCKET", &path.display().to_string())
+        .env("WATCHDOG_USEC", "200000")
+        .start();
+    let mut told = Vec::new();
+    while told.len() < 4 {
+        let mut buffer = [0; 512];
+        let length = socket.recv(&mut buffer).unwrap();
+        told.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
+    }
+    let fed = "WATCHDOG=1\n".to_owned();
+    assert_eq!(
+        told,
+        ["READY=1\n".to_owned(), fed.clone(), fed.clone(), fed]
+    );
+}
+
+#[test]
+fn a_folder_that_becomes_unreadable_loses_nothing_and_says_so() {
+    if not_root("taking a folder away from another user") || missing(&["setpriv"]) {
+        return;
+    }
+    let origin = Origin::text("x");
+    let user = [
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let objects = folder.path().join("objects");
+    std::fs::create_dir(&objects).unwrap();
+    std::fs::write(
+        objects.join("a.yaml"),
+        route("a", "a.test", origin.address()),
+    )
+    .unwrap();
+    let mode = |path: &std::path::Path, mode: u32| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode(folder.path(), 0o755);
+    let state = folder.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    std::os::unix::fs::chown(&state, Some(65534), Some(65534)).unwrap();
+    // The binary may lie where that user cannot go.
+    let binary = folder.path().join("tidegate");
+    std::fs::copy(Edge::binary(), &binary).unwrap();
+    let check = || {
+        run(Command::new(user[0])
+            .args(&user[1..])
+            .arg(&binary)
+            .arg("check")
+            .arg(&objects))
+    };
+    let (ok, output) = check();
+    assert!(ok, "{output}");
+    mode(&objects, 0o700);
+    let (ok, output) = check();
+    assert!(
+        !ok && output.contains("[FolderUnreadable]") && output.contains("permission"),
+        "{output}"
+    );
+    mode(&objects, 0o755);
+
+    let (https, admin) = (ports::free(), ports::free());
+    let program = Program::start(
+        Command::new(user[0])
+            .args(&user[1..])
+            .arg(&binary)
+            .arg("run")
+            .arg(&objects)
+            .args(["--http", "off", "--workers", "1", "--https"])
+            .arg(format!("127.0.0.1:{https}"))
+            .args(["--admin", &format!("127.0.0.1:{admin}"), "--state-dir"])
+            .arg(&state),
+    )
+    .wait_for_port(admin);
+    let client = eventually("the root certificate", PATIENCE, || {
+        std::fs::read(state.join("ca/ca.crt"))
+            .map(|pem| Client::new(https, &pem))
+            .map_err(|error| error.to_string())
+    });
+    eventually("the route", PATIENCE, || client.try_get("a.test", "/"));
+    mode(&objects, 0o700);
+    program.signal("HUP");
+    eventually("what is wrong is told", PATIENCE, || {
+        let log = program.log();
+        if log.contains("FolderUnreadable") {
+            Ok(())
+        } else {
+            Err(log)
+        }
+    });
+    assert_eq!(client.get("a.test", "/").status, 200);
+    mode(&objects, 0o755);
+    program.signal("HUP");
+    eventually("it is mended", PATIENCE, || {
+        let log = program.log();
+        if log.contains("mended") {
+            Ok(())
+        } else {
+            Err(log)
+        }
+    });
+    assert_eq!(client.get("a.test", "/").status, 200);
 }
 
 #[test]

@@ -88,6 +88,52 @@ fn the_admin_listener_tells_state_and_refuses_strange_hosts() {
 }
 
 #[test]
+fn the_admin_listener_answers_however_many_are_slow_or_idle() {
+    let edge = Edge::builder().start();
+    let connect = || {
+        let stream = TcpStream::connect(("127.0.0.1", edge.admin)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    };
+    let say = |request: &str| {
+        let mut stream = connect();
+        // A refusal may come before the end of what is refused.
+        let _ = stream.write_all(request.as_bytes());
+        let mut reply = String::new();
+        let _ = stream.read_to_string(&mut reply);
+        reply
+    };
+    let large = format!(
+        "GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Large: {}\r\n\r\n",
+        "x".repeat(100_000)
+    );
+    assert!(say(&large).starts_with("HTTP/1.1 431"), "{}", say(&large));
+    let body = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 5\r\n\r\n";
+    assert!(say(body).starts_with("HTTP/1.1 413"), "{}", say(body));
+    // More than are taken, since earlier ones may still be ending: half a head each.
+    let mut held: Vec<_> = (0..80).map(|_| connect()).collect();
+    for stream in &mut held {
+        let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: local");
+    }
+    eventually("one too many is closed", PATIENCE, || {
+        match say("GET /healthz HTTP/1.0\r\n\r\n").as_str() {
+            "" => Ok(()),
+            other => Err(other.to_owned()),
+        }
+    });
+    // Nobody has to hang up: the clock does it.
+    eventually("an answer to others", PATIENCE, || {
+        match edge.admin("/healthz") {
+            Ok(reply) if reply.starts_with("HTTP/1.1 200") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    for mut stream in held {
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
+}
+
+#[test]
 fn commands_teach_and_complete() {
     let help = Edge::run(&["run", "--help"]);
     for expected in ["TIDEGATE_HTTPS", "setcap", "USR2", "--to"] {

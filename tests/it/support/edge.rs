@@ -31,6 +31,7 @@ pub(crate) struct Builder {
     no_folder: bool,
     ports: Option<(u16, u16)>,
     prepare: Option<Prepare>,
+    under: Vec<String>,
 }
 
 impl Builder {
@@ -43,6 +44,12 @@ impl Builder {
     /// Does this in the edge's folder, with `objects` and a `state` to be, before it starts.
     pub(crate) fn prepare(mut self, prepare: impl FnOnce(&Path) + 'static) -> Self {
         self.prepare = Some(Box::new(prepare));
+        self
+    }
+
+    /// Starts the binary through another program, which takes it as its last argument and becomes it.
+    pub(crate) fn under(mut self, program: &[&str]) -> Self {
+        self.under = program.iter().map(|&part| part.to_owned()).collect();
         self
     }
 
@@ -88,7 +95,15 @@ impl Builder {
         }
         let (http, https) = self.ports.unwrap_or_else(|| (ports::free(), ports::free()));
         let admin = ports::free();
-        let mut command = Edge::command();
+        let mut command = match self.under.split_first() {
+            None => Edge::command(),
+            Some((program, args)) => {
+                let mut command = Command::new(program);
+                command.args(args).arg(Edge::binary());
+                Edge::environment(&mut command);
+                command
+            }
+        };
         command
             .arg("run")
             .args((!self.no_folder).then_some(&objects))
@@ -138,6 +153,7 @@ impl Edge {
             no_folder: false,
             ports: None,
             prepare: None,
+            under: Vec::new(),
         }
     }
 
@@ -154,9 +170,18 @@ impl Edge {
 
     /// The binary, with an environment of its own.
     pub(crate) fn command() -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
-        command.env_remove("SSL_CERT_FILE").env("NO_COLOR", "1");
+        let mut command = Command::new(Self::binary());
+        Self::environment(&mut command);
         command
+    }
+
+    /// Where the binary is.
+    pub(crate) fn binary() -> &'static str {
+        env!("CARGO_BIN_EXE_tidegate")
+    }
+
+    fn environment(command: &mut Command) {
+        command.env_remove("SSL_CERT_FILE").env("NO_COLOR", "1");
     }
 
     /// Everything logged so far.

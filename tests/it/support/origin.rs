@@ -57,7 +57,12 @@ impl Origin {
 
     /// Answers every request with this text.
     pub(crate) fn text(text: &'static str) -> Self {
-        Self::serve(move |_| async move {
+        Self::text_at("127.0.0.1:0".parse().unwrap(), text)
+    }
+
+    /// The same on this address.
+    pub(crate) fn text_at(address: SocketAddr, text: &'static str) -> Self {
+        Self::serve_at(address, move |_| async move {
             Response::new(Full::new(Bytes::from_static(text.as_bytes())))
         })
     }
@@ -68,7 +73,15 @@ impl Origin {
         F: Fn(Request<Incoming>) -> R + Clone + Send + 'static,
         R: Future<Output = Response<Full<Bytes>>> + Send + 'static,
     {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::serve_at("127.0.0.1:0".parse().unwrap(), answer)
+    }
+
+    fn serve_at<F, R>(address: SocketAddr, answer: F) -> Self
+    where
+        F: Fn(Request<Incoming>) -> R + Clone + Send + 'static,
+        R: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+    {
+        let listener = std::net::TcpListener::bind(address).unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(AtomicUsize::new(0));

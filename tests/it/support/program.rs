@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Read};
 use std::net::TcpStream;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -65,6 +66,32 @@ impl Program {
         self.child.id()
     }
 
+    /// Bytes of memory that it held at most so far.
+    pub(crate) fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))
+            .unwrap();
+        let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().unwrap();
+        kibibytes * 1024
+    }
+
+    /// CPU time that it took so far, its threads included.
+    pub(crate) fn cpu_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        // The name in parentheses may hold anything; utime and stime are fields 14 and 15.
+        let (_, fields) = stat.rsplit_once(')').unwrap();
+        let ticks: u64 = fields
+            .split_whitespace()
+            .skip(11)
+            .take(2)
+            .map(|ticks| ticks.parse::<u64>().unwrap())
+            .sum();
+        // USER_HZ, which Linux fixes at 100 for programs.
+        Duration::from_millis(ticks * 10)
+    }
+
     /// The exit status, if it is over.
     pub(crate) fn ended(&mut self) -> Option<std::process::ExitStatus> {
         self.child.try_wait().unwrap()
@@ -117,6 +144,15 @@ fn collect(stream: impl Read + Send + 'static, log: Arc<Mutex<String>>) {
             line.clear();
         }
     });
+}
+
+/// Whether the tests may do what only root may; says so loudly if not.
+pub(crate) fn not_root(what: &str) -> bool {
+    let root = std::fs::metadata("/proc/self").is_ok_and(|it| it.uid() == 0);
+    if !root {
+        eprintln!("SKIPPED: {what} needs root");
+    }
+    !root
 }
 
 /// Runs to the end and returns stdout and stderr together; panics with them unless the status is 0.

@@ -60,26 +60,14 @@ const MAX_YES: usize = 16 * 1024;
 
 /// Reads what the service says beside its yes, without making the request wait for it.
 fn free_connection(answer: Answer, limit: Duration) {
-    let Answer {
-        response, lease, ..
-    } = answer;
-    let Some(lease) = lease else { return };
-    let mut body = http_body_util::Limited::new(response.into_body(), MAX_YES);
+    let mut body = http_body_util::Limited::new(answer.response.into_body(), MAX_YES);
     if body.is_end_stream() {
-        return lease.release();
+        return;
     }
     tokio::spawn(async move {
-        let reading = async {
-            while let Some(frame) = body.frame().await {
-                if frame.is_err() {
-                    return false;
-                }
-            }
-            true
-        };
-        if tokio::time::timeout(limit, reading).await == Ok(true) {
-            lease.release();
-        }
+        let reading = async { while let Some(Ok(_)) = body.frame().await {} };
+        // What was not read to its end by then closes its connection.
+        let _ = tokio::time::timeout(limit, reading).await;
     });
 }
 
@@ -155,6 +143,6 @@ fn pass_on(auth: &ForwardAuth, answer: Answer) -> Result<Response<Body>, ProxyEr
     })?;
     parts.version = http::Version::HTTP_11;
     let idle = Some(auth.timeout);
-    let body = UpstreamBody::new(incoming, answer.lease, answer.active, idle, None, false);
+    let body = UpstreamBody::new(incoming, answer.active, idle, None, false);
     Ok(Response::from_parts(parts, Body::Upstream(Box::new(body))))
 }

@@ -3,6 +3,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -42,9 +43,14 @@ pub(crate) fn tee(
             Body::Empty
         } else {
             let (sender, receiver) = mpsc::channel(LAG);
-            copies.push(sender);
+            let whole = Arc::new(AtomicBool::new(false));
+            copies.push(Feed {
+                sender,
+                whole: Arc::clone(&whole),
+            });
             Body::boxed(Copy {
                 receiver,
+                whole,
                 hint: body.size_hint(),
             })
         }));
@@ -55,6 +61,7 @@ pub(crate) fn tee(
         let cluster = Arc::clone(&mirror.cluster);
         let options = SendOptions {
             body: None,
+            hints: None,
             ..options.clone()
         };
         tokio::spawn(async move {
@@ -62,9 +69,6 @@ pub(crate) fn tee(
                 let answer = upstream::send(&worker.upstreams, &cluster, copy, &options).await?;
                 let mut body = answer.response.into_body();
                 while let Some(Ok(_)) = body.frame().await {}
-                if let Some(lease) = answer.lease {
-                    lease.release();
-                }
                 Ok::<_, crate::error::ProxyError>(())
             };
             match tokio::time::timeout(LIMIT, sent).await {
@@ -88,7 +92,14 @@ pub(crate) fn tee(
 /// The request's own body, which also feeds the copies.
 struct Tee {
     body: Body,
-    copies: Vec<mpsc::Sender<Result<Bytes, BodyError>>>,
+    copies: Vec<Feed>,
+}
+
+/// What feeds one copy. Dropped as it is, the copy is broken off.
+struct Feed {
+    sender: mpsc::Sender<Bytes>,
+    /// Whether everything was handed over.
+    whole: Arc<AtomicBool>,
 }
 
 impl HttpBody for Tee {
@@ -100,20 +111,21 @@ impl HttpBody for Tee {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
-        match &frame {
-            Some(Ok(frame)) => {
-                if let Some(data) = frame.data_ref() {
-                    self.copies
-                        .retain(|copy| copy.try_send(Ok(data.clone())).is_ok());
-                }
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            self.copies
+                .retain(|copy| copy.sender.try_send(data.clone()).is_ok());
+        }
+        let over = match &frame {
+            Some(Ok(_)) => self.body.is_end_stream(),
+            Some(Err(_)) => false,
+            None => true,
+        };
+        if over {
+            for copy in self.copies.drain(..) {
+                copy.whole.store(true, Ordering::Release);
             }
-            // A copy must not look complete when the request was broken off.
-            Some(Err(_)) => {
-                for copy in self.copies.drain(..) {
-                    let _ = copy.try_send(Err("the request was broken off".into()));
-                }
-            }
-            None => self.copies.clear(),
         }
         Poll::Ready(frame)
     }
@@ -127,9 +139,10 @@ impl HttpBody for Tee {
     }
 }
 
-/// The body of a copy.
+/// The body of a copy. It must not look complete when the request was broken off, or the copy given up.
 struct Copy {
-    receiver: mpsc::Receiver<Result<Bytes, BodyError>>,
+    receiver: mpsc::Receiver<Bytes>,
+    whole: Arc<AtomicBool>,
     hint: SizeHint,
 }
 
@@ -141,9 +154,11 @@ impl HttpBody for Copy {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        self.receiver
-            .poll_recv(cx)
-            .map(|data| data.map(|data| data.map(Frame::data)))
+        Poll::Ready(match std::task::ready!(self.receiver.poll_recv(cx)) {
+            Some(data) => Some(Ok(Frame::data(data))),
+            None if self.whole.load(Ordering::Acquire) => None,
+            None => Some(Err("the copy is not whole".into())),
+        })
     }
 
     fn size_hint(&self) -> SizeHint {

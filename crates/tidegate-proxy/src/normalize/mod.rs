@@ -17,7 +17,7 @@ mod response;
 
 pub(crate) use authority::{Authority, authority};
 pub(crate) use hop_by_hop::trailers;
-pub(crate) use response::{Reuse, response};
+pub(crate) use response::{Reuse, response, strip_connection_fields};
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Version};
@@ -202,7 +202,7 @@ fn extended_connect(
     version: Version,
     extensions: &http::Extensions,
 ) -> Result<HeaderValue, Refusal> {
-    match extensions.get::<hyper::ext::Protocol>() {
+    match extensions.get::<h2::ext::Protocol>() {
         Some(protocol) if version == Version::HTTP_2 => {
             if protocol.as_str().eq_ignore_ascii_case("websocket") {
                 Ok(HeaderValue::from_static("websocket"))
@@ -235,7 +235,7 @@ fn content_length(headers: &HeaderMap) -> Result<(), Refusal> {
 }
 
 /// `1*DIGIT` up to 2^63-1.
-fn parse_length(digits: &[u8]) -> Option<u64> {
+pub(crate) fn parse_length(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() {
         return None;
     }

@@ -17,8 +17,8 @@ pub(crate) enum Reuse {
 
 /// Checks a response's head and removes what belongs to the backend's connection.
 ///
-/// hyper has read the body by the same rules: `Transfer-Encoding` wins over `Content-Length`; equal lengths
-/// are one length; 1xx other than 101 never come here. A 101 keeps its `Upgrade` field.
+/// The codec reads the body by the same rules: `Transfer-Encoding` wins over `Content-Length`; equal lengths
+/// are one length. A 101 keeps its `Upgrade` field.
 pub(crate) fn response(
     parts: &mut http::response::Parts,
     request_method: &Method,
@@ -47,6 +47,15 @@ pub(crate) fn response(
             .map_err(|_| bad_gateway("the backend's Connection field names too many fields"))?;
     }
     Ok(reuse)
+}
+
+/// Removes what HTTP/2 has no place for (RFC 9113 §8.2.2), which a rule's filter may have set.
+pub(crate) fn strip_connection_fields(headers: &mut HeaderMap) {
+    if headers.keys().any(hop_by_hop::is_connection_specific) {
+        let message = hop_by_hop::Message::Response { switching: false };
+        // Fails before it has removed anything; the codec then refuses the response.
+        let _ = hop_by_hop::remove(headers, message);
+    }
 }
 
 impl Reuse {

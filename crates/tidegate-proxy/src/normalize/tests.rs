@@ -387,7 +387,7 @@ fn connect_opens_websockets_only() {
                 .uri("https://a.example/ws")
         });
         if let Some(protocol) = protocol {
-            let protocol = hyper::ext::Protocol::from_static(protocol);
+            let protocol = h2::ext::Protocol::from_static(protocol);
             found.extensions.insert(protocol);
         }
         judge(&mut found)

@@ -20,14 +20,29 @@ pub(super) struct Validators {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     Whole,
-    /// First and last byte, inclusive.
-    Part {
-        start: u64,
-        end: u64,
-    },
+    /// In the order of the request, none empty, none overlapping; at least one.
+    Parts(Vec<Part>),
     Unsatisfiable,
     NotModified,
     PreconditionFailed,
+}
+
+/// First and last byte of a range, both inside the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Part {
+    pub(super) start: u64,
+    pub(super) end: u64,
+}
+
+/// Most ranges of a request that are served as such. Readers of PDF and archives ask for a dozen.
+const MOST_RANGES: usize = 32;
+
+// === impl Part ===
+
+impl Part {
+    pub(super) const fn length(self) -> u64 {
+        self.end - self.start + 1
+    }
 }
 
 // === impl Validators ===
@@ -107,24 +122,57 @@ pub(super) fn evaluate(
     } else if validators.is_changed_since(headers, &header::IF_MODIFIED_SINCE) == Some(false) {
         return Outcome::NotModified;
     }
-    match headers.get(header::RANGE) {
-        Some(range) if method == Method::GET && validators.allows_range(headers) => {
-            parse_range(range, length)
+    let mut ranges = headers.get_all(header::RANGE).iter();
+    match (ranges.next(), ranges.next()) {
+        (Some(range), None) if method == Method::GET && validators.allows_range(headers) => {
+            parse_ranges(range, length)
         }
         _ => Outcome::Whole,
     }
 }
 
-/// One range. Several, other units and what is malformed are ignored, as RFC 9110 §14.2 allows.
-fn parse_range(value: &HeaderValue, length: u64) -> Outcome {
-    let range = value
+/// Other units and what is malformed are ignored, and so are more ranges than anybody needs and ranges that
+/// overlap, as RFC 9110 §14.2 allows: together they never ask for more than the file.
+fn parse_ranges(value: &HeaderValue, length: u64) -> Outcome {
+    let Some(set) = value
         .to_str()
         .ok()
         .and_then(|text| text.strip_prefix("bytes="))
-        .and_then(|spec| spec.trim().split_once('-'));
-    let Some((first, last)) = range else {
+    else {
         return Outcome::Whole;
     };
+    let mut parts: Vec<Part> = Vec::new();
+    let mut seen = 0;
+    for spec in set.split(',').map(|spec| spec.trim_matches([' ', '\t'])) {
+        // RFC 9110 §5.6.1.2: empty elements count for nothing.
+        if spec.is_empty() {
+            continue;
+        }
+        seen += 1;
+        match parse_range(spec, length) {
+            _ if seen > MOST_RANGES => return Outcome::Whole,
+            None => return Outcome::Whole,
+            Some(None) => {}
+            Some(Some(part)) => {
+                let overlaps = |other: &Part| part.start <= other.end && other.start <= part.end;
+                if parts.iter().any(overlaps) {
+                    return Outcome::Whole;
+                }
+                parts.push(part);
+            }
+        }
+    }
+    match (seen, parts.is_empty()) {
+        (0, _) => Outcome::Whole,
+        (_, true) => Outcome::Unsatisfiable,
+        (_, false) => Outcome::Parts(parts),
+    }
+}
+
+/// One range cut to the file: None when it is malformed, Some(None) when it lies outside.
+#[expect(clippy::option_option, reason = "malformed and unsatisfiable differ")]
+fn parse_range(spec: &str, length: u64) -> Option<Option<Part>> {
+    let (first, last) = spec.split_once('-')?;
     let number = |text: &str| -> Option<u64> {
         let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         digits.then(|| text.parse().unwrap_or(u64::MAX))
@@ -132,17 +180,14 @@ fn parse_range(value: &HeaderValue, length: u64) -> Outcome {
     let (start, end) = match (number(first), number(last)) {
         (Some(start), Some(end)) if start <= end => (start, end),
         (Some(start), None) if last.is_empty() => (start, u64::MAX),
-        (None, Some(0)) if first.is_empty() => return Outcome::Unsatisfiable,
+        (None, Some(0)) if first.is_empty() => return Some(None),
         (None, Some(suffix)) if first.is_empty() => (length.saturating_sub(suffix), u64::MAX),
-        _ => return Outcome::Whole,
+        _ => return None,
     };
-    if start >= length {
-        return Outcome::Unsatisfiable;
-    }
-    Outcome::Part {
+    Some((start < length).then(|| Part {
         start,
         end: end.min(length - 1),
-    }
+    }))
 }
 
 #[cfg(test)]
@@ -151,7 +196,14 @@ mod tests {
 
     #[test]
     fn ranges_are_cut_to_the_file() {
-        let part = |start, end| Outcome::Part { start, end };
+        let parts = |ends: &[(u64, u64)]| {
+            Outcome::Parts(
+                ends.iter()
+                    .map(|&(start, end)| Part { start, end })
+                    .collect(),
+            )
+        };
+        let part = |start, end| parts(&[(start, end)]);
         for (range, length, expected) in [
             ("bytes=0-0", 10, part(0, 0)),
             ("bytes=0-", 10, part(0, 9)),
@@ -166,14 +218,41 @@ mod tests {
             ("bytes=0-", 0, Outcome::Unsatisfiable),
             ("bytes=-1", 0, Outcome::Unsatisfiable),
             ("bytes=5-3", 10, Outcome::Whole),
-            ("bytes=0-1,3-4", 10, Outcome::Whole),
+            ("bytes=0-1,3-4", 10, parts(&[(0, 1), (3, 4)])),
+            ("bytes=-1 ,\t0-1", 10, parts(&[(9, 9), (0, 1)])),
+            ("bytes=0-4,5-9", 10, parts(&[(0, 4), (5, 9)])),
+            ("bytes=,3-4,,", 10, part(3, 4)),
+            ("bytes=3-4,20-", 10, part(3, 4)),
+            ("bytes=20-,-0", 10, Outcome::Unsatisfiable),
+            ("bytes=0-4,4-9", 10, Outcome::Whole),
+            ("bytes=0-,0-,0-", 10, Outcome::Whole),
+            ("bytes=5-6,0-9", 10, Outcome::Whole),
+            ("bytes=0-1,a-b", 10, Outcome::Whole),
+            ("bytes=20-,5-3", 10, Outcome::Whole),
+            ("bytes=,", 10, Outcome::Whole),
+            ("bytes=", 10, Outcome::Whole),
             ("bytes=a-b", 10, Outcome::Whole),
             ("bytes=+1-2", 10, Outcome::Whole),
             ("bytes=-", 10, Outcome::Whole),
             ("lines=0-1", 10, Outcome::Whole),
         ] {
             let value = HeaderValue::from_static(range);
-            assert_eq!(parse_range(&value, length), expected, "{range} of {length}");
+            assert_eq!(
+                parse_ranges(&value, length),
+                expected,
+                "{range} of {length}"
+            );
         }
+    }
+
+    #[test]
+    fn more_ranges_than_anybody_needs_are_the_whole_file() {
+        let ask = |count: usize| {
+            let ranges: Vec<String> = (0..count).map(|n| format!("{0}-{0}", n * 2)).collect();
+            let value = HeaderValue::try_from(format!("bytes={}", ranges.join(","))).unwrap();
+            parse_ranges(&value, 1000)
+        };
+        assert!(matches!(ask(MOST_RANGES), Outcome::Parts(parts) if parts.len() == MOST_RANGES));
+        assert_eq!(ask(MOST_RANGES + 1), Outcome::Whole);
     }
 }

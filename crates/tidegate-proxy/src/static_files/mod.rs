@@ -23,7 +23,8 @@ use crate::filters::accept_encoding;
 use crate::normalize::Refusal;
 use crate::rewrite;
 
-use conditional::{Outcome, Validators};
+use body::Piece;
+use conditional::{Outcome, Part, Validators};
 use resolve::{Coding, Found, FoundFile, Question};
 
 /// What a URI path cannot hold as it is.
@@ -145,7 +146,9 @@ fn respond_file(file: FoundFile, method: &Method, headers: &HeaderMap) -> Respon
     if file.has_codings {
         answer.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
     }
-    let (status, start, length) = match outcome {
+    let mut content_type = content_type(&file.name);
+    let whole = |length| Piece::File { start: 0, length };
+    let (status, pieces) = match outcome {
         Outcome::NotModified => {
             *response.status_mut() = StatusCode::NOT_MODIFIED;
             return response;
@@ -159,13 +162,25 @@ fn respond_file(file: FoundFile, method: &Method, headers: &HeaderMap) -> Respon
             *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
             return response;
         }
-        Outcome::Part { start, end } => {
-            content_range(answer, format!("bytes {start}-{end}/{}", file.length));
-            (StatusCode::PARTIAL_CONTENT, start, end - start + 1)
+        Outcome::Parts(parts) if let [part] = parts[..] => {
+            content_range(answer, range_text(part, file.length));
+            (StatusCode::PARTIAL_CONTENT, vec![part_piece(part)])
         }
-        Outcome::Whole => (StatusCode::OK, 0, file.length),
+        // Clients differ in whether a coding covers the parts or what holds them.
+        Outcome::Parts(parts) if file.coding.is_none() => {
+            let boundary = boundary();
+            let pieces = multipart(&parts, &boundary, &content_type, file.length);
+            if let Ok(value) =
+                HeaderValue::try_from(format!("multipart/byteranges; boundary={boundary}"))
+            {
+                content_type = value;
+            }
+            (StatusCode::PARTIAL_CONTENT, pieces)
+        }
+        Outcome::Parts(_) | Outcome::Whole => (StatusCode::OK, vec![whole(file.length)]),
     };
-    answer.insert(header::CONTENT_TYPE, content_type(&file.name));
+    let length: u64 = pieces.iter().map(Piece::length).sum();
+    answer.insert(header::CONTENT_TYPE, content_type);
     answer.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     if let Some(coding) = file.coding {
         answer.insert(
@@ -174,8 +189,45 @@ fn respond_file(file: FoundFile, method: &Method, headers: &HeaderMap) -> Respon
         );
     }
     *response.status_mut() = status;
-    *response.body_mut() = body::of_file(file, start, length);
+    *response.body_mut() = body::of_pieces(file, pieces);
     response
+}
+
+/// Several parts in one body, RFC 9110 §14.6.
+fn multipart(
+    parts: &[Part],
+    boundary: &str,
+    content_type: &HeaderValue,
+    length: u64,
+) -> Vec<Piece> {
+    let content_type = content_type.to_str().unwrap_or("application/octet-stream");
+    let mut pieces = Vec::with_capacity(parts.len() * 2 + 1);
+    for part in parts {
+        let head = format!(
+            "\r\n--{boundary}\r\nContent-Type: {content_type}\r\nContent-Range: {}\r\n\r\n",
+            range_text(*part, length)
+        );
+        pieces.push(Piece::Text(head.into()));
+        pieces.push(part_piece(*part));
+    }
+    pieces.push(Piece::Text(format!("\r\n--{boundary}--\r\n").into()));
+    pieces
+}
+
+/// What no file can hold by intent, since nobody can tell it beforehand.
+fn boundary() -> String {
+    format!("{:032x}", fastrand::u128(..))
+}
+
+fn part_piece(part: Part) -> Piece {
+    Piece::File {
+        start: part.start,
+        length: part.length(),
+    }
+}
+
+fn range_text(part: Part, length: u64) -> String {
+    format!("bytes {}-{}/{length}", part.start, part.end)
 }
 
 fn content_range(headers: &mut HeaderMap, text: String) {

@@ -241,12 +241,85 @@ async fn large_files_come_in_chunks_and_parts() {
     let beyond = site.get("/large.bin", &[("range", "bytes=300000-")]).await;
     assert_eq!(beyond.status, 416);
     assert_eq!(beyond.headers["content-range"], "bytes */300000");
-    let several = site.get("/large.bin", &[("range", "bytes=0-1,3-4")]).await;
-    assert_eq!(several.status, 200);
     let head = site
         .ask(Method::HEAD, "/large.bin", &[("range", "bytes=0-1")])
         .await;
     assert_eq!(head.status, 200);
+}
+
+/// What RFC 9110 §14.6 says such a body holds: range and bytes of each part.
+fn parts_of(answer: &Answer, content_type: &str) -> Vec<(String, Vec<u8>)> {
+    let boundary = answer.headers["content-type"]
+        .to_str()
+        .unwrap()
+        .strip_prefix("multipart/byteranges; boundary=")
+        .unwrap();
+    let delimiter = format!("\r\n--{boundary}");
+    let mut rest = answer.body.strip_prefix(delimiter.as_bytes()).unwrap();
+    let mut parts = Vec::new();
+    while rest != b"--\r\n" {
+        let find = |text: &[u8], what: &str| {
+            let what = what.as_bytes();
+            text.windows(what.len())
+                .position(|window| window == what)
+                .unwrap()
+        };
+        let head = find(rest, "\r\n\r\n") + 4;
+        let end = head + find(&rest[head..], &delimiter);
+        let text = std::str::from_utf8(&rest[..head]).unwrap();
+        let prefix = format!("\r\nContent-Type: {content_type}\r\nContent-Range: ");
+        let range = text.strip_prefix(&prefix).unwrap().trim_end();
+        parts.push((range.to_owned(), rest[head..end].to_vec()));
+        rest = &rest[end + delimiter.len()..];
+    }
+    parts
+}
+
+#[tokio::test]
+async fn several_ranges_come_in_one_body_in_the_order_asked_for() {
+    let site = site();
+    let whole = large();
+    let ask = ("range", "bytes=200000-299999, 5-5,-0, 70000-140000");
+    let found = site.get("/large.bin", &[ask]).await;
+    assert_eq!(found.status, 206);
+    assert!(!found.headers.contains_key("content-range"));
+    assert_eq!(
+        found.headers["content-length"],
+        found.body.len().to_string()
+    );
+    let parts = parts_of(&found, "application/octet-stream");
+    let expected = [(200_000, 299_999), (5, 5), (70_000, 140_000)];
+    assert_eq!(parts.len(), expected.len());
+    for ((range, bytes), (start, end)) in parts.iter().zip(expected) {
+        assert_eq!(*range, format!("bytes {start}-{end}/300000"));
+        assert!(*bytes == whole[start..=end], "{range}");
+    }
+    // The same from a file that is read at once.
+    let target = "/sub/deep/a%20b.txt";
+    let small = site.get(target, &[("range", "bytes=8-,0-1")]).await;
+    let expected = [("bytes 8-9/10", "89"), ("bytes 0-1/10", "01")]
+        .map(|(range, text)| (range.to_owned(), text.as_bytes().to_vec()));
+    assert_eq!(parts_of(&small, "text/plain; charset=utf-8"), expected);
+    let head = [("range", "bytes=0-1,3-4"), ("if-range", "\"x\"")];
+    let changed = site.get(target, &head).await;
+    assert_eq!((changed.status, changed.body.len()), (200, 10));
+    let overlapping = site.get(target, &[("range", "bytes=0-4,4-9")]).await;
+    assert_eq!(
+        (overlapping.status, overlapping.body.as_slice()),
+        (200, b"0123456789".as_slice())
+    );
+}
+
+#[tokio::test]
+async fn several_ranges_of_a_coded_file_are_the_whole_file() {
+    let site = site();
+    let ask = [("range", "bytes=0-0,1-1"), ("accept-encoding", "br")];
+    let found = site.get("/app.js", &ask).await;
+    assert_eq!(
+        (found.status, found.body.as_slice()),
+        (200, b"BR".as_slice())
+    );
+    assert_eq!(found.headers["content-encoding"], "br");
 }
 
 #[tokio::test]

@@ -93,29 +93,37 @@ impl H2Origin {
         F: Fn(Request<RecvStream>, SendResponse<Bytes>) -> Fut + Clone + Send + 'static,
         Fut: Future<Output = ()> + Send + 'static,
     {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        listener.set_nonblocking(true).unwrap();
         let connections = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&connections);
-        thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
-            runtime.block_on(async {
-                let listener = TcpListener::from_std(listener).unwrap();
-                while let Ok((tcp, _)) = listener.accept().await {
-                    counter.fetch_add(1, Ordering::SeqCst);
-                    tokio::spawn(serve_h2(tcp, script.clone()));
-                }
-            });
+        let address = accepting(move |tcp| {
+            counter.fetch_add(1, Ordering::SeqCst);
+            tokio::spawn(serve_h2(tcp, script.clone()));
         });
         Self {
             address,
             connections,
         }
     }
+}
+
+/// Accepts on a free port, on a runtime of its own that ends with the test process.
+pub(super) fn accepting(each: impl Fn(TcpStream) + Send + 'static) -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let listener = TcpListener::from_std(listener).unwrap();
+            while let Ok((tcp, _)) = listener.accept().await {
+                each(tcp);
+            }
+        });
+    });
+    address
 }
 
 pub(super) async fn serve_h2<S, F, Fut>(io: S, script: F)

@@ -16,7 +16,7 @@ fn bytes_pass_both_ways_after_101_and_survive_other_changes() {
         assert!(head.contains("\r\nUpgrade: websocket\r\n"), "{head}");
         assert!(head.contains("\r\nConnection: Upgrade\r\n"), "{head}");
         assert!(
-            head.contains("\r\nSec-Websocket-Key: "),
+            head.contains("\r\nSec-WebSocket-Key: "),
             "title case: {head}"
         );
         let answer = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\

@@ -10,7 +10,7 @@ use rustls::RootCertStore;
 use tidegate_model::{UpstreamProtocol, UpstreamTls};
 use tokio_rustls::TlsAcceptor;
 
-use super::h2_peers::{H2Origin, describe, h2_body, h2_request, h2_send, serve_h2};
+use super::h2_peers::{H2Origin, accepting, describe, h2_body, h2_request, h2_send, serve_h2};
 use super::*;
 
 fn h2c(address: SocketAddr) -> Arc<Cluster> {
@@ -252,24 +252,12 @@ fn http_1_in_front_of_http_2() {
 #[test]
 fn a_backend_that_says_goodbye_costs_no_request() {
     // One request per connection: GOAWAY comes with the answer.
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    listener.set_nonblocking(true).unwrap();
-    thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        runtime.block_on(async {
-            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            while let Ok((tcp, _)) = listener.accept().await {
-                tokio::spawn(async move {
-                    let mut connection = h2::server::handshake(tcp).await.unwrap();
-                    while let Some(Ok((request, respond))) = connection.accept().await {
-                        connection.graceful_shutdown();
-                        tokio::spawn(describe(request, respond));
-                    }
-                });
+    let address = accepting(|tcp| {
+        tokio::spawn(async move {
+            let mut connection = h2::server::handshake(tcp).await.unwrap();
+            while let Some(Ok((request, respond))) = connection.accept().await {
+                connection.graceful_shutdown();
+                tokio::spawn(describe(request, respond));
             }
         });
     });
@@ -282,7 +270,8 @@ fn a_backend_that_says_goodbye_costs_no_request() {
     }
 }
 
-/// A TLS origin with these ALPN protocols, by the rustls server: HTTP/2 as [`describe`], else one answer.
+/// A TLS origin with these ALPN protocols, by the rustls server: HTTP/2 as [`describe`], else each request's
+/// head and which of its connection it was.
 fn tls_origin(names: &[&str], alpn: &[&[u8]]) -> (SocketAddr, Arc<RootCertStore>) {
     let made = rcgen::generate_simple_self_signed(
         names.iter().map(ToString::to_string).collect::<Vec<_>>(),
@@ -300,20 +289,8 @@ fn tls_origin(names: &[&str], alpn: &[&[u8]]) -> (SocketAddr, Arc<RootCertStore>
         .unwrap();
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     let acceptor = TlsAcceptor::from(Arc::new(config));
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    listener.set_nonblocking(true).unwrap();
-    thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        runtime.block_on(async {
-            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            while let Ok((tcp, _)) = listener.accept().await {
-                tokio::spawn(serve_tls(acceptor.accept(tcp)));
-            }
-        });
+    let address = accepting(move |tcp| {
+        tokio::spawn(serve_tls(acceptor.accept(tcp)));
     });
     (address, Arc::new(roots))
 }
@@ -326,20 +303,20 @@ async fn serve_tls(accepting: tokio_rustls::Accept<tokio::net::TcpStream>) {
     if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
         return serve_h2(stream, describe).await;
     }
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let Ok(byte) = stream.read_u8().await else {
-            return;
-        };
-        head.push(byte);
+    for served in 1.. {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let Ok(byte) = stream.read_u8().await else {
+                return;
+            };
+            head.push(byte);
+        }
+        let length = head.len();
+        let answer =
+            format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nX-Served: {served}\r\n\r\n");
+        let _ = stream.write_all(answer.as_bytes()).await;
+        let _ = stream.write_all(&head).await;
     }
-    let answer = format!(
-        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        head.len()
-    );
-    let _ = stream.write_all(answer.as_bytes()).await;
-    let _ = stream.write_all(&head).await;
-    let _ = stream.shutdown().await;
 }
 
 fn over_tls(
@@ -385,6 +362,20 @@ fn tls_backends_choose_the_version_by_alpn() {
         let answer = edge.exchange(&get("/"));
         assert_eq!(status_of(&answer), 200, "{protocol:?}: {answer}");
         assert!(answer.contains(expected), "{protocol:?}: {answer}");
+    }
+}
+
+#[test]
+fn a_tls_connection_is_used_again() {
+    let (address, roots) = tls_origin(&["origin.test"], &[]);
+    let cluster = over_tls(address, UpstreamProtocol::Auto, "origin.test", Some(roots));
+    let edge = TestEdge::start(forward_to(&[Arc::new(cluster)]));
+    for served in 1..=3 {
+        let answer = edge.exchange(&get("/"));
+        assert!(
+            answer.contains(&format!("\r\nx-served: {served}\r\n")),
+            "{answer}"
+        );
     }
 }
 

@@ -7,21 +7,23 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use http::{Request, StatusCode};
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use socket2::SockRef;
 use tidegate_model::{Cluster, Fingerprint, Target, UpstreamProtocol, UpstreamTls};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::body::Body;
-use crate::error::ProxyError;
+use crate::error::{ExchangeError, ProxyError};
+use crate::upstream::http1::{self, Terms};
 
 /// A connection to a backend before HTTP.
 pub(crate) enum UpstreamStream {
@@ -30,6 +32,24 @@ pub(crate) enum UpstreamStream {
 }
 
 impl UpstreamStream {
+    /// Whether the peer has neither closed nor said anything. What TLS says for itself (session tickets)
+    /// does not count.
+    pub(crate) fn is_quiet(&mut self) -> bool {
+        match self {
+            Self::Plain(tcp) => !has_news(tcp),
+            Self::Tls(tls) => {
+                let mut byte = [0];
+                let mut buf = ReadBuf::new(&mut byte);
+                let mut cx = Context::from_waker(Waker::noop());
+                // Whoever reads next sets another waker.
+                Pin::new(&mut **tls)
+                    .poll_read(&mut cx, &mut buf)
+                    .is_pending()
+                    && !has_news(tls.get_ref().0)
+            }
+        }
+    }
+
     fn is_for_h2(&self, protocol: UpstreamProtocol) -> bool {
         match (protocol, self) {
             (UpstreamProtocol::Http2, _) => true,
@@ -39,6 +59,14 @@ impl UpstreamStream {
             }
         }
     }
+}
+
+/// Whether bytes, or the end, of a socket wait to be read. Asks the system: what the runtime knows may be
+/// older than a close that must not be missed.
+fn has_news(tcp: &TcpStream) -> bool {
+    let mut byte = [std::mem::MaybeUninit::uninit()];
+    let peeked = SockRef::from(tcp).peek(&mut byte);
+    !matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// Addresses written into a PROXY header.
@@ -116,7 +144,7 @@ fn server_name(
 
 /// HTTP on a connection.
 pub(crate) enum HttpConnection {
-    H1(http1::SendRequest<Body>),
+    H1(Box<http1::Connection>),
     H2 {
         sender: http2::SendRequest<Body>,
         /// Streams in use, of all requests of the worker.
@@ -124,55 +152,40 @@ pub(crate) enum HttpConnection {
     },
 }
 
-/// Largest response head taken from a backend, in bytes.
-const MAX_RESPONSE_HEAD: usize = 128 * 1024;
-
 /// Half of the connection's window is the codec's budget for the overhead of small frames that wait for
 /// their reader (256 bytes each). A slow client of a stream of small messages must not exhaust it: the
 /// connection would end for all other clients too.
 const STREAM_WINDOW: u32 = 512 * 1024;
 const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 
-/// Speaks HTTP on the connection; its driver runs as a task of this worker. `http1_only` as in [`transport`].
+/// Speaks HTTP on the connection; HTTP/2 has a driver, a task of this worker. `http1_only` as in [`transport`].
 pub(crate) async fn http(
     cluster: &Cluster,
     address: SocketAddr,
     stream: UpstreamStream,
     http1_only: bool,
 ) -> Result<HttpConnection, ProxyError> {
-    let failed = |source| ProxyError::Handshake {
-        endpoint: format!("{} ({address})", cluster.name),
-        source,
-    };
-    let h2 = !http1_only && stream.is_for_h2(cluster.protocol);
-    let io = TokioIo::new(stream);
-    if h2 {
-        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_header_list_size(u32::try_from(MAX_RESPONSE_HEAD).unwrap_or(u32::MAX))
-            .keep_alive_interval(std::time::Duration::from_secs(30))
-            .keep_alive_timeout(std::time::Duration::from_secs(15))
-            .handshake(io)
-            .await
-            .map_err(failed)?;
-        tokio::spawn(quietly(connection));
-        Ok(HttpConnection::H2 {
-            sender,
-            streams: Arc::default(),
-        })
-    } else {
-        let (sender, connection) = http1::Builder::new()
-            // Some backends match header names by case; aquatic exits without this.
-            .title_case_headers(true)
-            .max_buf_size(MAX_RESPONSE_HEAD)
-            .handshake(io)
-            .await
-            .map_err(failed)?;
-        tokio::spawn(quietly(connection.with_upgrades()));
-        Ok(HttpConnection::H1(sender))
+    if http1_only || !stream.is_for_h2(cluster.protocol) {
+        return Ok(HttpConnection::H1(http1::Connection::new(stream)));
     }
+    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(u32::try_from(http1::MAX_HEAD).unwrap_or(u32::MAX))
+        .keep_alive_interval(std::time::Duration::from_secs(30))
+        .keep_alive_timeout(std::time::Duration::from_secs(15))
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|source| ProxyError::Handshake {
+            endpoint: format!("{} ({address})", cluster.name),
+            source,
+        })?;
+    tokio::spawn(quietly(connection));
+    Ok(HttpConnection::H2 {
+        sender,
+        streams: Arc::default(),
+    })
 }
 
 /// Drives a connection. Its errors reach whoever waits for a response; here they would be said twice.
@@ -187,23 +200,25 @@ pub(crate) async fn exchange_once(
     cluster: &Cluster,
     stream: UpstreamStream,
     mut request: Request<Body>,
-) -> Result<StatusCode, hyper::Error> {
+) -> Result<StatusCode, ExchangeError> {
     let h2 = stream.is_for_h2(cluster.protocol);
     super::prepare(&mut request, h2, cluster);
-    let io = TokioIo::new(stream);
     if h2 {
         let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())
-            .handshake(io)
+            .handshake(TokioIo::new(stream))
             .await?;
         tokio::spawn(quietly(connection));
         Ok(sender.send_request(request).await?.status())
     } else {
-        let (mut sender, connection) = http1::Builder::new()
-            .title_case_headers(true)
-            .handshake(io)
-            .await?;
-        tokio::spawn(quietly(connection));
-        Ok(sender.send_request(request).await?.status())
+        // The probe has a clock of its own.
+        let terms = Terms {
+            first_byte: None,
+            hints: None,
+            home: None,
+        };
+        let connection = http1::Connection::new(stream);
+        let answer = connection.exchange(&mut request, terms).await;
+        Ok(answer.map_err(|failed| failed.error)?.status())
     }
 }
 
@@ -302,6 +317,17 @@ impl ServerCertVerifier for AcceptAny {
         self.provider
             .signature_verification_algorithms
             .supported_schemes()
+    }
+}
+
+/// Says goodbye where TLS wants that (RFC 8446 §6.1), as far as it can be said without waiting: a backend
+/// should not have to log every connection that was idle for too long.
+impl Drop for UpstreamStream {
+    fn drop(&mut self) {
+        if let Self::Tls(tls) = self {
+            let mut cx = Context::from_waker(Waker::noop());
+            let _ = Pin::new(&mut **tls).poll_shutdown(&mut cx);
+        }
     }
 }
 

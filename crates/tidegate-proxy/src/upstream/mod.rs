@@ -6,26 +6,32 @@
 //! is sent again whatever it is; one that may have left only when it has no body and is idempotent
 //! (RFC 9110 §9.2.2). Failures to connect try another address.
 
+mod answer;
 pub(crate) mod cluster;
 pub(crate) mod connect;
+pub(crate) mod http1;
 mod pool;
 pub(crate) mod watch;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use http::{HeaderValue, Method, Request, Response, Uri, Version, header, request};
-use hyper::body::{Body as _, Incoming};
+use http::{HeaderValue, Request, Response, Uri, Version, header, request};
+use hyper::client::conn::http2;
 use tidegate_model::{Cluster, LoadBalancing};
 
 use crate::balance::{self, EndpointView};
 use crate::body::{Body, BodyWatch};
-use crate::error::ProxyError;
+use crate::error::{ExchangeError, ProxyError};
+use crate::exchange::EarlyHints;
+pub(crate) use answer::AnswerBody;
 use cluster::{ActiveRequest, ClusterState, Endpoint};
 use connect::{HttpConnection, ProxiedAddresses};
-pub(crate) use pool::{Lease, Upstreams};
-use pool::{StreamCount, WorkerCluster};
+use http1::{Http1Error, Terms};
+use pool::{Home, StreamCount, WorkerCluster};
+pub(crate) use pool::{REAP_INTERVAL, Upstreams};
 
 /// Addresses tried for one request, and connections tried after a reused one died.
 const MAX_ATTEMPTS: usize = 4;
@@ -45,13 +51,13 @@ pub(crate) struct SendOptions {
     pub(crate) body: Option<BodyWatch>,
     /// A connection of its own that speaks HTTP/1.1, because it will be upgraded.
     pub(crate) upgrade: bool,
+    /// Takes 1xx responses, where the client can.
+    pub(crate) hints: Option<EarlyHints>,
 }
 
 /// A response head with what must live as long as its body.
 pub(crate) struct Answer {
-    pub(crate) response: Response<Incoming>,
-    /// Gives the connection back when the body has ended.
-    pub(crate) lease: Option<Lease>,
+    pub(crate) response: Response<AnswerBody>,
     /// Counts the request as in flight.
     pub(crate) active: ActiveRequest,
     pub(crate) endpoint: Arc<Endpoint>,
@@ -102,11 +108,10 @@ pub(crate) async fn send(
         };
         active.at(&endpoint);
         match attempt.make(&worker, &endpoint, options).await {
-            Ok((response, lease)) => {
+            Ok(response) => {
                 endpoint.succeeded();
                 return Ok(Answer {
                     response,
-                    lease,
                     active,
                     endpoint,
                     retries,
@@ -252,7 +257,7 @@ impl Attempt {
         worker: &Arc<WorkerCluster>,
         endpoint: &Arc<Endpoint>,
         options: &SendOptions,
-    ) -> Result<(Response<Incoming>, Option<Lease>), Failure> {
+    ) -> Result<Response<AnswerBody>, Failure> {
         let cluster = &worker.state.cluster;
         let shared = !options.upgrade && cluster.proxy_protocol.is_none();
         let reusable = shared && !self.fresh;
@@ -278,106 +283,131 @@ impl Attempt {
                 blame: false,
             });
         };
-        prepare(
-            &mut request,
-            matches!(connection, HttpConnection::H2 { .. }),
-            cluster,
-        );
-        // Only a reused connection can die of the race that makes repeating safe.
-        let replay = (reused && self.repeatable).then(|| Box::new(copy_head(&request)));
-        let name = || format!("{} ({})", cluster.name, endpoint.address);
+        let h2 = matches!(connection, HttpConnection::H2 { .. });
+        prepare(&mut request, h2, cluster);
+        let lost = match connection {
+            HttpConnection::H1(connection) => {
+                let home = shared.then(|| Home {
+                    pool: Arc::clone(worker),
+                    address: endpoint.address,
+                });
+                let terms = Terms {
+                    first_byte: options.first_byte,
+                    hints: options.hints.as_ref(),
+                    home,
+                };
+                match connection.exchange(&mut request, terms).await {
+                    Ok(response) => return Ok(response.map(AnswerBody::Http1)),
+                    Err(failed) => {
+                        let again =
+                            failed.unsent || (reused && self.repeatable && !failed.answered);
+                        Lost {
+                            error: failed.error.into(),
+                            request: again.then_some(request),
+                        }
+                    }
+                }
+            }
+            HttpConnection::H2 { sender, streams } => {
+                // Only a reused connection can die of the race that makes repeating safe.
+                let replay = (reused && self.repeatable).then(|| Box::new(copy_head(&request)));
+                let sending = Box::pin(exchange_h2(sender, streams, request));
+                match within_first_byte(sending, options).await {
+                    Some(Ok(response)) => return Ok(response),
+                    Some(Err((error, unsent))) => Lost {
+                        request: unsent.or(replay.filter(|_| !error.is_parse())),
+                        error: LostBy::Exchange(error.into()),
+                    },
+                    None => Lost {
+                        error: LostBy::Time(options.first_byte.unwrap_or_default()),
+                        request: None,
+                    },
+                }
+            }
+        };
+        Err(self.lost(lost, reused, || {
+            format!("{} ({})", cluster.name, endpoint.address)
+        }))
+    }
 
-        let sending = exchange(connection, request, worker, endpoint, shared);
-        let sending = within_first_byte(sending, options);
-        let Ok(outcome) = sending.await else {
-            let limit = options.first_byte.unwrap_or_default();
-            let endpoint = name();
-            let error = ProxyError::FirstByteTimeout { endpoint, limit };
-            return Err(Failure {
-                error,
+    /// Keeps what may be sent again of an exchange that brought no response.
+    fn lost(&mut self, lost: Lost, reused: bool, endpoint: impl FnOnce() -> String) -> Failure {
+        let endpoint = endpoint();
+        match lost.error {
+            LostBy::Time(limit) => Failure {
+                error: ProxyError::FirstByteTimeout { endpoint, limit },
                 again: false,
                 blame: true,
-            });
-        };
-        outcome.map_err(|(source, unsent)| {
-            let before_any_byte = !source.is_parse();
-            self.request = match (unsent, replay) {
-                (Some(request), _) => Some(request),
-                (None, Some(replay)) if before_any_byte => Some(replay),
-                _ => None,
-            };
-            // The other idle connections to this address are likely to be as dead.
-            self.fresh = true;
-            let again = self.request.is_some();
-            let error = ProxyError::Exchange {
-                endpoint: name(),
-                source,
-            };
-            Failure {
-                error,
-                again,
-                blame: !reused,
+            },
+            LostBy::Exchange(source) => {
+                let by_client = source.is_of_request_body();
+                self.request = lost.request.filter(|_| !by_client);
+                // The other idle connections to this address are likely to be as dead.
+                self.fresh = true;
+                Failure {
+                    error: ProxyError::Exchange { endpoint, source },
+                    again: self.request.is_some(),
+                    blame: !reused && !by_client,
+                }
             }
-        })
+        }
+    }
+}
+
+/// An exchange without a response, and the request where it may be sent again.
+struct Lost {
+    error: LostBy,
+    request: Option<Box<Request<Body>>>,
+}
+
+enum LostBy {
+    Time(Duration),
+    Exchange(ExchangeError),
+}
+
+impl From<Http1Error> for LostBy {
+    fn from(error: Http1Error) -> Self {
+        match error {
+            Http1Error::FirstByte(limit) => Self::Time(limit),
+            error => Self::Exchange(error.into()),
+        }
     }
 }
 
 /// The clock for the response's head starts when the request's body has ended: a long upload is no slow
-/// answer, and has an idle clock of its own.
-async fn within_first_byte<F: Future>(sending: F, options: &SendOptions) -> Result<F::Output, ()> {
+/// answer, and has an idle clock of its own. None when it has run out.
+async fn within_first_byte<F: Future + Unpin>(
+    mut sending: F,
+    options: &SendOptions,
+) -> Option<F::Output> {
     let Some(limit) = options.first_byte else {
-        return Ok(sending.await);
+        return Some(sending.await);
     };
-    let mut sending = std::pin::pin!(sending);
-    let mut body_had_ended = options.body.as_ref().is_none_or(BodyWatch::has_ended);
-    loop {
-        if let Ok(output) = tokio::time::timeout(limit, sending.as_mut()).await {
-            return Ok(output);
+    if let Some(body) = &options.body {
+        tokio::select! {
+            biased;
+            output = &mut sending => return Some(output),
+            () = body.until_ended() => {}
         }
-        if body_had_ended {
-            return Err(());
-        }
-        body_had_ended = options.body.as_ref().is_none_or(BodyWatch::has_ended);
     }
+    tokio::time::timeout(limit, sending).await.ok()
 }
 
-type ExchangeError = (hyper::Error, Option<Box<Request<Body>>>);
-
-async fn exchange(
-    connection: HttpConnection,
+async fn exchange_h2(
+    mut sender: http2::SendRequest<Body>,
+    streams: Arc<AtomicUsize>,
     request: Box<Request<Body>>,
-    worker: &Arc<WorkerCluster>,
-    endpoint: &Arc<Endpoint>,
-    shared: bool,
-) -> Result<(Response<Incoming>, Option<Lease>), ExchangeError> {
-    match connection {
-        HttpConnection::H1(mut sender) => {
-            let response = sender.try_send_request(*request).await.map_err(split)?;
-            let pool = Arc::clone(worker);
-            let address = endpoint.address;
-            let lease = shared.then(|| Lease::Whole {
-                pool,
-                address,
-                sender,
-            });
-            Ok((response, lease))
-        }
-        HttpConnection::H2 {
-            mut sender,
-            streams,
-        } => {
-            let count = StreamCount::begin(&streams);
-            let response = sender.try_send_request(*request).await.map_err(split)?;
-            Ok((response, Some(Lease::Stream(count))))
-        }
-    }
-}
-
-fn split(
-    mut error: hyper::client::conn::TrySendError<Request<Body>>,
-) -> (hyper::Error, Option<Box<Request<Body>>>) {
-    let unsent = error.take_message().map(Box::new);
-    (error.into_error(), unsent)
+) -> Result<Response<AnswerBody>, (hyper::Error, Option<Box<Request<Body>>>)> {
+    let stream = StreamCount::begin(&streams);
+    let sent = sender.try_send_request(*request).await;
+    let response = sent.map_err(|mut error| {
+        let unsent = error.take_message().map(Box::new);
+        (error.into_error(), unsent)
+    })?;
+    Ok(response.map(|incoming| AnswerBody::Http2 {
+        incoming,
+        _stream: stream,
+    }))
 }
 
 fn copy_head(request: &Request<Body>) -> Request<Body> {
@@ -393,7 +423,6 @@ fn copy_head(request: &Request<Body>) -> Request<Body> {
 fn prepare(request: &mut Request<Body>, h2: bool, cluster: &Cluster) {
     if h2 {
         *request.version_mut() = Version::HTTP_2;
-        request.headers_mut().remove(header::TRANSFER_ENCODING);
         if request.uri().authority().is_some() {
             return;
         }
@@ -412,17 +441,6 @@ fn prepare(request: &mut Request<Body>, h2: bool, cluster: &Cluster) {
         }
     } else {
         *request.version_mut() = Version::HTTP_11;
-        // hyper drops the body of a GET or HEAD whose length it does not know, unless the header says
-        // that there is one. Search APIs send such requests.
-        if matches!(*request.method(), Method::GET | Method::HEAD)
-            && !request.body().is_end_stream()
-            && request.body().size_hint().exact().is_none()
-        {
-            let chunked = HeaderValue::from_static("chunked");
-            request
-                .headers_mut()
-                .insert(header::TRANSFER_ENCODING, chunked);
-        }
         if request.uri().authority().is_some() {
             // Prepared for HTTP/2 by an earlier attempt.
             let mut parts = std::mem::take(request.uri_mut()).into_parts();
@@ -441,12 +459,10 @@ fn prepare(request: &mut Request<Body>, h2: bool, cluster: &Cluster) {
 
 /// Builds the request to a backend from the client's head.
 pub(crate) fn request(parts: Box<request::Parts>, body: Body) -> Box<Request<Body>> {
-    let parts = *parts;
-    let mut request = Box::new(Request::new(body));
-    *request.method_mut() = parts.method;
-    *request.uri_mut() = parts.uri;
-    *request.headers_mut() = parts.headers;
-    request
+    let mut parts = *parts;
+    // What the client's connection has put there ends here.
+    parts.extensions = http::Extensions::new();
+    Box::new(Request::from_parts(parts, body))
 }
 
 /// Opens a bare connection to one of the cluster's addresses, for passthrough.

@@ -2,16 +2,17 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use tidegate_model::{Cluster, ClusterKey, LoadBalancing, UpstreamProtocol};
 
 use super::SendOptions;
 use super::cluster::ClusterState;
 use super::connect::{self, HttpConnection};
+use super::http1;
 use super::watch::Clusters;
 use crate::balance::{self, EndpointView};
 use crate::body::Body;
@@ -20,8 +21,15 @@ use crate::error::ProxyError;
 /// Idle connections kept per address and worker.
 const MAX_IDLE: usize = 256;
 
-/// Below the 60 s after which common backends close, so that the race is rare.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
+/// Time between two calls of [`Upstreams::reap`].
+pub(crate) const REAP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often the reaper may meet an idle connection. Together it is below the 60 s after which common
+/// backends close, so that the race is rare.
+const IDLE_TICKS: u32 = 10;
+
+/// Entries of the cache in front of the clusters.
+const RECENT: usize = 64;
 
 /// Streams put on one HTTP/2 connection before another is opened.
 const H2_STREAMS: usize = 100;
@@ -30,19 +38,48 @@ const H2_STREAMS: usize = 100;
 #[derive(Debug)]
 pub(crate) struct Upstreams {
     clusters: Arc<Clusters>,
-    workers: Mutex<HashMap<ClusterKey, Arc<WorkerCluster>>>,
+    workers: Mutex<Workers>,
+}
+
+#[derive(Debug)]
+struct Workers {
+    all: HashMap<ClusterKey, Arc<WorkerCluster>>,
+    /// By address in memory, for requests that name the same cluster of the same snapshot again. Emptied by
+    /// the reaper, so that it keeps nothing alive.
+    recent: Vec<Option<(Arc<Cluster>, Arc<WorkerCluster>)>>,
 }
 
 impl Upstreams {
     pub(crate) fn new(clusters: Arc<Clusters>) -> Self {
         Self {
             clusters,
-            workers: Mutex::new(HashMap::new()),
+            workers: Mutex::new(Workers {
+                all: HashMap::new(),
+                recent: vec![None; RECENT],
+            }),
         }
     }
 
     pub(crate) fn cluster(&self, cluster: &Arc<Cluster>) -> Arc<WorkerCluster> {
         let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        // Allocations of this size are some hundred bytes apart.
+        let place = (Arc::as_ptr(cluster).addr() >> 6) % RECENT;
+        if let Some((known, worker)) = &workers.recent[place]
+            && Arc::ptr_eq(known, cluster)
+            && !worker.state.retired.load(Ordering::Relaxed)
+        {
+            return Arc::clone(worker);
+        }
+        let worker = self.look_up(&mut workers.all, cluster);
+        workers.recent[place] = Some((Arc::clone(cluster), Arc::clone(&worker)));
+        worker
+    }
+
+    fn look_up(
+        &self,
+        workers: &mut HashMap<ClusterKey, Arc<WorkerCluster>>,
+        cluster: &Arc<Cluster>,
+    ) -> Arc<WorkerCluster> {
         // One that went and came back has a new state, which is the one that is kept up to date.
         if let Some(worker) = workers.get(&cluster.key)
             && !worker.state.retired.load(Ordering::Relaxed)
@@ -51,7 +88,8 @@ impl Upstreams {
         }
         let worker = Arc::new(WorkerCluster {
             state: self.clusters.state(cluster),
-            slots: Mutex::new(HashMap::new()),
+            slots: Mutex::default(),
+            tick: AtomicU32::new(0),
             cursor: AtomicUsize::new(0),
         });
         workers.insert(cluster.key.clone(), Arc::clone(&worker));
@@ -61,7 +99,8 @@ impl Upstreams {
     /// Closes what has been idle for too long and forgets clusters that nobody uses.
     pub(crate) fn reap(&self) {
         let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
-        workers.retain(|_, worker| {
+        workers.recent.fill(None);
+        workers.all.retain(|_, worker| {
             let kept = worker.reap();
             kept || Arc::strong_count(worker) > 1
         });
@@ -72,8 +111,30 @@ impl Upstreams {
 #[derive(Debug)]
 pub(crate) struct WorkerCluster {
     pub(crate) state: Arc<ClusterState>,
-    slots: Mutex<HashMap<SocketAddr, Slot>>,
+    slots: Mutex<Slots>,
+    /// Calls of the reaper: time enough for idle connections, and none is read per request.
+    tick: AtomicU32,
     cursor: AtomicUsize,
+}
+
+/// The connections of each address. Addresses of a cluster are few.
+#[derive(Debug, Default)]
+struct Slots(Vec<(SocketAddr, Slot)>);
+
+impl Slots {
+    fn get(&mut self, address: SocketAddr) -> Option<&mut Slot> {
+        let mut slots = self.0.iter_mut();
+        slots.find_map(|(of, slot)| (*of == address).then_some(slot))
+    }
+
+    fn get_or_add(&mut self, address: SocketAddr) -> &mut Slot {
+        let place = self.0.iter().position(|(of, _)| *of == address);
+        let place = place.unwrap_or_else(|| {
+            self.0.push((address, Slot::default()));
+            self.0.len() - 1
+        });
+        &mut self.0[place].1
+    }
 }
 
 #[derive(Debug, Default)]
@@ -86,8 +147,15 @@ struct Slot {
 
 #[derive(Debug)]
 struct IdleConnection {
-    sender: http1::SendRequest<Body>,
-    since: Instant,
+    connection: Box<http1::Connection>,
+    /// The pool's tick when it came.
+    since: u32,
+}
+
+impl IdleConnection {
+    fn is_usable(&mut self, tick: u32) -> bool {
+        tick.wrapping_sub(self.since) < IDLE_TICKS && self.connection.is_quiet()
+    }
 }
 
 #[derive(Debug)]
@@ -144,7 +212,7 @@ impl WorkerCluster {
         if !shared || !may_be_h2 {
             return Ok((self.open(address, options).await?, false));
         }
-        let opening = Arc::clone(&self.lock().entry(address).or_default().opening);
+        let opening = Arc::clone(&self.lock().get_or_add(address).opening);
         let _one_at_a_time = opening.lock().await;
         if let Some(connection) = self.idle(address) {
             return Ok((connection, true));
@@ -155,7 +223,7 @@ impl WorkerCluster {
                 sender: sender.clone(),
                 streams: Arc::clone(streams),
             };
-            self.lock().entry(address).or_default().h2.push(shared);
+            self.lock().get_or_add(address).h2.push(shared);
         }
         Ok((connection, false))
     }
@@ -170,17 +238,18 @@ impl WorkerCluster {
         connect::http(cluster, address, stream, options.upgrade).await
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<SocketAddr, Slot>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Slots> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A connection that is free now.
     pub(crate) fn idle(&self, address: SocketAddr) -> Option<HttpConnection> {
+        let tick = self.tick.load(Ordering::Relaxed);
         let mut slots = self.lock();
-        let slot = slots.get_mut(&address)?;
-        while let Some(idle) = slot.h1.pop() {
-            if idle.sender.is_ready() && idle.since.elapsed() < IDLE_TIMEOUT {
-                return Some(HttpConnection::H1(idle.sender));
+        let slot = slots.get(address)?;
+        while let Some(mut idle) = slot.h1.pop() {
+            if idle.is_usable(tick) {
+                return Some(HttpConnection::H1(idle.connection));
             }
         }
         slot.h2.retain(|shared| !shared.sender.is_closed());
@@ -194,55 +263,37 @@ impl WorkerCluster {
         })
     }
 
-    fn give_back(&self, address: SocketAddr, sender: http1::SendRequest<Body>) {
-        if sender.is_closed() {
-            return;
-        }
+    fn give_back(&self, address: SocketAddr, connection: Box<http1::Connection>) {
         let mut slots = self.lock();
-        let slot = slots.entry(address).or_default();
+        let slot = slots.get_or_add(address);
         if slot.h1.len() < MAX_IDLE {
-            slot.h1.push(IdleConnection {
-                sender,
-                since: Instant::now(),
-            });
+            let since = self.tick.load(Ordering::Relaxed);
+            slot.h1.push(IdleConnection { connection, since });
         }
     }
 
     fn reap(&self) -> bool {
+        let tick = self.tick.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         let mut slots = self.lock();
-        slots.retain(|_, slot| {
-            slot.h1
-                .retain(|idle| !idle.sender.is_closed() && idle.since.elapsed() < IDLE_TIMEOUT);
+        slots.0.retain_mut(|(_, slot)| {
+            slot.h1.retain_mut(|idle| idle.is_usable(tick));
             slot.h2.retain(|shared| !shared.sender.is_closed());
             !slot.h1.is_empty() || !slot.h2.is_empty()
         });
-        !slots.is_empty()
+        !slots.0.is_empty()
     }
 }
 
-/// What a response holds of its connection until its body has ended.
+/// Where a connection goes when its exchange is over.
 #[derive(Debug)]
-pub(crate) enum Lease {
-    /// The whole connection, which then goes back to the pool.
-    Whole {
-        pool: Arc<WorkerCluster>,
-        address: SocketAddr,
-        sender: http1::SendRequest<Body>,
-    },
-    /// One stream of it.
-    Stream(#[expect(dead_code, reason = "held for its drop")] StreamCount),
+pub(crate) struct Home {
+    pub(super) pool: Arc<WorkerCluster>,
+    pub(super) address: SocketAddr,
 }
 
-impl Lease {
-    /// The body has ended: the connection is free.
-    pub(crate) fn release(self) {
-        match self {
-            Self::Whole {
-                pool,
-                address,
-                sender,
-            } => pool.give_back(address, sender),
-            Self::Stream(_) => {}
-        }
+impl Home {
+    /// The connection is free.
+    pub(super) fn take_in(self, connection: Box<http1::Connection>) {
+        self.pool.give_back(self.address, connection);
     }
 }

@@ -1,0 +1,207 @@
+//! One HTTP/2 stream: the request goes through the phases, the backend's interim responses and the response
+//! go to the client as its window allows. A stream that the client resets drops its exchange.
+
+use std::future::{Future as _, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::Poll;
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use http::{Method, Request, Response, StatusCode, header};
+use http_body::Body as _;
+use tokio::sync::oneshot;
+
+use super::date;
+use super::tunnel::Tunnel;
+use crate::body::{BodyError, ClientBody};
+use crate::connection::Connection;
+use crate::exchange::{EarlyHints, ResponseBody};
+use crate::http as phases;
+use crate::normalize;
+use crate::upgrade::ClientUpgrade;
+
+/// Why a stream ended before its response did.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("the client reset the stream: {0}")]
+    Reset(Reason),
+    #[error("send on an HTTP/2 stream")]
+    Send(#[source] h2::Error),
+    #[error("the response ended early")]
+    Body(#[source] BodyError),
+}
+
+/// Serves a stream to its end.
+pub(super) async fn serve(
+    connection: Arc<Connection>,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) {
+    if let Err(broken) = answer(connection, request, &mut respond).await {
+        let error = tidegate_telemetry::chain(&broken);
+        tracing::debug!(%error, "stream ended early");
+    }
+}
+
+async fn answer(
+    connection: Arc<Connection>,
+    request: Request<RecvStream>,
+    respond: &mut SendResponse<Bytes>,
+) -> Result<(), Broken> {
+    let head_only = request.method() == Method::HEAD;
+    let (parts, recv) = request.into_parts();
+    let mut tunnel = None;
+    let mut upgrade = None;
+    let body = if parts.method == Method::CONNECT {
+        // DATA of a CONNECT is what goes through the tunnel; a length would speak of something else.
+        if parts
+            .headers
+            .get(header::CONTENT_LENGTH)
+            .is_some_and(|length| length != "0")
+        {
+            respond.send_reset(Reason::PROTOCOL_ERROR);
+            return Ok(());
+        }
+        if parts.extensions.get::<h2::ext::Protocol>().is_some() {
+            let (give, take) = oneshot::channel();
+            tunnel = Some((give, recv));
+            upgrade = Some(ClientUpgrade::Http2(take));
+        }
+        ClientBody::Empty
+    } else {
+        ClientBody::http2(recv, &parts.headers)
+    };
+    let hints = EarlyHints::default();
+    let request = Request::from_parts(parts, body);
+    let response = {
+        let handling = phases::handle(connection, request, upgrade, Some(hints.clone()));
+        let mut handling = pin!(handling);
+        poll_fn(|cx| {
+            let handled = handling.as_mut().poll(cx);
+            hints.take_each(cx, |hint| {
+                // A client that cannot be told is told by the response, or is gone.
+                let _ = respond.send_informational(hint);
+            });
+            if let Poll::Ready(response) = handled {
+                return Poll::Ready(Ok(response));
+            }
+            respond.poll_reset(cx).map(|reset| match reset {
+                Ok(reason) => Err(Broken::Reset(reason)),
+                Err(error) => Err(Broken::Send(error)),
+            })
+        })
+        .await?
+    };
+    let (mut parts, body) = response.into_parts();
+    normalize::strip_connection_fields(&mut parts.headers);
+    parts.headers.entry(header::DATE).or_insert_with(date::now);
+    if let Some((give, recv)) = tunnel
+        && parts.status.is_success()
+    {
+        let send = start(respond, Response::from_parts(parts, ()), false)?;
+        // Nobody waits for it when the edge is just being cut.
+        let _ = give.send(Tunnel::new(recv, send));
+        return Ok(());
+    }
+    // RFC 9110 §6.4.1: these end with their head. HEAD and its GET announce the same length.
+    let empty = body.is_end_stream()
+        || matches!(
+            parts.status,
+            StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+        );
+    if !empty && let Some(length) = body.size_hint().exact() {
+        parts
+            .headers
+            .entry(header::CONTENT_LENGTH)
+            .or_insert_with(|| length.into());
+    }
+    let bodiless = empty || head_only;
+    let mut send = start(respond, Response::from_parts(parts, ()), bodiless)?;
+    if bodiless {
+        return Ok(());
+    }
+    let outcome = send_body(&mut send, body).await;
+    if let Err(Broken::Body(error)) = &outcome {
+        send.send_reset(reset_reason(error));
+    }
+    outcome
+}
+
+fn start(
+    respond: &mut SendResponse<Bytes>,
+    head: Response<()>,
+    end: bool,
+) -> Result<SendStream<Bytes>, Broken> {
+    respond.send_response(head, end).map_err(|error| {
+        respond.send_reset(Reason::INTERNAL_ERROR);
+        Broken::Send(error)
+    })
+}
+
+/// Sends frame by frame; the next one is asked for when the window has begun to take the one before.
+async fn send_body(send: &mut SendStream<Bytes>, mut body: ResponseBody) -> Result<(), Broken> {
+    loop {
+        let frame = poll_fn(|cx| match Pin::new(&mut body).poll_frame(cx) {
+            Poll::Ready(frame) => Poll::Ready(Ok(frame)),
+            Poll::Pending => send.poll_reset(cx).map(|reset| match reset {
+                Ok(reason) => Err(Broken::Reset(reason)),
+                Err(error) => Err(Broken::Send(error)),
+            }),
+        });
+        let frame = match frame.await? {
+            None => return send.send_data(Bytes::new(), true).map_err(Broken::Send),
+            Some(Err(error)) => return Err(Broken::Body(error)),
+            Some(Ok(frame)) => frame,
+        };
+        let data = match frame.into_data() {
+            Ok(data) => data,
+            Err(frame) => {
+                let Ok(trailers) = frame.into_trailers() else {
+                    continue;
+                };
+                return send.send_trailers(trailers).map_err(Broken::Send);
+            }
+        };
+        let last = body.is_end_stream();
+        if data.is_empty() && !last {
+            continue;
+        }
+        if !data.is_empty() {
+            // One byte: more would be kept from streams that have something to send, and the codec raises
+            // it to what it is given.
+            send.reserve_capacity(1);
+            poll_fn(|cx| {
+                while send.capacity() == 0 {
+                    match std::task::ready!(send.poll_capacity(cx)) {
+                        Some(Ok(_)) => {}
+                        Some(Err(error)) => return Poll::Ready(Err(Broken::Send(error))),
+                        None => return Poll::Ready(Err(Broken::Reset(Reason::STREAM_CLOSED))),
+                    }
+                }
+                Poll::Ready(Ok(()))
+            })
+            .await?;
+        }
+        send.send_data(data, last).map_err(Broken::Send)?;
+        if last {
+            return Ok(());
+        }
+    }
+}
+
+/// What a backend on HTTP/2 said, else that something went wrong.
+fn reset_reason(error: &BodyError) -> Reason {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(&**error);
+    while let Some(error) = source {
+        if let Some(reason) = error
+            .downcast_ref::<h2::Error>()
+            .and_then(h2::Error::reason)
+        {
+            return reason;
+        }
+        source = error.source();
+    }
+    Reason::INTERNAL_ERROR
+}

@@ -1,0 +1,186 @@
+//! HTTP/1.1 towards backends, driven by the request itself: no task per connection, no channel.
+//!
+//! A [`Connection`] carries one exchange at a time: [`Connection::exchange`] takes it, the response's body
+//! keeps it, and gives it back to the pool only when both messages ended exactly where their framing says
+//! (RFC 9112 §6.3, §9.3). Everything else (an error, a dropped future, bytes left over, an upload that is
+//! still going on) closes it. Codec ([`head`], [`chunked`]) and driving ([`upload`], [`exchange`]) are apart;
+//! the codec knows no socket. docs/adr/0023 says why this is not hyper's client.
+
+mod chunked;
+mod exchange;
+mod head;
+mod upload;
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
+
+use super::connect::UpstreamStream;
+use crate::body::BodyError;
+pub(crate) use exchange::{ResponseBody, Terms};
+use upload::Outbox;
+
+/// Largest response head taken from a backend, in bytes.
+pub(super) const MAX_HEAD: usize = 128 * 1024;
+
+/// Room made for one read. It doubles while reads fill it, for large bodies.
+const READ_SIZE: usize = 8 * 1024;
+const MAX_READ_SIZE: usize = 128 * 1024;
+
+/// Failure of an exchange.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Http1Error {
+    #[error("send the request")]
+    Write(#[source] io::Error),
+    #[error("read the response")]
+    Read(#[source] io::Error),
+    #[error("the backend closed the connection before its response was complete")]
+    Closed,
+    #[error("no response head within {0:?}")]
+    FirstByte(Duration),
+    #[error("parse the response head")]
+    Head(#[source] httparse::Error),
+    #[error("the response head has {0}")]
+    BadHead(&'static str),
+    #[error("the chunked response has {0}")]
+    BadChunk(&'static str),
+    #[error("read the request body")]
+    RequestBody(#[source] BodyError),
+}
+
+/// One connection to a backend between or within exchanges.
+pub(crate) struct Connection {
+    io: UpstreamStream,
+    /// What has been read and not yet been used.
+    inbox: BytesMut,
+    read_size: usize,
+    outbox: Outbox,
+    /// Made with the first exchange that has to wait and kept: setting a timer later costs next to nothing.
+    clock: Option<Pin<Box<Sleep>>>,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection").finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    pub(crate) fn new(io: UpstreamStream) -> Box<Self> {
+        Box::new(Self {
+            io,
+            inbox: BytesMut::new(),
+            read_size: READ_SIZE,
+            outbox: Outbox::new(),
+            clock: None,
+        })
+    }
+
+    /// Whether an idle connection can carry a request: its peer has neither closed it nor sent anything
+    /// that nobody asked for.
+    pub(crate) fn is_quiet(&mut self) -> bool {
+        self.inbox.is_empty() && self.io.is_quiet()
+    }
+
+    /// Makes it ready to wait for the next request. False when it must be closed: something is left over.
+    fn rest(&mut self) -> bool {
+        if !self.inbox.is_empty() || !self.outbox.is_empty() {
+            return false;
+        }
+        // Idle connections are many; what a large message needed is not kept.
+        self.read_size = READ_SIZE;
+        if self.inbox.capacity() > 2 * READ_SIZE {
+            self.inbox = BytesMut::new();
+        }
+        self.outbox.shrink();
+        true
+    }
+
+    /// Reads once. Ready(0) is the end of the stream.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Http1Error>> {
+        self.inbox.reserve(self.read_size);
+        let n = ready!(tokio_util::io::poll_read_buf(
+            Pin::new(&mut self.io),
+            cx,
+            &mut self.inbox
+        ))
+        .map_err(Http1Error::Read)?;
+        if n >= self.read_size {
+            self.read_size = (self.read_size * 2).min(MAX_READ_SIZE);
+        } else if n < self.read_size / 4 {
+            self.read_size = (self.read_size / 2).max(READ_SIZE);
+        }
+        Poll::Ready(Ok(n))
+    }
+
+    /// Writes what waits in the outbox until nothing is left of it.
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.outbox.is_empty() {
+            ready!(self.outbox.poll_write_to(Pin::new(&mut self.io), cx))?;
+        }
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    /// Starts the clock anew.
+    fn set_clock(&mut self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        match &mut self.clock {
+            Some(clock) => clock.as_mut().reset(deadline),
+            None => self.clock = Some(Box::pin(tokio::time::sleep_until(deadline))),
+        }
+    }
+
+    fn poll_clock(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.clock {
+            Some(clock) => clock.as_mut().poll(cx),
+            None => Poll::Pending,
+        }
+    }
+}
+
+/// A connection that has stopped being HTTP, with what came after the response's head.
+pub(crate) struct Upgraded {
+    io: UpstreamStream,
+    ahead: Bytes,
+}
+
+impl AsyncRead for Upgraded {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.ahead.has_remaining() {
+            let n = self.ahead.len().min(buf.remaining());
+            buf.put_slice(&self.ahead.split_to(n));
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Upgraded {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
