@@ -4,6 +4,7 @@
 //! types of their own that cannot hold one. Requests whose Host is a public name are refused, because a page
 //! in somebody's browser can make such a name mean 127.0.0.1 (DNS rebinding).
 
+mod acme_metrics;
 mod connections;
 mod host_guard;
 mod metrics;
@@ -19,6 +20,7 @@ use axum::http::{StatusCode, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
+use tidegate_acme::engine::Engine;
 use tidegate_model::SnapshotStore;
 use tidegate_proxy::RunningEdge;
 use tokio::net::TcpListener;
@@ -40,6 +42,8 @@ pub struct Admin {
     pub control: watch::Receiver<Arc<ControlView>>,
     /// The data plane.
     pub edge: RunningEdge,
+    /// What orders certificates; another one after an upgrade that failed.
+    pub engine: watch::Receiver<Engine>,
     /// The published configuration.
     pub store: Arc<SnapshotStore>,
     /// Which Host headers are answered.

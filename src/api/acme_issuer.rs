@@ -5,6 +5,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::Notification;
+
 /// An AcmeIssuer is an account at a certification authority that speaks ACME.
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[kube(
@@ -110,6 +112,15 @@ pub struct AcmeIssuerSpec {
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
     )]
     pub solvers: Vec<Solver>,
+
+    /// Who is told when a certificate of this issuer is in danger, and when it is well again.
+    /// Default: nobody.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 16),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
+    )]
+    pub notifications: Vec<Notification>,
 }
 
 /// External account binding (RFC 8555 §7.3.4).

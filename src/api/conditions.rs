@@ -58,6 +58,8 @@ words! {
         CredentialReady,
         /// At least one session of the agent is alive.
         Connected,
+        /// The last notice to each receiver of an issuer arrived. Present only where there are receivers.
+        NotificationsDelivered,
         /// All of the above that apply; the message is that of the first which fails.
         Ready,
         /// Present only while work is in progress.
@@ -130,6 +132,12 @@ words! {
         Registered,
         /// The certification authority cannot be used; the message says why.
         AuthorityUnusable,
+        /// A receiver of notices cannot be used as it is written; the others are told, and certificates are issued all the same.
+        InvalidNotification,
+        /// The last notices arrived, or there was nothing to tell.
+        NoticesDelivered,
+        /// The last notice to a receiver did not arrive; the message says why.
+        NoticesNotDelivered,
         /// This edge does not order certificates by ACME; its internal CA stands in.
         AcmeNotEnabled,
         /// Nothing of the object can be served.

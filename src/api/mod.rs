@@ -19,6 +19,7 @@ mod backend;
 pub mod conditions;
 mod crds;
 mod filter;
+mod notification;
 mod quantity;
 mod rule;
 mod status;
@@ -44,6 +45,7 @@ pub use filter::{
     HeaderModifier, IpAccessFilter, MirrorFilter, PathModifier, PathSubstitution, RateLimitFilter,
     RedirectFilter, RewriteFilter,
 };
+pub use notification::{Notification, SmtpNotification, WebhookNotification};
 pub use quantity::Quantity;
 pub use rule::{
     HeaderCondition, Match, PathCondition, QueryCondition, RouteRule, RuleLimits, RuleTimeouts,

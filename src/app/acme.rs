@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tidegate_acme::answers::AnswerSet;
 use tidegate_acme::engine::{Engine, State, Surroundings};
-use tidegate_acme::settings::Wanted;
+use tidegate_acme::settings::{Issuer, Wanted};
 use tidegate_acme::store::StoreError;
 use tidegate_telemetry::chain;
 use tokio::sync::watch;
@@ -28,6 +28,7 @@ pub(super) struct Acme {
 /// What a refresh asks of the engine once its snapshot is published.
 pub(super) struct Asked {
     wanted: Vec<Wanted>,
+    issuers: Vec<Arc<Issuer>>,
     answers: u64,
 }
 
@@ -68,6 +69,7 @@ impl Acme {
     pub(super) fn asked_by(&self, refreshed: &Refreshed) -> Asked {
         Asked {
             wanted: refreshed.wanted.clone(),
+            issuers: refreshed.translation.issuers.values().cloned().collect(),
             answers: refreshed.answers,
         }
     }
@@ -75,6 +77,7 @@ impl Acme {
     /// To be called when the snapshot is published: from now on its answers are served.
     pub(super) fn tell(&self, asked: Asked) {
         self.engine.answers().mark_served(asked.answers);
+        self.engine.know(asked.issuers);
         self.engine.want(asked.wanted);
     }
 

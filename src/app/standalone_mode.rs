@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use sd_notify::NotifyState;
-use tidegate_acme::engine::Surroundings;
+use tidegate_acme::engine::{Engine, Surroundings};
 use tidegate_acme::store::StoreError;
 use tidegate_model::{HostName, HostPattern, SnapshotStore};
 use tidegate_proxy::{Edge, RunningEdge, Settings, StartError};
@@ -140,6 +140,7 @@ struct Running {
     admin_stop: CancellationToken,
     signals: Signals,
     acme: Acme,
+    engine: watch::Sender<Engine>,
     told: BTreeSet<Finding>,
     next: SystemTime,
 }
@@ -190,6 +191,7 @@ impl Running {
             admin: admin_address.map(|address| address.to_string()),
             listeners: listeners.clone(),
         };
+        let engine = watch::Sender::new(acme.engine.clone());
         let (control, control_receiver) = watch::channel(Arc::new(ControlView::default()));
         let mut tracked = Tracked::default();
         let next = refreshed.next;
@@ -204,6 +206,7 @@ impl Running {
                 readiness: readiness.clone(),
                 control: control_receiver,
                 edge: edge.clone(),
+                engine: engine.subscribe(),
                 store: Arc::clone(&store),
                 hosts: HostGuard::new(options.admin_hosts.iter().cloned()),
             };
@@ -245,6 +248,7 @@ impl Running {
             admin_stop,
             signals,
             acme,
+            engine,
             told: tracked.told,
             next,
         })
@@ -359,6 +363,7 @@ impl Running {
         match Acme::start(&self.state, self.options.surroundings.clone()).await {
             Ok(acme) => {
                 let issuance = Issuance::new(&acme.engine);
+                self.engine.send_replace(acme.engine.clone());
                 self.acme = acme;
                 self.source
                     .lock()

@@ -12,6 +12,7 @@ mod completions;
 mod crds;
 mod explain;
 mod export;
+mod notify_test;
 mod passphrase;
 mod reference;
 mod renew;
@@ -76,6 +77,7 @@ enum Command {
     Certs(certs::CertsArgs),
     Renew(renew::RenewArgs),
     Revoke(renew::RevokeArgs),
+    NotifyTest(notify_test::NotifyTestArgs),
     Export(export::ExportArgs),
     Import(export::ImportArgs),
     Ca(ca::CaArgs),
@@ -100,6 +102,7 @@ impl Cli {
             Command::Certs(args) => args.run(&mut terminal),
             Command::Renew(args) => args.run(&mut terminal),
             Command::Revoke(args) => args.run(&mut terminal),
+            Command::NotifyTest(args) => args.run(&mut terminal),
             Command::Export(args) => args.run(&mut terminal),
             Command::Import(args) => args.run(&mut terminal),
             Command::Ca(args) => args.run(&mut terminal),

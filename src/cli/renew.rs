@@ -48,7 +48,7 @@ pub(super) struct RevokeArgs {
 
 /// Which edge is asked.
 #[derive(Debug, Args)]
-struct EdgeArgs {
+pub(super) struct EdgeArgs {
     /// Folder of objects, whose edge is asked.
     #[arg(long, env = "TIDEGATE_DIR")]
     dir: Option<PathBuf>,
@@ -58,7 +58,7 @@ struct EdgeArgs {
 }
 
 impl EdgeArgs {
-    fn control(&self) -> anyhow::Result<Control> {
+    pub(super) fn control(&self) -> anyhow::Result<Control> {
         Ok(Control::of(&self.state.find(self.dir.as_deref())?))
     }
 }

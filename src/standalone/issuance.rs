@@ -70,6 +70,7 @@ impl Issuance {
             let report = IssuerReport {
                 account_url: issuer.account_url.clone(),
                 problem: issuer.problem.as_ref().map(|(_, message)| message.clone()),
+                notices: issuer.notices.clone(),
             };
             inputs.issuer_reports.insert(name.clone(), report);
         }

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use tidegate_acme::notices::DeliveryState;
 use tidegate_model::{Certificate, ChallengeAnswers, ObjectName, RouteId};
 
 use super::LastGood;
@@ -88,6 +89,8 @@ pub struct IssuerReport {
     pub account_url: Option<String>,
     /// What is wrong with it.
     pub problem: Option<String>,
+    /// What became of notices, by receiver.
+    pub notices: Vec<DeliveryState>,
 }
 
 /// How `service: {name, port}` becomes addresses.

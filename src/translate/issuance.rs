@@ -24,11 +24,7 @@ pub(super) fn settings(
     name: &str,
     spec: &AcmeIssuerSpec,
 ) -> Option<Issuer> {
-    let namespace = match inputs.environment.system_namespace.as_str() {
-        "" => "default",
-        other => other,
-    };
-    let id = ObjectName::new(namespace, name);
+    let id = secrets_of(inputs, name);
     let references = References { inputs, id: &id };
     let field = Field::SPEC;
     let mut complete = true;
@@ -108,7 +104,17 @@ pub(super) fn settings(
         },
         fallback: spec.fallback_issuer.clone(),
         solvers,
+        notifications: Vec::new(),
     })
+}
+
+/// An object's name as if it were in the namespace whose Secrets issuers name.
+pub(super) fn secrets_of(inputs: &Inputs, name: &str) -> ObjectName {
+    let namespace = match inputs.environment.system_namespace.as_str() {
+        "" => "default",
+        other => other,
+    };
+    ObjectName::new(namespace, name)
 }
 
 fn solver(wire: &WireSolver) -> Option<Solver> {

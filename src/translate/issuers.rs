@@ -9,7 +9,7 @@ use super::report::{Field, Report};
 use super::routes::CertificateSource;
 use super::status::Conditions;
 use super::words::{host_pattern, one_of};
-use super::{Inputs, IssuerChoice, Kind, ObjectRef, issuance};
+use super::{Inputs, IssuerChoice, Kind, ObjectRef, issuance, notifications};
 use crate::api::conditions::{Condition, ConditionType, Reason};
 use crate::api::{AcmeIssuer, AcmeIssuerStatus, Solver};
 
@@ -88,11 +88,12 @@ pub(super) fn check(
     previous: &[Condition],
     now: SystemTime,
 ) -> (AcmeIssuerStatus, Report, Option<Issuer>) {
-    let mut report = Report::new(ObjectRef {
+    let object = ObjectRef {
         kind: Kind::AcmeIssuer,
         namespace: None,
         name: name.to_owned(),
-    });
+    };
+    let mut report = Report::new(object.clone());
     let field = Field::SPEC;
     let spec = &issuer.spec;
     let directories = [
@@ -176,6 +177,11 @@ pub(super) fn check(
 
     let valid = report.count() == 0;
     let settings = issuance::settings(inputs, &mut report, name, spec).filter(|_| valid);
+    let receivers = notifications::targets(inputs, &mut report, object, spec);
+    let settings = settings.map(|settings| Issuer {
+        notifications: receivers,
+        ..settings
+    });
     let generation = issuer.metadata.generation;
     let mut conditions = Conditions::new(previous, generation, now);
     conditions.judge(&report, ConditionType::Accepted, Reason::Accepted, "valid");
@@ -186,6 +192,7 @@ pub(super) fn check(
         "everything named here exists",
     );
     let known = inputs.issuer_reports.get(name);
+    notifications::judge(&mut report, &mut conditions, spec, known);
     let account_url = known.and_then(|report| report.account_url.clone());
     let problem = known.and_then(|report| report.problem.as_deref());
     let (ready, reason, message) = match (inputs.environment.acme, problem, &account_url) {

@@ -25,6 +25,7 @@ mod inputs;
 mod issuance;
 mod issuers;
 mod matches;
+mod notifications;
 mod outputs;
 mod quantities;
 mod references;

@@ -113,7 +113,13 @@ impl Problem {
     pub fn severity(&self) -> Severity {
         match (self.object.kind, self.reason) {
             (_, Reason::Issuing) => Severity::Progress,
-            (_, Reason::AddressLost | Reason::AgentNotConnected | Reason::AcmeNotEnabled)
+            (
+                _,
+                Reason::AddressLost
+                | Reason::AgentNotConnected
+                | Reason::AcmeNotEnabled
+                | Reason::NoticesNotDelivered,
+            )
             // Such an agent stays away; nothing else is harmed.
             | (Kind::TunnelAgent, Reason::SecretNotFound) => Severity::Warning,
             _ => Severity::Error,

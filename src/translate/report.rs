@@ -89,6 +89,11 @@ impl Report {
         });
     }
 
+    /// Notes a problem that was found apart.
+    pub(super) fn take(&mut self, problem: Problem) {
+        self.problems.push(problem);
+    }
+
     /// Notes a value that cannot be used.
     pub(super) fn invalid(
         &mut self,
@@ -162,6 +167,7 @@ pub(super) fn condition_of(reason: Reason) -> ConditionType {
         | Reason::Issuing
         | Reason::OrderFailed
         | Reason::AcmeNotEnabled => ConditionType::CertificateReady,
+        Reason::NoticesNotDelivered => ConditionType::NotificationsDelivered,
         Reason::AddressLost => ConditionType::ClientAddressPreserved,
         Reason::Suspended | Reason::NothingToServe => ConditionType::Programmed,
         _ => ConditionType::Accepted,

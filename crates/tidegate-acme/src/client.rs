@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, Uri, header};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
@@ -150,18 +150,11 @@ impl AcmeClient {
             .map_err(ClientError::Tls)?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_connect_timeout(Some(Duration::from_secs(10)));
-        tcp.set_nodelay(true);
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(config)
             .https_only()
             .enable_http1()
-            .wrap_connector(Proxied {
-                tcp,
-                proxies: Arc::new(Matcher::from_env()),
-            });
+            .wrap_connector(Proxied::from_environment());
         let client = Client::builder(TokioExecutor::new())
             .pool_idle_timeout(Duration::from_secs(20))
             .pool_timer(TokioTimer::new())
@@ -307,7 +300,12 @@ impl HttpClient for AcmeClient {
 
 /// When an answer says to come back (RFC 9110 §10.2.3), within bounds.
 fn retry_after<B>(response: &Response<B>, now: SystemTime) -> Option<SystemTime> {
-    let value = response.headers().get(header::RETRY_AFTER)?.to_str().ok()?;
+    told_to_wait(response.headers(), now)
+}
+
+/// The same from the headers alone.
+pub(crate) fn told_to_wait(headers: &HeaderMap, now: SystemTime) -> Option<SystemTime> {
+    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
     let at = match value.trim().parse() {
         Ok(seconds) => now.checked_add(Duration::from_secs(seconds))?,
         Err(_) => httpdate::parse_http_date(value).ok()?,
@@ -386,9 +384,28 @@ pub struct DirectoryMeta {
 
 /// Connects directly, or by CONNECT through the proxy that the environment names for the host.
 #[derive(Clone)]
-struct Proxied {
+pub(crate) struct Proxied {
     tcp: HttpConnector,
     proxies: Arc<Matcher>,
+}
+
+impl Proxied {
+    /// As `HTTPS_PROXY` and `NO_PROXY` say.
+    pub(crate) fn from_environment() -> Self {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_connect_timeout(Some(Duration::from_secs(10)));
+        tcp.set_nodelay(true);
+        Self {
+            tcp,
+            proxies: Arc::new(Matcher::from_env()),
+        }
+    }
+
+    /// Whether a proxy stands before this URL.
+    pub(crate) fn stands_before(&self, target: &Uri) -> bool {
+        self.proxies.intercept(target).is_some()
+    }
 }
 
 impl tower_service::Service<Uri> for Proxied {

@@ -21,11 +21,15 @@ use crate::book::Book;
 pub use crate::checks::Surroundings;
 use crate::client::{AcmeClient, ClientError, Directory};
 use crate::keeper::Keeper;
+use crate::notices::{DeliveryState, Notice};
+use crate::observed::{Observed, ObservedCertificate, Tally};
+use crate::plan::retry::Attempts;
 use crate::preflight::Finding;
 use crate::record::{CertificateRecord, Issued};
 use crate::revocation::RevocationReason;
 use crate::settings::{Issuer, Wanted};
 use crate::store::{Kind, Store, StoreError, load};
+use crate::watchman::{Lanes, Tested, Watchman};
 
 /// Orders that are under way at one time, over all issuers.
 const PARALLEL_ORDERS: usize = 8;
@@ -48,6 +52,8 @@ pub struct CertificateState {
     pub issued: Option<Arc<Issued>>,
     /// What is going on.
     pub report: Report,
+    /// The failed attempts since the last success.
+    pub attempts: Attempts,
 }
 
 /// What is going on with a certificate, for statuses and tables.
@@ -82,6 +88,8 @@ pub struct IssuerState {
     pub account_url: Option<String>,
     /// Reason and message of what is wrong with it.
     pub problem: Option<(String, String)>,
+    /// What became of notices, by receiver.
+    pub notices: Vec<DeliveryState>,
 }
 
 /// What can be asked of a running engine.
@@ -111,10 +119,12 @@ pub enum Command {
 #[derive(Debug, Clone)]
 pub struct Engine {
     wanted: watch::Sender<Arc<Vec<Wanted>>>,
+    issuers: watch::Sender<Arc<Vec<Arc<Issuer>>>>,
     state: watch::Receiver<Arc<State>>,
     commands: mpsc::Sender<Command>,
     answers: Answers,
     tasks: TaskTracker,
+    shared: Arc<Shared>,
 }
 
 impl Engine {
@@ -145,11 +155,13 @@ impl Engine {
                     Arc::new(CertificateState {
                         issued: Some(Arc::new(current.clone())),
                         report: Report::default(),
+                        attempts: record.attempts.clone(),
                     }),
                 );
             }
         }
         let (wanted, wanted_receiver) = watch::channel(Arc::new(Vec::new()));
+        let (issuers, issuers_receiver) = watch::channel(Arc::new(Vec::new()));
         let (commands, commands_receiver) = mpsc::channel(64);
         let answers = Answers::default();
         let shared = Arc::new(Shared {
@@ -159,16 +171,27 @@ impl Engine {
             orders: Semaphore::new(PARALLEL_ORDERS),
             authorities: Mutex::default(),
             books: Mutex::default(),
+            lanes: Lanes::default(),
+            tally: Tally::default(),
             surroundings,
             tasks: TaskTracker::new(),
             stop,
         });
+        let watchman = Watchman::new(
+            Arc::clone(&shared),
+            wanted_receiver.clone(),
+            issuers_receiver,
+            shared.state.subscribe(),
+        );
+        spawn_named("watchman", shared.tasks.track_future(watchman.run()));
         let engine = Self {
             wanted,
+            issuers,
             state: shared.state.subscribe(),
             commands,
             answers,
             tasks: shared.tasks.clone(),
+            shared: Arc::clone(&shared),
         };
         let supervisor = Supervisor {
             shared,
@@ -184,6 +207,46 @@ impl Engine {
     /// Says which certificates are wanted from now on: all of them.
     pub fn want(&self, wanted: Vec<Wanted>) {
         self.wanted.send_replace(Arc::new(wanted));
+    }
+
+    /// Says which issuers there are from now on: all of them, also those of which nothing is wanted.
+    /// Their receivers of notices are known from here.
+    pub fn know(&self, issuers: Vec<Arc<Issuer>>) {
+        self.issuers.send_replace(Arc::new(issuers));
+    }
+
+    /// Sends a test notice to every receiver of an issuer, or of all issuers. `edge` is what this edge is
+    /// called in it.
+    pub async fn test_notice(&self, issuer: Option<&str>, edge: &str) -> Vec<Tested> {
+        let notice = Notice::test(edge, SystemTime::now());
+        self.shared.lanes.test(issuer, &notice).await
+    }
+
+    /// What was counted since the start, of what exists now.
+    pub fn observe(&self) -> Observed {
+        let issuers = Arc::clone(&self.issuers.borrow());
+        let exists = |name: &str| issuers.iter().any(|issuer| issuer.name == name);
+        let mut observed = Observed {
+            requests: self.shared.requests(),
+            notices: self.shared.lanes.states(),
+            ..Observed::default()
+        };
+        observed.requests.retain(|issuer, _| exists(issuer));
+        self.shared.tally.fill(&mut observed, exists);
+        let state = Arc::clone(&self.state.borrow());
+        for want in self.wanted.borrow().iter() {
+            let Some(certificate) = state.certificates.get(&want.id) else {
+                continue;
+            };
+            observed.certificates.push(ObservedCertificate {
+                id: want.id.clone(),
+                issuer: want.issuer.name.clone(),
+                renew_at: certificate.report.renew_at,
+                next_attempt: certificate.report.next_attempt,
+                attempts: certificate.attempts.count,
+            });
+        }
+        observed
     }
 
     /// What there is, now and from now on.
@@ -239,9 +302,11 @@ pub(crate) struct Shared {
     pub(crate) orders: Semaphore,
     authorities: Mutex<BTreeMap<String, Arc<Authority>>>,
     books: Mutex<BTreeMap<(String, String), Arc<Book>>>,
+    pub(crate) lanes: Lanes,
+    pub(crate) tally: Tally,
     pub(crate) surroundings: Surroundings,
     tasks: TaskTracker,
-    stop: CancellationToken,
+    pub(crate) stop: CancellationToken,
 }
 
 /// A certification authority as one issuer sees it.
@@ -287,6 +352,17 @@ impl Shared {
         });
         all.insert(issuer.name.clone(), Arc::clone(&authority));
         Ok(authority)
+    }
+
+    /// Requests by issuer and status.
+    fn requests(&self) -> BTreeMap<String, BTreeMap<u16, u64>> {
+        let all = self
+            .authorities
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        all.iter()
+            .map(|(issuer, authority)| (issuer.clone(), authority.client.hints().requests))
+            .collect()
     }
 
     /// The ledger of an issuer's account at a directory.

@@ -16,7 +16,7 @@ use crate::order::{Attempt, Step};
 use crate::plan::ledger::{Limits, OrderKind};
 use crate::plan::moment;
 use crate::plan::need::{Need, Plan, plan};
-use crate::plan::renewal::{AriFailure, AriState};
+use crate::plan::renewal::{AriFailure, AriState, lifetime_renewal};
 use crate::plan::retry::{self, Failure, RetryBounds};
 use crate::preflight;
 use crate::record::{AccountRecord, CertificateRecord};
@@ -46,6 +46,8 @@ pub(crate) struct Keeper {
     told_until: Option<SystemTime>,
     /// Digest of what the DNS said before the last attempt.
     dns: String,
+    /// When what is served should be renewed, as last planned, and the end of its validity.
+    planned: Option<(SystemTime, SystemTime)>,
 }
 
 impl Keeper {
@@ -65,21 +67,22 @@ impl Keeper {
             issued_at: None,
             told_until: None,
             dns: String::new(),
+            planned: None,
         }
     }
 
     pub(crate) async fn run(mut self) {
         self.load().await;
         self.adopt().await;
+        self.publish(self.report());
         loop {
             let wanted = self.wanted.borrow_and_update().clone();
             let now = SystemTime::now();
             match plan(&self.record, &wanted, self.awake_since, now) {
                 Plan::Keep { renew_at, ask_at } => {
-                    self.publish(Report {
-                        renew_at: Some(renew_at),
-                        ..self.report()
-                    });
+                    let current = self.record.current.as_ref();
+                    self.planned = current.map(|current| (renew_at, current.not_after));
+                    self.publish(self.report());
                     if ask_at.is_some_and(|at| at <= now) {
                         self.ask(&wanted).await;
                     } else {
@@ -243,6 +246,7 @@ impl Keeper {
         }
         let served = self.record.current.clone().map(Arc::new);
         let id = self.record.id.clone();
+        let attempts = self.record.attempts.clone();
         let begun = Report {
             reason: need.reason().to_owned(),
             failed: false,
@@ -261,6 +265,7 @@ impl Keeper {
             let state = CertificateState {
                 issued: served.clone(),
                 report,
+                attempts: attempts.clone(),
             };
             shared.publish(&id, state);
         };
@@ -281,6 +286,12 @@ impl Keeper {
         let told = authority.client.take_retry_after();
         let now = SystemTime::now();
         let outcome_of = outcome.as_ref().map(drop);
+        let result = match (&outcome, trial) {
+            (Err(_), _) => "failed",
+            (Ok(_), Some(_)) => "trialPassed",
+            (Ok(_), None) => "issued",
+        };
+        shared.tally.order(&issuer.name, result);
         let until = book
             .outcome(store, &wanted.names, kind, outcome_of, told, now)
             .await?;
@@ -406,6 +417,9 @@ impl Keeper {
             message: error.text(),
         };
         let retry = attempts.failed(failure, &bounds, now);
+        self.shared
+            .tally
+            .failure(&wanted.issuer.name, error.reason());
         tracing::warn!(
             certificate = %self.record.id,
             issuer = %wanted.issuer.name,
@@ -506,16 +520,29 @@ impl Keeper {
                 .as_ref()
                 .and_then(|pending| pending.order_url.clone()),
             attempts: self.record.attempts.count,
+            renew_at: self.renew_at(),
             issued_by: current.and_then(|current| current.issuer.clone()),
             preflight: self.record.preflight.clone(),
             ..Report::default()
         }
     }
 
+    /// When what is served should be renewed: as planned, also once that has passed; by its lifetime where
+    /// nothing was planned since the start.
+    fn renew_at(&self) -> Option<SystemTime> {
+        let current = self.record.current.as_ref()?;
+        let planned = self.planned.filter(|(_, end)| *end == current.not_after);
+        Some(match planned {
+            Some((at, _)) => at,
+            None => lifetime_renewal(current.not_before, current.not_after),
+        })
+    }
+
     fn publish(&self, report: Report) {
         let state = CertificateState {
             issued: self.record.current.clone().map(Arc::new),
             report,
+            attempts: self.record.attempts.clone(),
         };
         self.shared.publish(&self.record.id, state);
     }

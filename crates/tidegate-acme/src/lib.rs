@@ -23,6 +23,7 @@ pub mod import;
 pub mod issued;
 mod keeper;
 pub mod notices;
+pub mod observed;
 mod oneshot;
 pub mod order;
 pub mod plan;
@@ -31,5 +32,6 @@ pub mod record;
 pub mod revocation;
 pub mod settings;
 pub mod store;
+pub mod watchman;
 
 pub use error::OrderError;

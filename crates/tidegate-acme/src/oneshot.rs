@@ -1,7 +1,7 @@
 //! One HTTP/1.1 request on a connection of its own, to an address of the caller's choosing, with limits.
 //!
 //! The pre-flight asks each address of a name apart, and a DNS webhook is called twice a certificate:
-//! neither wants a pool. Redirects are the caller's affair, proxies are not used, bodies are cut at a limit.
+//! neither wants a pool. Redirects and proxies are the caller's affair, bodies are cut at a limit.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -91,6 +91,16 @@ async fn exchange(call: Call, request: Request<Full<Bytes>>) -> Result<Reply, On
     let stream = TcpStream::connect(call.address)
         .await
         .map_err(OneshotError::Connect)?;
+    over(stream, call, request).await
+}
+
+/// The same on a connection that somebody made, such as one through a proxy; the call's address and its
+/// time are the caller's affair.
+pub(crate) async fn over(
+    stream: TcpStream,
+    call: Call,
+    request: Request<Full<Bytes>>,
+) -> Result<Reply, OneshotError> {
     match call.tls {
         None => talk(stream, request, call.body_limit).await,
         Some((config, name)) => {

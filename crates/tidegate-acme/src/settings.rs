@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 use tidegate_model::{HostPattern, Secret};
 
 use crate::dns::{DnsClient, DnsSolver, propagation};
+use crate::notices::{NoticeKind, Target};
 use crate::record::Issued;
 
 /// An account at a certification authority and how it is used.
@@ -38,6 +39,24 @@ pub struct Issuer {
     pub fallback: Option<String>,
     /// How challenges are answered, in order of preference; never empty.
     pub solvers: Vec<Solver>,
+    /// Who is told when one of its certificates is in danger.
+    pub notifications: Vec<Notification>,
+}
+
+/// Somebody who is told, and of what.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Notification {
+    /// Who.
+    pub target: Target,
+    /// Of what; none means everything.
+    pub on: Vec<NoticeKind>,
+}
+
+impl Notification {
+    /// Whether a notice of this kind is for them.
+    pub fn wants(&self, kind: NoticeKind) -> bool {
+        self.on.is_empty() || kind == NoticeKind::Test || self.on.contains(&kind)
+    }
 }
 
 /// A key that the authority gave out of band.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::messages::{Certificate, Done, Refusal, Renew, Revoke};
+use super::messages::{Certificate, Done, Refusal, Renew, Revoke, TestNotice, TestedNotice};
 use super::serve::BUSY;
 use crate::standalone::state::StateFolder;
 
@@ -75,6 +75,12 @@ impl Control {
     /// Revokes a certificate.
     pub fn revoke(&self, asked: &Revoke) -> Result<Done, ControlError> {
         self.ask("revoke", "POST", "/v1/revoke", Some(asked))
+    }
+
+    /// Sends a test notice.
+    pub fn test_notice(&self, asked: &TestNotice) -> Result<TestedNotice, ControlError> {
+        let action = "send a test notice";
+        self.ask(action, "POST", "/v1/notices/test", Some(asked))
     }
 
     /// What goes on with each certificate.

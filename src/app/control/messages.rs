@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use tidegate_acme::engine::CertificateState;
+use tidegate_acme::watchman::Tested;
 
 use crate::admin::rfc3339;
 
@@ -28,6 +29,50 @@ pub struct Revoke {
     /// A word of RFC 5280 §5.3.1, such as `keyCompromise`.
     #[serde(default)]
     pub reason: String,
+}
+
+/// `POST /v1/notices/test`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TestNotice {
+    /// The issuer whose receivers are told; all if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<String>,
+}
+
+/// To whom a test notice was sent.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TestedNotice {
+    /// Each receiver.
+    pub receivers: Vec<TestedReceiver>,
+}
+
+/// What came of it at one receiver.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TestedReceiver {
+    /// The issuer that names it.
+    pub issuer: String,
+    /// Its name.
+    pub name: String,
+    /// Why it did not arrive.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<Refusal>,
+}
+
+impl From<Tested> for TestedReceiver {
+    fn from(tested: Tested) -> Self {
+        Self {
+            issuer: tested.issuer,
+            name: tested.target,
+            error: tested.outcome.err().map(|error| Refusal {
+                id: None,
+                reason: error.reason().to_owned(),
+                message: error.to_string(),
+            }),
+        }
+    }
 }
 
 /// What was done.

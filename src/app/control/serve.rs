@@ -17,7 +17,7 @@ use tidegate_acme::revocation::RevocationReason;
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 
-use super::messages::{Certificate, Done, Refusal, Renew, Revoke};
+use super::messages::{Certificate, Done, Refusal, Renew, Revoke, TestNotice, TestedNotice};
 
 /// Bytes of a request's body.
 const LONGEST_BODY: usize = 64 * 1024;
@@ -68,7 +68,8 @@ async fn answer(engine: &Engine, request: Request<Incoming>) -> Answer {
         }
         (&Method::POST, "/v1/renew") => renew(engine, body(request).await?).await,
         (&Method::POST, "/v1/revoke") => revoke(engine, body(request).await?).await,
-        (_, "/v1/certificates" | "/v1/renew" | "/v1/revoke") => Err(refuse(
+        (&Method::POST, "/v1/notices/test") => test_notice(engine, body(request).await?).await,
+        (_, "/v1/certificates" | "/v1/renew" | "/v1/revoke" | "/v1/notices/test") => Err(refuse(
             StatusCode::METHOD_NOT_ALLOWED,
             "MethodNotAllowed",
             "this is asked with another method",
@@ -154,6 +155,34 @@ async fn revoke(engine: &Engine, asked: Revoke) -> Answer {
         Err(_) => done.refused.push(busy(id)),
     }
     json(StatusCode::OK, &done)
+}
+
+async fn test_notice(engine: &Engine, asked: TestNotice) -> Answer {
+    let issuer = asked.issuer.as_deref();
+    // What a person calls the machine; anything will do.
+    let edge = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let edge = match edge.trim() {
+        "" => "Tidegate".to_owned(),
+        name => format!("Tidegate on {name}"),
+    };
+    tracing::info!(issuer, "a test notice was asked for");
+    let tested = tokio::time::timeout(BUSY, engine.test_notice(issuer, &edge)).await;
+    let tested = tested.map_err(|_| {
+        refuse(
+            StatusCode::GATEWAY_TIMEOUT,
+            "Busy",
+            "the receivers do not answer in time; the log says more",
+        )
+    })?;
+    if tested.is_empty() {
+        let message = match issuer {
+            Some(name) => format!("AcmeIssuer {name} does not exist or names no receiver that can be used; `tidegate status` says what is wrong"),
+            None => "no AcmeIssuer names a receiver that can be used; set spec.notifications".to_owned(),
+        };
+        return Err(refuse(StatusCode::NOT_FOUND, "NoReceiver", message));
+    }
+    let receivers = tested.into_iter().map(Into::into).collect();
+    json(StatusCode::OK, &TestedNotice { receivers })
 }
 
 /// The certificate that a person means: by id, by the name of its route, or by a hostname.

@@ -2,6 +2,7 @@
 
 mod authority;
 mod issue;
+mod notices;
 mod refused;
 mod renew;
 

@@ -74,6 +74,7 @@ pub(super) async fn send(target: &SmtpTarget, notice: &Notice) -> Result<(), Not
                     host,
                     temporary: error.is_transient(),
                     answer: text,
+                    retry_after: None,
                 });
             }
             Err(unreachable(text))

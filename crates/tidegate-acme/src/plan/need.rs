@@ -186,6 +186,7 @@ mod tests {
             roots: None,
             renewal: RenewalSource::Lifetime,
             fallback: None,
+            notifications: Vec::new(),
             solvers: vec![Solver {
                 name: "http".to_owned(),
                 zones: Vec::new(),

@@ -6,20 +6,23 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::{Request, StatusCode};
+use http::{Request, StatusCode, Uri};
 use http_body_util::Full;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
+use tower_service::Service as _;
 
 use super::target::{Endpoint, NoticeError, Target, WebhookTarget};
 use super::{Notice, mail};
+use crate::client::{Proxied, told_to_wait};
 use crate::oneshot::{self, Call, OneshotError};
+use crate::plan::moment::between;
 
 /// Notices that wait for one target.
 const QUEUE: usize = 64;
@@ -27,17 +30,23 @@ const QUEUE: usize = 64;
 /// Bytes of an answer that are read.
 const BODY_LIMIT: usize = 16 * 1024;
 
+/// Waits that a receiver may ask for.
+const LONGEST_WAIT: Duration = Duration::from_secs(6 * 3600);
+
 /// How deliveries are repeated.
 #[derive(Debug, Clone)]
 pub struct NotifierSettings {
     /// Waits before the second, third, … attempt; their number bounds the attempts.
     pub retries: Vec<Duration>,
+    /// Notified whenever a [`DeliveryState`] has changed.
+    pub changed: Arc<Notify>,
 }
 
 impl Default for NotifierSettings {
     fn default() -> Self {
         Self {
             retries: [10, 60, 300, 1800, 7200].map(Duration::from_secs).to_vec(),
+            changed: Arc::default(),
         }
     }
 }
@@ -61,6 +70,7 @@ pub struct DeliveryState {
 #[derive(Debug)]
 pub struct Notifier {
     lanes: Vec<Lane>,
+    changed: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -90,14 +100,15 @@ impl Notifier {
                 let work = run(
                     Arc::clone(&lane.target),
                     waiting,
-                    settings.retries.clone(),
+                    settings.clone(),
                     lane.state.clone(),
                 );
                 tasks.push(tidegate_telemetry::spawn_named("notices", work));
                 lane
             })
             .collect();
-        (Self { lanes }, tasks)
+        let changed = Arc::clone(&settings.changed);
+        (Self { lanes, changed }, tasks)
     }
 
     /// Queues a notice for every target that wants to hear of its severity; never waits.
@@ -109,6 +120,7 @@ impl Notifier {
             }
             if lane.queue.try_send(Arc::clone(&notice)).is_err() {
                 lane.state.send_modify(|state| state.dropped += 1);
+                self.changed.notify_one();
                 tracing::warn!(
                     target_name = lane.target.name(),
                     kind = notice.kind.reason(),
@@ -117,6 +129,27 @@ impl Notifier {
                 );
             }
         }
+    }
+
+    /// Delivers a notice to every target now, once, past the queues; what came of it, by target.
+    pub async fn tell_now(&self, notice: &Notice) -> Vec<(String, Result<(), NoticeError>)> {
+        let mut outcomes = Vec::new();
+        for lane in &self.lanes {
+            let outcome = deliver(&lane.target, notice).await;
+            lane.state.send_modify(|state| match &outcome {
+                Ok(()) => {
+                    state.delivered += 1;
+                    state.last_error = None;
+                }
+                Err(error) => {
+                    state.failed += 1;
+                    state.last_error = Some(error.clone());
+                }
+            });
+            self.changed.notify_one();
+            outcomes.push((lane.target.name().to_owned(), outcome));
+        }
+        outcomes
     }
 
     /// What became of the notices so far, by target.
@@ -131,11 +164,11 @@ impl Notifier {
 async fn run(
     target: Arc<Target>,
     mut waiting: mpsc::Receiver<Arc<Notice>>,
-    retries: Vec<Duration>,
+    settings: NotifierSettings,
     state: watch::Sender<DeliveryState>,
 ) {
     while let Some(notice) = waiting.recv().await {
-        let mut waits = retries.iter();
+        let mut waits = settings.retries.iter();
         loop {
             let outcome = deliver(&target, &notice).await;
             let Err(error) = outcome else {
@@ -143,6 +176,7 @@ async fn run(
                     state.delivered += 1;
                     state.last_error = None;
                 });
+                settings.changed.notify_one();
                 tracing::info!(
                     target_name = target.name(),
                     kind = notice.kind.reason(),
@@ -152,9 +186,11 @@ async fn run(
                 break;
             };
             state.send_modify(|state| state.last_error = Some(error.clone()));
+            settings.changed.notify_one();
             let wait = waits.next().filter(|_| error.is_temporary());
             let Some(wait) = wait else {
                 state.send_modify(|state| state.failed += 1);
+                settings.changed.notify_one();
                 tracing::error!(
                     target_name = target.name(),
                     kind = notice.kind.reason(),
@@ -165,6 +201,8 @@ async fn run(
                 );
                 break;
             };
+            let told = error.retry_after().unwrap_or_default();
+            let wait = told.min(LONGEST_WAIT).max(*wait);
             tracing::warn!(
                 target_name = target.name(),
                 reason = error.reason(),
@@ -172,7 +210,7 @@ async fn run(
                 wait_s = wait.as_secs(),
                 "notice not delivered, trying again"
             );
-            tokio::time::sleep(*wait).await;
+            tokio::time::sleep(wait).await;
         }
     }
 }
@@ -210,6 +248,23 @@ async fn call(target: &WebhookTarget, notice: &Notice) -> Result<(), NoticeError
         host: endpoint.host.clone(),
         problem: target.redacted(&problem),
     };
+    let proxied = Proxied::from_environment();
+    let whole = Uri::try_from(format!("https://{}/", endpoint.authority));
+    if let Some(uri) = whole.ok().filter(|uri| tls.is_some() && proxied.stands_before(uri)) {
+        let call = Call {
+            address: SocketAddr::from(([0, 0, 0, 0], 0)),
+            tls,
+            timeout: target.timeout,
+            body_limit: BODY_LIMIT,
+        };
+        let exchange = through(proxied, uri, call, request);
+        return match tokio::time::timeout(target.timeout, exchange).await {
+            Ok(Ok(reply)) if reply.status.is_success() => Ok(()),
+            Ok(Ok(reply)) => Err(refused(target, &endpoint, &reply)),
+            Ok(Err(error)) => Err(unreachable(error)),
+            Err(_) => Err(unreachable(OneshotError::Timeout(target.timeout).to_string())),
+        };
+    }
     let mut outcome = Err(unreachable("the host has no address".to_owned()));
     for address in addresses(target, &endpoint).await.map_err(unreachable)? {
         let call = Call {
@@ -227,6 +282,23 @@ async fn call(target: &WebhookTarget, notice: &Notice) -> Result<(), NoticeError
         }
     }
     outcome
+}
+
+/// Through the proxy that `HTTPS_PROXY` names. Plain HTTP is never sent through one: it is for receivers
+/// near by, and many proxies tunnel to port 443 only.
+async fn through(
+    mut proxied: Proxied,
+    uri: Uri,
+    call: Call,
+    request: Request<Full<Bytes>>,
+) -> Result<oneshot::Reply, String> {
+    let stream = proxied
+        .call(uri)
+        .await
+        .map_err(|error| format!("connect through the proxy: {error}"))?;
+    oneshot::over(stream.into_inner(), call, request)
+        .await
+        .map_err(|error| error.to_string())
 }
 
 async fn addresses(target: &WebhookTarget, endpoint: &Endpoint) -> Result<Vec<SocketAddr>, String> {
@@ -256,6 +328,10 @@ fn refused(target: &WebhookTarget, endpoint: &Endpoint, reply: &oneshot::Reply) 
         target: target.name.clone(),
         host: endpoint.host.clone(),
         answer,
+        retry_after: {
+            let now = SystemTime::now();
+            told_to_wait(&reply.headers, now).map(|at| between(now, at))
+        },
         temporary: status.is_server_error()
             || [
                 StatusCode::REQUEST_TIMEOUT,

@@ -22,7 +22,7 @@ use crate::plan::moment::{bounded, rfc3339_text};
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Somebody who is told.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Target {
     /// An HTTP request.
     Webhook(WebhookTarget),
@@ -79,7 +79,7 @@ pub enum Template {
 }
 
 /// An HTTP receiver.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct WebhookTarget {
     /// Name for logs and status.
     pub name: String,
@@ -109,7 +109,7 @@ pub enum SmtpSecurity {
 }
 
 /// A mail server and who gets the mail.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct SmtpTarget {
     /// Name for logs and status.
     pub name: String,
@@ -193,6 +193,8 @@ pub enum NoticeError {
         answer: String,
         /// Whether the same request may succeed later.
         temporary: bool,
+        /// How long the receiver asked to wait.
+        retry_after: Option<Duration>,
     },
 }
 
@@ -214,6 +216,14 @@ impl NoticeError {
         }
     }
 
+    /// How long the receiver asked to wait before the next attempt.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
     /// Whether trying again can help.
     pub fn is_temporary(&self) -> bool {
         match self {
@@ -230,7 +240,7 @@ pub(super) struct Endpoint {
     pub(super) tls: bool,
     pub(super) host: String,
     pub(super) port: u16,
-    authority: String,
+    pub(super) authority: String,
     path: String,
 }
 

@@ -428,6 +428,17 @@ pub fn renewal(input: &RenewalInput<'_>) -> Renewal {
     }
 }
 
+/// When a certificate of this life is renewed if nobody says otherwise, in the middle of the spread.
+pub fn lifetime_renewal(not_before: SystemTime, not_after: SystemTime) -> SystemTime {
+    let lifetime = between(not_before, not_after);
+    let fraction = if lifetime < SHORT_LIVED {
+        1.0 / 2.0
+    } else {
+        2.0 / 3.0
+    };
+    after(not_before, part(lifetime, fraction))
+}
+
 fn by_lifetime(input: &RenewalInput<'_>, lifetime: Duration) -> (SystemTime, RenewReason) {
     let (fraction, reason) = if lifetime < SHORT_LIVED {
         (1.0 / 2.0, RenewReason::HalfLife { lifetime })

@@ -68,6 +68,7 @@ fn issuer(directory: &str, roots: TrustedRoots) -> Issuer {
         roots: Some(roots),
         renewal: RenewalSource::Lifetime,
         fallback: None,
+        notifications: Vec::new(),
         solvers: vec![Solver {
             name: "http".to_owned(),
             zones: Vec::new(),

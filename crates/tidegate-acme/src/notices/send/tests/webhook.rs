@@ -176,6 +176,7 @@ async fn a_delivery_is_repeated_until_it_arrives() {
     let (address, seen) = serve(&[503, 429], "later").await;
     let settings = NotifierSettings {
         retries: vec![Duration::from_millis(1); 4],
+        ..NotifierSettings::default()
     };
     let targets = vec![Target::Webhook(target(address, Template::Json))];
     let (notifier, tasks) = Notifier::start(targets, &settings);
@@ -205,6 +206,7 @@ async fn what_cannot_succeed_is_given_up() {
     let (sick, tried) = serve(&[500; 9], "ill").await;
     let settings = NotifierSettings {
         retries: vec![Duration::from_millis(1); 2],
+        ..NotifierSettings::default()
     };
     let targets = [bad, good, sick].map(|address| Target::Webhook(target(address, Template::Json)));
     let (notifier, _tasks) = Notifier::start(targets.into(), &settings);

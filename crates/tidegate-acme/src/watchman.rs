@@ -1,0 +1,372 @@
+//! Tells people: looks at every certificate, asks `notices` what is due, takes that down, hands it out.
+//!
+//! ```text
+//! wanted, state, clock ─► NoticeMemory::due ─► store ─► a notifier per receiver ─► counts, issuers' state
+//! ```
+//!
+//! What was told is in the store before it is sent, so that a restart never tells it twice. A receiver that
+//! is unchanged keeps its queue when objects change. Nothing here holds up a renewal.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tidegate_telemetry::chain;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
+
+use crate::engine::{Shared, State};
+use crate::notices::{
+    DeliveryState, Notice, NoticeError, NoticeMemory, Notifier, NotifierSettings, Subject,
+};
+use crate::settings::{Issuer, Notification, Wanted};
+use crate::store::{Key, Kind, StoreError, load, save};
+
+/// A clock that was set is noticed within this time.
+const LOOK: Duration = Duration::from_secs(60);
+/// Changes of the state come in swarms; they are looked at together.
+const SETTLE: Duration = Duration::from_secs(1);
+/// How soon a store that cannot be read is read again.
+const STORE_PAUSE: Duration = Duration::from_secs(30);
+/// Name of the one document.
+const MEMORY: &str = "told";
+/// Receivers that are tried at one time.
+const PARALLEL_TESTS: usize = 8;
+
+/// What came of a test notice to one receiver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tested {
+    /// The issuer that names the receiver.
+    pub issuer: String,
+    /// The receiver.
+    pub target: String,
+    /// Whether it arrived, or why not; without any secret.
+    pub outcome: Result<(), NoticeError>,
+}
+
+/// Receivers by issuer and name.
+#[derive(Debug, Default)]
+pub(crate) struct Lanes {
+    settings: NotifierSettings,
+    all: Mutex<BTreeMap<(String, String), Arc<Lane>>>,
+}
+
+/// One receiver.
+#[derive(Debug)]
+struct Lane {
+    notification: Notification,
+    notifier: Notifier,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+impl Lanes {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(String, String), Arc<Lane>>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts what is new or differs, ends what is gone.
+    fn adjust(&self, issuers: &[Arc<Issuer>]) {
+        let mut all = self.lock();
+        let mut gone: BTreeSet<_> = all.keys().cloned().collect();
+        for issuer in issuers {
+            for notification in &issuer.notifications {
+                let name = notification.target.name().to_owned();
+                let key = (issuer.name.clone(), name);
+                gone.remove(&key);
+                if all
+                    .get(&key)
+                    .is_some_and(|lane| lane.notification == *notification)
+                {
+                    continue;
+                }
+                let target = notification.target.clone();
+                let (notifier, tasks) = Notifier::start(vec![target], &self.settings);
+                let lane = Lane {
+                    notification: notification.clone(),
+                    notifier,
+                    tasks,
+                };
+                all.insert(key, Arc::new(lane));
+            }
+        }
+        for key in gone {
+            all.remove(&key);
+        }
+    }
+
+    fn tell(&self, issuer: &str, notice: &Notice) {
+        for ((of, _), lane) in self.lock().iter() {
+            if of == issuer && lane.notification.wants(notice.kind) {
+                lane.notifier.tell(notice.clone());
+            }
+        }
+    }
+
+    /// What became of the notices so far, by issuer.
+    pub(crate) fn states(&self) -> Vec<(String, DeliveryState)> {
+        self.lock()
+            .iter()
+            .flat_map(|((issuer, _), lane)| {
+                let states = lane.notifier.states().into_iter();
+                states.map(|state| (issuer.clone(), state))
+            })
+            .collect()
+    }
+
+    /// Sends a notice to every receiver of one issuer, or of all; waits for what comes of it.
+    pub(crate) async fn test(&self, issuer: Option<&str>, notice: &Notice) -> Vec<Tested> {
+        let lanes: Vec<_> = self
+            .lock()
+            .iter()
+            .filter(|((of, _), _)| issuer.is_none_or(|issuer| issuer == of))
+            .map(|((of, _), lane)| (of.clone(), Arc::clone(lane)))
+            .collect();
+        let mut tested = Vec::new();
+        let places = Arc::new(Semaphore::new(PARALLEL_TESTS));
+        let mut asked = JoinSet::new();
+        for (issuer, lane) in lanes {
+            let (places, notice) = (Arc::clone(&places), notice.clone());
+            asked.spawn(async move {
+                let _place = places.acquire_owned().await;
+                (issuer, lane.notifier.tell_now(&notice).await)
+            });
+        }
+        while let Some(done) = asked.join_next().await {
+            let Ok((issuer, outcomes)) = done else {
+                continue;
+            };
+            tested.extend(outcomes.into_iter().map(|(target, outcome)| Tested {
+                issuer: issuer.clone(),
+                target,
+                outcome,
+            }));
+        }
+        tested.sort_by(|one, other| (&one.issuer, &one.target).cmp(&(&other.issuer, &other.target)));
+        tested
+    }
+}
+
+/// The task.
+pub(crate) struct Watchman {
+    shared: Arc<Shared>,
+    wanted: watch::Receiver<Arc<Vec<Wanted>>>,
+    issuers: watch::Receiver<Arc<Vec<Arc<Issuer>>>>,
+    state: watch::Receiver<Arc<State>>,
+    /// Whether it was said what is wanted; before, nothing may be forgotten.
+    begun: bool,
+}
+
+impl Watchman {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        wanted: watch::Receiver<Arc<Vec<Wanted>>>,
+        issuers: watch::Receiver<Arc<Vec<Arc<Issuer>>>>,
+        state: watch::Receiver<Arc<State>>,
+    ) -> Self {
+        Self {
+            shared,
+            wanted,
+            issuers,
+            state,
+            begun: false,
+        }
+    }
+
+    /// Runs until `stop`.
+    pub(crate) async fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        tokio::select! {
+            () = shared.stop.cancelled() => {}
+            () = self.watch() => {}
+        }
+        shared.lanes.lock().clear();
+    }
+
+    async fn watch(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        let changed_delivery = Arc::clone(&shared.lanes.settings.changed);
+        let mut memory = self.load().await;
+        let mut look_at = Instant::now();
+        loop {
+            let soon = Instant::now() + SETTLE;
+            let ended = tokio::select! {
+                () = tokio::time::sleep_until(look_at) => {
+                    look_at = Instant::now() + self.look(&mut memory).await;
+                    continue;
+                }
+                () = changed_delivery.notified() => {
+                    self.publish();
+                    continue;
+                }
+                changed = self.issuers.changed() => {
+                    let issuers = Arc::clone(&self.issuers.borrow_and_update());
+                    shared.lanes.adjust(&issuers);
+                    self.publish();
+                    changed.is_err()
+                }
+                changed = self.wanted.changed() => {
+                    self.begun = true;
+                    self.wanted.mark_unchanged();
+                    changed.is_err()
+                }
+                changed = self.state.changed() => {
+                    self.state.mark_unchanged();
+                    changed.is_err()
+                }
+            };
+            if ended {
+                // Ended by the token in a moment.
+                std::future::pending::<()>().await;
+            }
+            look_at = look_at.min(soon);
+        }
+    }
+
+    async fn load(&self) -> NoticeMemory {
+        let key = Key::new(Kind::Notices, MEMORY);
+        loop {
+            match load(self.shared.store.as_ref(), &key).await {
+                Ok(memory) => return memory.unwrap_or_default(),
+                Err(error @ StoreError::Corrupt { .. }) => {
+                    tracing::error!(error = %chain(&error), "what was told is lost; some of it is told again");
+                    return NoticeMemory::default();
+                }
+                Err(error) => {
+                    tracing::error!(error = %chain(&error), "nobody is told of anything until the store can be read");
+                    tokio::time::sleep(STORE_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Looks at everything; says how long nothing but a change can make another look worth while.
+    async fn look(&mut self, memory: &mut NoticeMemory) -> Duration {
+        let wanted = Arc::clone(&self.wanted.borrow());
+        let state = Arc::clone(&self.state.borrow());
+        let watched: Vec<&Wanted> = wanted
+            .iter()
+            .filter(|want| !want.issuer.notifications.is_empty())
+            .collect();
+        // What is not among the subjects is forgotten: all of them must be known.
+        let known = watched
+            .iter()
+            .all(|want| state.certificates.contains_key(&want.id));
+        if !self.begun || !known {
+            return LOOK;
+        }
+        let now = SystemTime::now();
+        let subjects: Vec<Subject<'_>> = watched
+            .iter()
+            .filter_map(|want| {
+                let certificate = state.certificates.get(&want.id)?;
+                let issued = certificate.issued.as_ref();
+                Some(Subject {
+                    id: &want.id,
+                    names: &want.names,
+                    issuer: &want.issuer.name,
+                    validity: issued.map(|issued| (issued.not_before, issued.not_after)),
+                    renew_at: certificate.report.renew_at,
+                    attempts: &certificate.attempts,
+                })
+            })
+            .collect();
+        let before = memory.clone();
+        let notices = memory.due(&subjects, now);
+        if *memory != before {
+            let key = Key::new(Kind::Notices, MEMORY);
+            // A full disk is no reason to keep silent about it.
+            if let Err(error) = save(self.shared.store.as_ref(), &key, memory).await {
+                tracing::error!(error = %chain(&error), "what was told cannot be kept; it will be told again after a restart");
+            }
+        }
+        for notice in notices {
+            let about = watched.iter().find(|want| want.id == notice.subject);
+            if let Some(want) = about {
+                tracing::info!(
+                    subject = notice.subject,
+                    kind = notice.kind.reason(),
+                    severity = notice.severity.as_str(),
+                    issuer = want.issuer.name,
+                    "notice"
+                );
+                self.shared.lanes.tell(&want.issuer.name, &notice);
+            }
+        }
+        next_stage(&subjects, now).unwrap_or(LOOK).min(LOOK)
+    }
+
+    /// Makes known what became of the notices.
+    fn publish(&self) {
+        let issuers = Arc::clone(&self.issuers.borrow());
+        let states = self.shared.lanes.states();
+        for issuer in issuers.iter() {
+            let of_issuer: Vec<DeliveryState> = states
+                .iter()
+                .filter(|(of, _)| *of == issuer.name)
+                .map(|(_, state)| state.clone())
+                .collect();
+            self.shared
+                .publish_issuer(&issuer.name, |state| state.notices = of_issuer);
+        }
+    }
+}
+
+/// Time until the next certificate enters another stage of danger.
+fn next_stage(subjects: &[Subject<'_>], now: SystemTime) -> Option<Duration> {
+    let ends = subjects.iter().filter_map(|subject| subject.validity);
+    ends.flat_map(|(begin, end)| {
+        let life = end.duration_since(begin).unwrap_or_default();
+        [life / 3, life / 6, life / 20, Duration::ZERO].map(|left| end.checked_sub(left))
+    })
+    .flatten()
+    // What is due at that moment is not due the moment before.
+    .filter_map(|at| at.duration_since(now).ok())
+    .filter(|wait| !wait.is_zero())
+    .min()
+    .map(|wait| wait + Duration::from_millis(10))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_is_due_when_a_stage_begins() {
+        let attempts = crate::plan::retry::Attempts::default();
+        let begin = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let subject = Subject {
+            id: "default/a",
+            names: &[],
+            issuer: "any",
+            validity: Some((begin, begin + Duration::from_secs(60))),
+            renew_at: None,
+            attempts: &attempts,
+        };
+        let at = |seconds| {
+            let wait = next_stage(&[subject], begin + Duration::from_secs(seconds));
+            wait.map(|wait| wait.as_secs())
+        };
+        assert_eq!(
+            [0, 39, 40, 50, 57, 59, 60, 61].map(at),
+            [
+                Some(40),
+                Some(1),
+                Some(10),
+                Some(7),
+                Some(3),
+                Some(1),
+                None,
+                None
+            ]
+        );
+    }
+}
