@@ -134,7 +134,8 @@ impl Phone {
 
 fn edge_with(authority: &Authority, port: u16, phone: &Phone) -> Edge {
     let url = format!("http://{}/{TOPIC}", phone.origin.address());
-    let receiver = "  notifications:\n  - name: phone\n    webhook:\n      template: ntfy\n      \
+    // Without a profile Pebble takes any.
+    let receiver = "  profile: default\n  notifications:\n  - name: phone\n    webhook:\n      template: ntfy\n      \
                     urlSecretRef: {name: phone, key: url}\n      \
                     authorizationSecretRef: {name: phone, key: token}\n";
     authority
