@@ -118,7 +118,11 @@ pub(super) fn engine(out: &mut Exposition, observed: &Observed) {
     );
     for ((issuer, reason), number) in &observed.failures {
         let labels = [("issuer", issuer.as_str()), ("reason", *reason)];
-        out.sample("tidegate_acme_order_failures_total", &labels, count(*number));
+        out.sample(
+            "tidegate_acme_order_failures_total",
+            &labels,
+            count(*number),
+        );
     }
     out.family(
         "tidegate_acme_client_requests",
@@ -129,7 +133,11 @@ pub(super) fn engine(out: &mut Exposition, observed: &Observed) {
         for (status, number) in by_status {
             let status = status.to_string();
             let labels = [("issuer", issuer.as_str()), ("status", status.as_str())];
-            out.sample("tidegate_acme_client_requests_total", &labels, count(*number));
+            out.sample(
+                "tidegate_acme_client_requests_total",
+                &labels,
+                count(*number),
+            );
         }
     }
     out.family(
@@ -188,7 +196,8 @@ mod tests {
 
     #[test]
     fn what_the_engine_observed_is_told_with_bounded_labels() {
-        let at = |seconds: u64| Some(SystemTime::UNIX_EPOCH + Duration::from_millis(seconds * 1000 + 7));
+        let at =
+            |seconds: u64| Some(SystemTime::UNIX_EPOCH + Duration::from_millis(seconds * 1000 + 7));
         let observed = Observed {
             requests: [("le".to_owned(), [(200, 7), (429, 1)].into())].into(),
             orders: [(("le".to_owned(), "issued"), 2)].into(),

@@ -180,13 +180,12 @@ mod tests {
     #[test]
     fn every_name_is_documented() {
         let documented = include_str!("../../docs/reference/metrics.md");
-        let source = concat!(
-            include_str!("metrics.rs"),
-            include_str!("acme_metrics.rs")
-        );
+        let source = concat!(include_str!("metrics.rs"), include_str!("acme_metrics.rs"));
         let mut found = 0;
         let names = source.split('"').filter(|text| {
-            (text.starts_with("tidegate_") || text.starts_with("process_")) && !text.ends_with('_') && !text.contains('{')
+            (text.starts_with("tidegate_") || text.starts_with("process_"))
+                && !text.ends_with('_')
+                && !text.contains('{')
         });
         for name in names {
             found += 1;

@@ -112,10 +112,7 @@ fn notification(
             Some(word),
             &[][..],
             &[
-                (
-                    "Expiring",
-                    &[NoticeKind::Expiring, NoticeKind::Expired][..],
-                ),
+                ("Expiring", &[NoticeKind::Expiring, NoticeKind::Expired][..]),
                 (
                     "Failing",
                     &[NoticeKind::Failing, NoticeKind::LongTermFailing][..],
@@ -298,7 +295,10 @@ fn text(
         report.add(
             field,
             Reason::InvalidSecret,
-            format!("key {:?} of Secret {} is empty or no text", wire.key, wire.name),
+            format!(
+                "key {:?} of Secret {} is empty or no text",
+                wire.key, wire.name
+            ),
             "write the value as the receiver's provider shows it",
         );
     }

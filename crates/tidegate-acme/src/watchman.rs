@@ -150,7 +150,8 @@ impl Lanes {
                 outcome,
             }));
         }
-        tested.sort_by(|one, other| (&one.issuer, &one.target).cmp(&(&other.issuer, &other.target)));
+        tested
+            .sort_by(|one, other| (&one.issuer, &one.target).cmp(&(&other.issuer, &other.target)));
         tested
     }
 }

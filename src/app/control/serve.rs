@@ -176,8 +176,12 @@ async fn test_notice(engine: &Engine, asked: TestNotice) -> Answer {
     })?;
     if tested.is_empty() {
         let message = match issuer {
-            Some(name) => format!("AcmeIssuer {name} does not exist or names no receiver that can be used; `tidegate status` says what is wrong"),
-            None => "no AcmeIssuer names a receiver that can be used; set spec.notifications".to_owned(),
+            Some(name) => format!(
+                "AcmeIssuer {name} does not exist or names no receiver that can be used; `tidegate status` says what is wrong"
+            ),
+            None => {
+                "no AcmeIssuer names a receiver that can be used; set spec.notifications".to_owned()
+            }
         };
         return Err(refuse(StatusCode::NOT_FOUND, "NoReceiver", message));
     }

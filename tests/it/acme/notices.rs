@@ -116,7 +116,10 @@ impl Phone {
     /// How often something with these words in its title was heard.
     fn heard(&self, words: &str) -> usize {
         let heard = self.heard.lock().unwrap();
-        heard.iter().filter(|(title, _)| title.contains(words)).count()
+        heard
+            .iter()
+            .filter(|(title, _)| title.contains(words))
+            .count()
     }
 
     #[track_caller]
@@ -141,7 +144,11 @@ fn edge_with(authority: &Authority, port: u16, phone: &Phone) -> Edge {
     authority
         .edge()
         .object(authority.issuer_at("any", port, receiver))
-        .object(secret("phone", "Opaque", &[("url", &url), ("token", TOKEN)]))
+        .object(secret(
+            "phone",
+            "Opaque",
+            &[("url", &url), ("token", TOKEN)],
+        ))
         .object(route_of(
             "app",
             "

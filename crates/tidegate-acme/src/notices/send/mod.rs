@@ -250,7 +250,10 @@ async fn call(target: &WebhookTarget, notice: &Notice) -> Result<(), NoticeError
     };
     let proxied = Proxied::from_environment();
     let whole = Uri::try_from(format!("https://{}/", endpoint.authority));
-    if let Some(uri) = whole.ok().filter(|uri| tls.is_some() && proxied.stands_before(uri)) {
+    if let Some(uri) = whole
+        .ok()
+        .filter(|uri| tls.is_some() && proxied.stands_before(uri))
+    {
         let call = Call {
             address: SocketAddr::from(([0, 0, 0, 0], 0)),
             tls,
@@ -262,7 +265,9 @@ async fn call(target: &WebhookTarget, notice: &Notice) -> Result<(), NoticeError
             Ok(Ok(reply)) if reply.status.is_success() => Ok(()),
             Ok(Ok(reply)) => Err(refused(target, &endpoint, &reply)),
             Ok(Err(error)) => Err(unreachable(error)),
-            Err(_) => Err(unreachable(OneshotError::Timeout(target.timeout).to_string())),
+            Err(_) => Err(unreachable(
+                OneshotError::Timeout(target.timeout).to_string(),
+            )),
         };
     }
     let mut outcome = Err(unreachable("the host has no address".to_owned()));
