@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use clap::Args;
 use tidegate_acme::plan::moment::{between, span};
 
-use super::terminal::{Look, Output, Terminal};
+use super::terminal::{Look, Output, OutputArgs, Terminal};
 use super::values::StateArgs;
 use crate::app::certs::{Cert, CertState, Certs, certs};
 
@@ -27,22 +27,15 @@ pub(super) struct CertsArgs {
     #[command(flatten)]
     state: StateArgs,
 
-    /// For people or for programs.
-    #[arg(
-        long,
-        short,
-        value_name = "FORMAT",
-        value_enum,
-        default_value = "human"
-    )]
-    output: Output,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 impl CertsArgs {
     pub(super) fn run(self, terminal: &mut Terminal) -> anyhow::Result<ExitCode> {
         let now = SystemTime::now();
         let found = certs(&self.state.find(self.dir.as_deref())?, now)?;
-        match self.output {
+        match self.output.output {
             Output::Json => terminal.line(serde_json::to_string_pretty(&found)?)?,
             Output::Human => print(terminal, &found, now)?,
         }

@@ -5,6 +5,7 @@ mod issue;
 mod notices;
 mod refused;
 mod renew;
+mod take_over;
 
 use std::time::Duration;
 
