@@ -66,10 +66,10 @@ pub enum PortabilityError {
         #[source]
         source: io::Error,
     },
-    /// The files cannot be given to the user whose state folder it is.
-    #[error("give {path:?} to the owner of the state folder")]
+    /// The rights cannot be given up.
+    #[error("act as the owner of the state folder {path:?}")]
     Owner {
-        /// Which.
+        /// The state folder.
         path: PathBuf,
         /// What the system said.
         #[source]
@@ -168,9 +168,9 @@ pub fn import_file(
     let content = read_file(file)?;
     let folder = open(state, mode)?;
     let store = AcmeStore::new(Arc::clone(&folder));
-    let outcomes = block_on(bundle::import(&store, &content, passphrase, mode, now))?;
-    hand_over(&folder, mode)?;
-    Ok(outcomes?)
+    Ok(block_on(bundle::import(
+        &store, &content, passphrase, mode, now,
+    ))??)
 }
 
 /// Takes over what another program left. What was done, and what could not be used.
@@ -189,7 +189,6 @@ pub fn import_from(
     let folder = open(state, mode)?;
     let store = AcmeStore::new(Arc::clone(&folder));
     let outcomes = block_on(import::place(&store, &mut found, &target, mode, now))?;
-    hand_over(&folder, mode)?;
     Ok((outcomes?, found.skipped))
 }
 
@@ -232,40 +231,38 @@ fn read_file(file: &Path) -> Result<Vec<u8>, PortabilityError> {
 fn open(state: &Path, mode: Mode) -> Result<Arc<StateFolder>, PortabilityError> {
     let folder = match mode {
         Mode::DryRun => StateFolder::peek(state),
-        Mode::Apply => StateFolder::open(state).map_err(|error| match error {
-            StateError::Locked { path, .. } => PortabilityError::InUse(path),
-            other => other.into(),
-        })?,
+        Mode::Apply => {
+            act_as_owner(state)?;
+            StateFolder::open(state).map_err(|error| match error {
+                StateError::Locked { path, .. } => PortabilityError::InUse(path),
+                other => other.into(),
+            })?
+        }
     };
     Ok(Arc::new(folder))
 }
 
 /// Whoever imports with sudo, to be able to read the other program's files, must not leave files that the
-/// edge's own user cannot read.
-fn hand_over(folder: &StateFolder, mode: Mode) -> Result<(), PortabilityError> {
-    if mode == Mode::DryRun || !rustix::process::geteuid().is_root() {
+/// edge's own user cannot read, nor write wherever that user's links lead. So from here on this process has
+/// no more rights than the owner of the state folder; threads that it starts inherit them.
+fn act_as_owner(state: &Path) -> Result<(), PortabilityError> {
+    use rustix::process::{Gid, Uid, geteuid};
+    use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
+    let Ok(owner) = std::fs::metadata(state) else {
+        // Made by us, and ours.
+        return Ok(());
+    };
+    if !geteuid().is_root() || owner.uid() == 0 {
         return Ok(());
     }
-    let failed = |path: &Path, source: io::Error| PortabilityError::Owner {
-        path: path.to_owned(),
-        source,
-    };
-    let owner = std::fs::metadata(folder.path()).map_err(|error| failed(folder.path(), error))?;
-    let mut left = vec![folder.path().join("lock"), folder.path().join("acme")];
-    while let Some(path) = left.pop() {
-        let Ok(found) = path.symlink_metadata() else {
-            continue;
-        };
-        if (found.uid(), found.gid()) != (owner.uid(), owner.gid()) {
-            std::os::unix::fs::lchown(&path, Some(owner.uid()), Some(owner.gid()))
-                .map_err(|error| failed(&path, error))?;
-        }
-        if found.is_dir() {
-            let entries = std::fs::read_dir(&path).map_err(|error| failed(&path, error))?;
-            left.extend(entries.filter_map(|entry| Some(entry.ok()?.path())));
-        }
-    }
-    Ok(())
+    let (uid, gid) = (Uid::from_raw(owner.uid()), Gid::from_raw(owner.gid()));
+    set_thread_groups(&[gid])
+        .and_then(|()| set_thread_gid(gid))
+        .and_then(|()| set_thread_uid(uid))
+        .map_err(|error| PortabilityError::Owner {
+            path: state.to_owned(),
+            source: error.into(),
+        })
 }
 
 fn block_on<T>(work: impl Future<Output = T>) -> Result<T, PortabilityError> {

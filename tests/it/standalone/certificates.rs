@@ -21,6 +21,8 @@ use crate::support::program::{run, succeed};
 use crate::support::{Edge, eventually, route_of};
 
 const DAY: Duration = Duration::from_hours(24);
+/// The user and group that own nothing.
+const NOBODY: u32 = 65_534;
 
 /// Nobody listens there.
 const DIRECTORY: &str = "https://127.0.0.1:9/directory";
@@ -427,6 +429,45 @@ fn without_a_terminal_a_missing_passphrase_is_asked_for_in_words() {
         .env_remove("TIDEGATE_PASSPHRASE");
     let (ok, text) = run(&mut command);
     assert!(!ok && text.contains("--passphrase-file"), "{text}");
+}
+
+#[test]
+fn an_import_by_root_writes_as_the_owner_of_the_state_folder() {
+    use std::os::unix::fs::{MetadataExt as _, chown};
+    let outside = tempfile::tempdir().unwrap();
+    let state = outside.path().join("state");
+    fs::create_dir(&state).unwrap();
+    if chown(&state, Some(NOBODY), Some(NOBODY)).is_err() {
+        eprintln!("SKIPPED: only root has a user to become");
+        return;
+    }
+    fs::set_permissions(outside.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let (chain_pem, key_pem) = pair("blog.example.com", 10);
+    let live = outside.path().join("letsencrypt/live/blog.example.com");
+    fs::create_dir_all(&live).unwrap();
+    fs::write(live.join("fullchain.pem"), chain_pem).unwrap();
+    fs::write(live.join("privkey.pem"), key_pem).unwrap();
+    fs::set_permissions(&live, fs::Permissions::from_mode(0o700)).unwrap();
+    // A link that the edge's user made leads root nowhere.
+    let elsewhere = outside.path().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    let import = || {
+        let mut command = tidegate("import", &state);
+        command
+            .args(["--from", "certbot"])
+            .arg(outside.path().join("letsencrypt"));
+        command
+    };
+    fs::create_dir(state.join("acme")).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, state.join("acme/certificate")).unwrap();
+    let (ok, text) = run(&mut import());
+    assert!(!ok && text.contains("not permitted"), "{text}");
+    assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
+    fs::remove_dir_all(state.join("acme")).unwrap();
+
+    succeed(&mut import());
+    let file = state.join("acme/certificate/imported%3Ablog.example.com.json");
+    assert_eq!(fs::metadata(file).unwrap().uid(), NOBODY);
 }
 
 #[test]
