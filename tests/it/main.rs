@@ -11,6 +11,7 @@
 
 mod abuse;
 mod acme;
+mod alerts;
 mod desync;
 mod downgrade;
 mod examples;

@@ -4,5 +4,6 @@
 mod certificates;
 mod check;
 mod lifecycle;
+mod metrics;
 mod operations;
 mod serving;
