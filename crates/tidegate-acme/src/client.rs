@@ -402,6 +402,15 @@ impl Proxied {
         }
     }
 
+    /// Through this proxy, whatever the environment says.
+    #[cfg(test)]
+    pub(crate) fn by(proxy: String) -> Self {
+        Self {
+            proxies: Arc::new(Matcher::builder().https(proxy).build()),
+            ..Self::from_environment()
+        }
+    }
+
     /// Whether a proxy stands before this URL.
     pub(crate) fn stands_before(&self, target: &Uri) -> bool {
         self.proxies.intercept(target).is_some()

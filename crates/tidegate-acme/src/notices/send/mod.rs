@@ -223,12 +223,16 @@ async fn run(
 pub async fn deliver(target: &Target, notice: &Notice) -> Result<(), NoticeError> {
     target.check()?;
     match target {
-        Target::Webhook(webhook) => call(webhook, notice).await,
+        Target::Webhook(webhook) => call(Proxied::from_environment(), webhook, notice).await,
         Target::Smtp(smtp) => mail::send(smtp, notice).await,
     }
 }
 
-async fn call(target: &WebhookTarget, notice: &Notice) -> Result<(), NoticeError> {
+async fn call(
+    proxied: Proxied,
+    target: &WebhookTarget,
+    notice: &Notice,
+) -> Result<(), NoticeError> {
     let endpoint = target.endpoint()?;
     let request: Request<Full<Bytes>> = target.request(notice)?.map(Full::new);
     let tls = if endpoint.tls {
@@ -248,7 +252,6 @@ async fn call(target: &WebhookTarget, notice: &Notice) -> Result<(), NoticeError
         host: endpoint.host.clone(),
         problem: target.redacted(&problem),
     };
-    let proxied = Proxied::from_environment();
     let whole = Uri::try_from(format!("https://{}/", endpoint.authority));
     if let Some(uri) = whole
         .ok()

@@ -8,7 +8,8 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tidegate_model::Secret;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
@@ -46,6 +47,7 @@ async fn serve_over(
                     let status = script.lock().unwrap().pop_front().unwrap_or(200);
                     Response::builder()
                         .status(status)
+                        .header("retry-after", if answer == "wait" { "7" } else { "0" })
                         .header("location", "http://127.0.0.1:1/elsewhere")
                         .body(Full::new(Bytes::from_static(answer.as_bytes())))
                         .map_err(|_| std::io::Error::other("response"))
@@ -251,4 +253,66 @@ async fn over_tls_only_the_trusted_receiver_is_told() {
         assert_eq!(error.unwrap_err().reason(), reason);
     }
     assert_eq!(seen.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_receiver_may_ask_to_wait() {
+    let (address, _) = serve(&[429], "wait").await;
+    let target = Target::Webhook(target(address, Template::Json));
+    let error = deliver(&target, &notice(Severity::Error))
+        .await
+        .unwrap_err();
+    assert!(error.is_temporary());
+    assert_eq!(error.retry_after(), Some(Duration::from_secs(7)));
+}
+
+/// A proxy that leads every tunnel to one address; notes what was asked of it.
+async fn proxy(to: SocketAddr) -> (SocketAddr, Seen) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let seen = Seen::default();
+    let noted = Arc::clone(&seen);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let mut client = BufReader::new(stream);
+            let mut asked = String::new();
+            while !asked.ends_with("\r\n\r\n") && client.read_line(&mut asked).await.unwrap() > 0 {}
+            noted.lock().unwrap().push(asked);
+            let mut server = TcpStream::connect(to).await.unwrap();
+            client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+            tokio::spawn(async move {
+                drop(tokio::io::copy_bidirectional(&mut client, &mut server).await);
+            });
+        }
+    });
+    (address, seen)
+}
+
+#[tokio::test]
+async fn secure_receivers_are_reached_through_the_proxy() {
+    let (acceptor, ca) = certificate();
+    let (address, seen) = serve_over(&[200, 500], "ok", Some(acceptor)).await;
+    let (proxy, asked) = proxy(address).await;
+    let secure = WebhookTarget {
+        // Nobody listens there: only the proxy knows the way.
+        url: Secret::new("https://localhost:1/hook".to_owned()),
+        ca_bundle: Some(ca),
+        ..target(address, Template::Json)
+    };
+    let by_proxy = || Proxied::by(format!("http://{proxy}"));
+    let notice = notice(Severity::Error);
+    call(by_proxy(), &secure, &notice).await.unwrap();
+    let error = call(by_proxy(), &secure, &notice).await.unwrap_err();
+    assert_eq!(error.reason(), "TargetRefused");
+    assert_eq!(seen.lock().unwrap().len(), 2);
+    let asked = asked.lock().unwrap().clone();
+    assert!(asked[0].starts_with("CONNECT localhost:1 "), "{asked:?}");
+    assert!(!asked[0].contains("t0ken"), "{asked:?}");
+    let plain = target(address, Template::Json);
+    let error = call(by_proxy(), &plain, &notice).await.unwrap_err();
+    assert_eq!(
+        error.reason(),
+        "TargetUnreachable",
+        "plain HTTP goes there itself"
+    );
 }
