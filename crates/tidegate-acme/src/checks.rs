@@ -1,6 +1,7 @@
 //! The pre-flight of one certificate: what is known is gathered, our own challenge is put up, names are
 //! looked at, and `preflight` judges.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -12,6 +13,7 @@ use crate::client::{ClientError, Directory};
 use crate::dns::DnsClient;
 use crate::dns::persist::PersistRecord;
 use crate::order::choose;
+use crate::plan::challenge::ChallengeType;
 use crate::plan::retry;
 use crate::preflight::facts::{Authority, Budget, ChallengeKind, Lookup, NameFacts, OwnAddresses};
 use crate::preflight::loopback::OwnChallenge;
@@ -77,6 +79,8 @@ pub(crate) struct Checked {
 pub(crate) struct Subject<'a> {
     pub(crate) issuer: &'a Issuer,
     pub(crate) names: &'a [HostPattern],
+    /// Challenge types that failed before, by name.
+    pub(crate) failed: &'a BTreeMap<String, Vec<ChallengeType>>,
     /// The directory, or why it cannot be read.
     pub(crate) directory: Result<&'a Directory, &'a ClientError>,
     pub(crate) account_url: Option<&'a str>,
@@ -97,7 +101,9 @@ pub(crate) async fn check(
     let mut looks = Vec::new();
     let mut unprovable = Vec::new();
     for name in subject.names {
-        match choose(subject.issuer, &name.to_string(), None) {
+        let failed = subject.failed.get(&name.to_string());
+        let failed = failed.map_or(&[][..], Vec::as_slice);
+        match choose(subject.issuer, &name.to_string(), None, failed) {
             Ok(method) => looks.push(look(name, method, subject, meta)),
             Err(error) => unprovable.push(Finding {
                 check: crate::preflight::Check::Challenge,

@@ -9,14 +9,15 @@ use tokio::sync::{mpsc, watch};
 use crate::account;
 use crate::checks::{self, Subject};
 use crate::client::{ClientError, Directory};
+use crate::decision::{self, Plan, plan};
 use crate::engine::{CertificateState, Command, Report, Shared};
 use crate::error::OrderError;
 use crate::import;
 use crate::order::{Attempt, Step};
+use crate::plan::challenge::ChallengeType;
 use crate::plan::ledger::{Limits, OrderKind};
 use crate::plan::moment;
-use crate::plan::need::{Need, Plan, plan};
-use crate::plan::renewal::{AriFailure, AriState, lifetime_renewal};
+use crate::plan::renewal::{AriFailure, AriState, RenewReason, lifetime_renewal};
 use crate::plan::retry::{self, Failure, RetryBounds};
 use crate::preflight;
 use crate::record::{AccountRecord, CertificateRecord};
@@ -193,16 +194,35 @@ impl Keeper {
         }
     }
 
-    async fn order(&mut self, wanted: &Wanted, need: Need) {
+    async fn order(&mut self, wanted: &Wanted, why: RenewReason) {
         let shared = Arc::clone(&self.shared);
         let Ok(_permit) = shared.orders.acquire().await else {
             return;
         };
-        let issuer = Arc::clone(&wanted.issuer);
-        let outcome = self.attempt(wanted, &issuer, need).await;
-        if let Err(error) = outcome {
-            self.failed(wanted, &error).await;
+        if !self.stands_in(wanted) {
+            let issuer = Arc::clone(&wanted.issuer);
+            let Err(error) = self.attempt(wanted, &issuer, &why).await else {
+                return;
+            };
+            self.failed(wanted, &issuer, &error).await;
+            if !self.stands_in(wanted) {
+                return;
+            }
         }
+        if let Some(issuer) = wanted.fallback.clone()
+            && let Err(error) = self.attempt(wanted, &issuer, &why).await
+        {
+            self.failed(wanted, &issuer, &error).await;
+        }
+    }
+
+    /// Whether the fallback is to be asked, which is said.
+    fn stands_in(&self, wanted: &Wanted) -> bool {
+        let why = decision::fallback(&self.record, wanted, SystemTime::now());
+        if let (Some(why), Some(issuer)) = (&why, &wanted.fallback) {
+            tracing::warn!(certificate = %self.record.id, issuer = %issuer.name, why, "the fallback issuer is asked");
+        }
+        why.is_some()
     }
 
     /// One attempt, or the trial before it.
@@ -210,14 +230,14 @@ impl Keeper {
         &mut self,
         wanted: &Wanted,
         issuer: &Issuer,
-        need: Need,
+        why: &RenewReason,
     ) -> Result<(), OrderError> {
         let shared = Arc::clone(&self.shared);
         let store = shared.store.as_ref();
         let authority = shared.authority(issuer)?;
         let fingerprint = wanted.fingerprint();
         let trial = issuer.staging_directory.as_deref().filter(|_| {
-            need.is_new_names() && self.record.trial_passed.as_ref() != Some(&fingerprint)
+            !why.is_renewal() && self.record.trial_passed.as_ref() != Some(&fingerprint)
         });
         let directory = trial.unwrap_or(&issuer.directory);
         let facts = authority.directory(directory).await?;
@@ -228,7 +248,7 @@ impl Keeper {
             .filter(|_| trial.is_none() && facts.renewal_info.is_some())
             .filter(|current| current.directory.as_deref() == Some(directory))
             .and_then(|current| current.ari_id.clone());
-        let kind = match (&replaces, need.is_new_names()) {
+        let kind = match (&replaces, !why.is_renewal()) {
             (Some(_), _) => OrderKind::AriRenewal,
             (None, true) => OrderKind::New,
             (None, false) => OrderKind::Renewal,
@@ -242,21 +262,21 @@ impl Keeper {
             book.may_order(store, &wanted.names, kind, SystemTime::now())
                 .await?;
             self.preflight(wanted, issuer, &facts).await?;
-            tracing::info!(certificate = %self.record.id, issuer = %issuer.name, need = %need, trial = trial.is_some(), "ordering a certificate");
+            tracing::info!(certificate = %self.record.id, issuer = %issuer.name, why = %why, trial = trial.is_some(), "ordering a certificate");
         }
         let served = self.record.current.clone().map(Arc::new);
         let id = self.record.id.clone();
         let attempts = self.record.attempts.clone();
         let begun = Report {
-            reason: need.reason().to_owned(),
+            reason: why.reason().to_owned(),
             failed: false,
             started_at: Some(SystemTime::now()),
             ..self.report()
         };
         let progress = |step: Step| {
             let message = match trial {
-                Some(_) => format!("{need}; trial at the staging directory: {step}"),
-                None => format!("{need}; {step}"),
+                Some(_) => format!("{why}; trial at the staging directory: {step}"),
+                None => format!("{why}; {step}"),
             };
             let report = Report {
                 message,
@@ -269,6 +289,7 @@ impl Keeper {
             };
             shared.publish(&id, state);
         };
+        let failed = self.record.failed_challenges.clone();
         let attempt = Attempt {
             store,
             client: &authority.client,
@@ -281,6 +302,7 @@ impl Keeper {
             progress: &progress,
             book: &book,
             kind,
+            failed: &failed,
         };
         let outcome = attempt.run(&mut self.record).await;
         let told = authority.client.take_retry_after();
@@ -313,6 +335,7 @@ impl Keeper {
             self.record.current = Some(issued);
             self.record.forced = None;
             self.record.ari = None;
+            self.record.failed_challenges.clear();
             self.record.attempts.succeeded();
         }
         save(store, &self.key, &self.record).await?;
@@ -342,6 +365,7 @@ impl Keeper {
         let subject = Subject {
             issuer,
             names: &wanted.names,
+            failed: &self.record.failed_challenges,
             directory: Ok(directory),
             account_url: account_url.as_deref(),
             clock_ahead: authority.client.hints().clock_ahead,
@@ -369,6 +393,7 @@ impl Keeper {
         let subject = Subject {
             issuer: &wanted.issuer,
             names: &wanted.names,
+            failed: &self.record.failed_challenges,
             directory: Err(&ClientError::NotAsked),
             account_url: None,
             clock_ahead: None,
@@ -404,8 +429,18 @@ impl Keeper {
         }
     }
 
-    async fn failed(&mut self, wanted: &Wanted, error: &OrderError) {
+    async fn failed(&mut self, wanted: &Wanted, issuer: &Issuer, error: &OrderError) {
         let now = SystemTime::now();
+        if let OrderError::Challenge {
+            name, challenge, ..
+        } = error
+            && let Some(kind) = ChallengeType::parse(challenge)
+        {
+            let failed = self.record.failed_challenges.entry(name.clone());
+            let failed = failed.or_default();
+            failed.retain(|known| *known != kind);
+            failed.push(kind);
+        }
         self.told_until = self.told_until.max(error.told_until());
         let bounds = self.bounds(wanted);
         let fingerprint = self.fingerprint(wanted);
@@ -422,7 +457,7 @@ impl Keeper {
             .failure(&wanted.issuer.name, error.reason());
         tracing::warn!(
             certificate = %self.record.id,
-            issuer = %wanted.issuer.name,
+            issuer = %issuer.name,
             attempts = attempts.count,
             next = %moment::rfc3339_text(retry.at),
             reason = error.reason(),
@@ -432,7 +467,7 @@ impl Keeper {
         if error.is_outage() {
             let problem = (error.reason().to_owned(), error.text());
             self.shared
-                .publish_issuer(&wanted.issuer.name, |state| state.problem = Some(problem));
+                .publish_issuer(&issuer.name, |state| state.problem = Some(problem));
         }
         self.save().await;
     }

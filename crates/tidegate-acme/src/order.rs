@@ -7,6 +7,7 @@
 //! Each arrow may be the last before a crash. What was stored decides where the next attempt begins; the
 //! authority remembers the rest. Decides nothing about whether or when to order: that is `plan`.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use instant_acme::{
@@ -25,9 +26,10 @@ use crate::dns::propagation::{self, Propagation};
 use crate::dns::{SolverError, TxtRecord, zone};
 use crate::error::{OrderError, kind, words};
 use crate::issued;
+use crate::plan::challenge;
 use crate::plan::ledger::OrderKind;
 use crate::record::{CertificateRecord, Issued, Pending};
-use crate::settings::{DnsMethod, Issuer, KeyType, Method};
+use crate::settings::{DnsMethod, Issuer, KeyType, Method, Solver};
 use crate::store::{Key, Kind, Store, save};
 
 /// How long an authority may take to look at answers, or to sign, before the order is left for later.
@@ -94,6 +96,8 @@ pub struct Attempt<'a> {
     pub book: &'a Book,
     /// As what the authority counts it.
     pub kind: OrderKind,
+    /// What failed before, by name.
+    pub failed: &'a BTreeMap<String, Vec<challenge::ChallengeType>>,
 }
 
 impl Attempt<'_> {
@@ -196,10 +200,11 @@ impl Attempt<'_> {
                     authority_key_identifier: authority.into(),
                     serial: serial.into(),
                 };
-                match account
-                    .new_order(&NewOrder::new(&identifiers).replaces(replaced))
-                    .await
-                {
+                let mut renewal = NewOrder::new(&identifiers).replaces(replaced);
+                if let Some(profile) = &self.issuer.profile {
+                    renewal = renewal.profile(profile);
+                }
+                match account.new_order(&renewal).await {
                     // Replaced already, or not known to this authority: an order like any other.
                     Err(instant_acme::Error::Unsupported(_)) => account.new_order(&request).await,
                     Err(instant_acme::Error::Api(problem))
@@ -294,7 +299,8 @@ impl Attempt<'_> {
                 .iter()
                 .map(|challenge| challenge.r#type.clone())
                 .collect();
-            let method = choose(self.issuer, &name, Some(&offered))?;
+            let failed = self.failed.get(&name).map_or(&[][..], Vec::as_slice);
+            let method = choose(self.issuer, &name, Some(&offered), failed)?;
             let challenge_type = challenge_type(method);
             let url = authorization.url().to_owned();
             let Some(challenge) = authorization.challenge(challenge_type) else {
@@ -484,43 +490,39 @@ fn answer_for(
     }
 }
 
-/// The first solver of the issuer that can prove the name, by what the authority offers if that is known.
+/// The best way to prove a name, by what the authority offers if that is known and what failed before.
 pub(crate) fn choose<'a>(
     issuer: &'a Issuer,
     name: &str,
     offered: Option<&[ChallengeType]>,
+    failed: &[challenge::ChallengeType],
 ) -> Result<&'a Method, OrderError> {
-    let no_solver = |why: String| OrderError::NoSolver {
+    let refused = |why: String| OrderError::NoSolver {
         name: name.to_owned(),
         why,
     };
-    let pattern = HostPattern::parse(name).map_err(|error| no_solver(error.to_string()))?;
-    let wildcard = matches!(pattern, HostPattern::Wildcard(_));
-    let address = matches!(&pattern, HostPattern::Exact(host) if host.ip().is_some());
-    let mut why = Vec::new();
-    for solver in &issuer.solvers {
-        let kind = solver.method.challenge();
-        let by_dns = matches!(solver.method, Method::Dns01(_) | Method::DnsPersist01);
-        if !solver.is_for(&pattern) {
-            why.push(format!("solver {} is not for it", solver.name));
-        } else if wildcard && !by_dns {
-            why.push(format!("{kind} cannot prove a wildcard"));
-        } else if address && by_dns {
-            why.push(format!("{kind} cannot prove an address"));
-        } else if offered.is_some_and(|offered| !offered.contains(&challenge_type(&solver.method)))
-        {
-            why.push(format!("the authority does not offer {kind} for it"));
-        } else {
-            return Ok(&solver.method);
-        }
-    }
-    if why.is_empty() {
-        why.push("the issuer has no solver".to_owned());
-    }
-    if wildcard {
-        why.push("give the issuer a solver with dns01".to_owned());
-    }
-    Err(no_solver(why.join("; ")))
+    let pattern = HostPattern::parse(name).map_err(|error| refused(error.to_string()))?;
+    let facts = challenge::Facts {
+        offered: offered.map(|offered| {
+            offered
+                .iter()
+                .filter_map(|offered| challenge::ChallengeType::parse(&type_name(offered)))
+                .collect()
+        }),
+        failed: failed.to_vec(),
+        ..challenge::Facts::default()
+    };
+    let solvers: Vec<challenge::Solver> = issuer.solvers.iter().map(Solver::plan).collect();
+    let choice = challenge::choose(&pattern, &solvers, &facts)
+        .map_err(|error| refused(format!("{}; {}", error.why, error.mend)))?;
+    let best = choice.candidates.first();
+    let solver = best.and_then(|best| {
+        let mut all = issuer.solvers.iter();
+        all.find(|solver| solver.name == best.solver && solver.method.kind() == best.kind)
+    });
+    solver
+        .map(|solver| &solver.method)
+        .ok_or_else(|| refused("the issuer has no solver".to_owned()))
 }
 
 fn challenge_type(method: &Method) -> ChallengeType {

@@ -4,6 +4,7 @@
 //! the order is placed, the order's URL before anything is proven, the certificate before the order is
 //! forgotten. Whatever moment a crash chooses, the next start finds where it was.
 
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use rustls_pki_types::pem::PemObject as _;
@@ -11,6 +12,7 @@ use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
 use tidegate_model::{HostPattern, Secret};
 
+use crate::plan::challenge::ChallengeType;
 use crate::plan::moment;
 use crate::plan::renewal::AriState;
 use crate::plan::retry::Attempts;
@@ -46,6 +48,9 @@ pub struct CertificateRecord {
     /// Attempts since the last success.
     #[serde(default)]
     pub attempts: Attempts,
+    /// Challenge types that failed since the last success, by name, the latest last.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub failed_challenges: BTreeMap<String, Vec<ChallengeType>>,
     /// What the authority said about when to renew what is served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ari: Option<AriState>,
@@ -66,6 +71,7 @@ impl CertificateRecord {
             trial_passed: None,
             forced: None,
             attempts: Attempts::default(),
+            failed_challenges: BTreeMap::new(),
             ari: None,
             preflight: Vec::new(),
         }

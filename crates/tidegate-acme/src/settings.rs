@@ -12,6 +12,7 @@ use tidegate_model::{HostPattern, Secret};
 
 use crate::dns::{DnsClient, DnsSolver, propagation};
 use crate::notices::{NoticeKind, Target};
+use crate::plan::challenge::{self, ChallengeType};
 use crate::record::Issued;
 
 /// An account at a certification authority and how it is used.
@@ -160,14 +161,19 @@ pub enum Method {
 }
 
 impl Method {
-    /// The challenge type of the ACME registry.
-    pub fn challenge(&self) -> &'static str {
+    /// The type of challenge it answers.
+    pub fn kind(&self) -> ChallengeType {
         match self {
-            Self::Http01 => "http-01",
-            Self::TlsAlpn01 => "tls-alpn-01",
-            Self::Dns01(_) => "dns-01",
-            Self::DnsPersist01 => "dns-persist-01",
+            Self::Http01 => ChallengeType::Http01,
+            Self::TlsAlpn01 => ChallengeType::TlsAlpn01,
+            Self::Dns01(_) => ChallengeType::Dns01,
+            Self::DnsPersist01 => ChallengeType::DnsPersist01,
         }
+    }
+
+    /// The type's name in the ACME registry.
+    pub fn challenge(&self) -> &'static str {
+        self.kind().as_str()
     }
 }
 
@@ -183,19 +189,20 @@ pub struct DnsMethod {
 }
 
 impl Solver {
-    /// Whether the solver is for this name.
-    pub fn is_for(&self, name: &HostPattern) -> bool {
-        let text = name.to_string();
-        let bare = text.strip_prefix("*.").unwrap_or(&text);
-        let in_zone = |zone: &HostPattern| {
-            let zone = zone.to_string();
-            bare == zone
-                || bare
-                    .strip_suffix(&zone)
-                    .is_some_and(|left| left.ends_with('.'))
-        };
-        (self.zones.is_empty() || self.zones.iter().any(in_zone))
-            && (self.names.is_empty() || self.names.contains(name))
+    /// The solver as the choice of a challenge takes it.
+    pub(crate) fn plan(&self) -> challenge::Solver {
+        challenge::Solver {
+            name: self.name.clone(),
+            zones: self
+                .zones
+                .iter()
+                .map(|zone| match zone {
+                    HostPattern::Exact(host) | HostPattern::Wildcard(host) => host.clone(),
+                })
+                .collect(),
+            names: self.names.clone(),
+            kind: self.method.kind(),
+        }
     }
 }
 
@@ -250,36 +257,5 @@ impl Wanted {
             .iter()
             .map(|byte| format!("{byte:02x}"))
             .collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_solver_is_for_its_zones_and_names() {
-        let pattern = |text: &str| HostPattern::parse(text).unwrap();
-        let solver = |zones: &[&str], names: &[&str]| Solver {
-            name: "s".to_owned(),
-            zones: zones.iter().map(|zone| pattern(zone)).collect(),
-            names: names.iter().map(|name| pattern(name)).collect(),
-            method: Method::Http01,
-        };
-        for (zones, names, name, expected) in [
-            (&[][..], &[][..], "a.example", true),
-            (&["example.com"], &[], "example.com", true),
-            (&["example.com"], &[], "*.a.example.com", true),
-            (&["example.com"], &[], "badexample.com", false),
-            (&[], &["*.example.com"], "*.example.com", true),
-            (&[], &["*.example.com"], "a.example.com", false),
-            (&["example.com"], &["a.other"], "a.example.com", false),
-        ] {
-            assert_eq!(
-                solver(zones, names).is_for(&pattern(name)),
-                expected,
-                "{zones:?} {names:?} {name}"
-            );
-        }
     }
 }

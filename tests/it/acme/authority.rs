@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -45,7 +45,8 @@ impl Default for Behaviour {
 
 /// A running authority. Dropping ends it.
 pub(crate) struct Authority {
-    _pebble: Program,
+    pebble: Option<Program>,
+    command: Command,
     _dns: Program,
     folder: TempDir,
     /// Port of the directory.
@@ -110,20 +111,20 @@ impl Authority {
                 .args(["-defaultIPv4", "127.0.0.1", "-defaultIPv6", ""]),
         )
         .wait_for_port(dns_management);
-        let pebble = Program::start(
-            Command::new(pebble)
-                .args(["-strict", "-config", &path("pebble.json")])
-                .args(["-dnsserver", &format!("127.0.0.1:{dns}")])
-                .env("PEBBLE_VA_NOSLEEP", "1")
-                .env("PEBBLE_WFE_NONCEREJECT", behaviour.bad_nonces.to_string())
-                .env(
-                    "PEBBLE_AUTHZREUSE",
-                    behaviour.reused_authorizations.to_string(),
-                ),
-        )
-        .wait_for_port(port);
+        let mut command = Command::new(pebble);
+        command
+            .args(["-strict", "-config", &path("pebble.json")])
+            .args(["-dnsserver", &format!("127.0.0.1:{dns}")])
+            .env("PEBBLE_VA_NOSLEEP", "1")
+            .env("PEBBLE_WFE_NONCEREJECT", behaviour.bad_nonces.to_string())
+            .env(
+                "PEBBLE_AUTHZREUSE",
+                behaviour.reused_authorizations.to_string(),
+            );
+        let pebble = Program::start(&mut command).wait_for_port(port);
         Some(Self {
-            _pebble: pebble,
+            pebble: Some(pebble),
+            command,
             _dns: dns_program,
             folder,
             port,
@@ -133,6 +134,17 @@ impl Authority {
             http,
             https,
         })
+    }
+
+    /// Ends it. Its memory is gone.
+    pub(crate) fn stop(&mut self) {
+        self.pebble = None;
+    }
+
+    /// Starts it again after [`Self::stop`], without accounts and with another root.
+    #[track_caller]
+    pub(crate) fn start_again(&mut self) {
+        self.pebble = Some(Program::start(&mut self.command).wait_for_port(self.port));
     }
 
     /// An edge that this authority can reach and that asks its name server.
@@ -215,4 +227,92 @@ fn make_certificates(folder: &Path) {
     let server = server.signed_by(&key, &issuer).unwrap();
     fs::write(folder.join("server.pem"), server.pem()).unwrap();
     fs::write(folder.join("server.key"), key.serialize_pem()).unwrap();
+}
+
+/// step-ca: another authority, whose certificates live five minutes.
+pub(crate) struct StepCa {
+    _program: Program,
+    folder: TempDir,
+    port: u16,
+}
+
+impl StepCa {
+    /// Starts one that looks where the other authority looks; None, said loudly, where it is missing.
+    pub(crate) fn start(beside: &Authority) -> Option<Self> {
+        let program = tool("step-ca");
+        if missing(&[&program]) {
+            return None;
+        }
+        let folder = tempfile::Builder::new()
+            .prefix("tidegate-step-")
+            .tempdir()
+            .unwrap();
+        let root_key = KeyPair::generate().unwrap();
+        let mut root = CertificateParams::new(Vec::new()).unwrap();
+        root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        root.distinguished_name
+            .push(DnType::CommonName, "step root");
+        let root_pem = root.self_signed(&root_key).unwrap().pem();
+        let issuer = Issuer::new(root, root_key);
+        let key = KeyPair::generate().unwrap();
+        let mut signer = CertificateParams::new(Vec::new()).unwrap();
+        signer.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        signer
+            .distinguished_name
+            .push(DnType::CommonName, "step signer");
+        signer.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let signer_pem = signer.signed_by(&key, &issuer).unwrap().pem();
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        fs::write(path("root.pem"), root_pem).unwrap();
+        fs::write(path("signer.pem"), signer_pem).unwrap();
+        fs::write(path("signer.key"), key.serialize_pem()).unwrap();
+        let port = ports::free();
+        let config = json!({
+            "root": path("root.pem"),
+            "crt": path("signer.pem"),
+            "key": path("signer.key"),
+            "address": format!("127.0.0.1:{port}"),
+            "dnsNames": ["localhost"],
+            "db": {"type": "badgerv2", "dataSource": path("db")},
+            "authority": {"provisioners": [{
+                "type": "ACME",
+                "name": "acme",
+                "claims": {
+                    "minTLSCertDuration": "1m",
+                    "defaultTLSCertDuration": "5m",
+                    "maxTLSCertDuration": "10m",
+                },
+            }]},
+        });
+        fs::write(path("ca.json"), config.to_string()).unwrap();
+        let program = Program::start(
+            Command::new(program)
+                .arg(path("ca.json"))
+                .args(["--resolver", &format!("127.0.0.1:{}", beside.dns)])
+                .args(["--acme-http-port", &beside.http.to_string()])
+                .args(["--acme-tls-port", &beside.https.to_string()])
+                .arg("--insecure"),
+        )
+        .wait_for_port(port);
+        Some(Self {
+            _program: program,
+            folder,
+            port,
+        })
+    }
+
+    /// The root of its certificates and of its directory.
+    pub(crate) fn root(&self) -> String {
+        fs::read_to_string(self.folder.path().join("root.pem")).unwrap()
+    }
+
+    /// The Secret with its root, and an AcmeIssuer for it.
+    pub(crate) fn issuer(&self, name: &str) -> String {
+        let trust = secret("step-ca", "Opaque", &[("ca.crt", &self.root())]);
+        format!(
+            "{trust}---\napiVersion: edge.tidegate.dev/v1alpha1\nkind: AcmeIssuer\nmetadata: {{name: {name}}}\nspec:\n  \
+             directory: https://localhost:{}/acme/acme/directory\n  termsOfServiceAgreed: true\n  caSecretName: step-ca\n",
+            self.port
+        )
+    }
 }

@@ -1,11 +1,15 @@
 //! Certificates by ACME, against real authorities: Pebble with its faults on, and step-ca.
 
 mod authority;
+mod crash;
+mod fallback;
+mod folder;
 mod issue;
 mod notices;
 mod refused;
 mod renew;
 mod take_over;
+mod tap;
 
 use std::time::Duration;
 

@@ -31,6 +31,7 @@ fn ten_renewals_under_load_fail_no_request() {
     let origin = Origin::echo();
     let edge = authority
         .edge()
+        .arg("--access-log=off")
         .object(authority.issuer("any", ""))
         .object(route_of(
             "app",

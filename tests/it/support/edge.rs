@@ -118,15 +118,13 @@ impl Builder {
         let program = Program::start(&mut command).wait_for_port(admin);
         let edge = Edge {
             program,
+            command,
             folder,
             http,
             https,
             admin,
         };
-        eventually("readiness", PATIENCE, || match edge.admin("/readyz") {
-            Ok(reply) if reply.starts_with("HTTP/1.1 200") => Ok(()),
-            other => Err(format!("{other:?}; log:\n{}", edge.log())),
-        });
+        edge.wait_until_ready();
         edge
     }
 }
@@ -134,6 +132,7 @@ impl Builder {
 /// A running edge. Dropping ends it.
 pub(crate) struct Edge {
     program: Program,
+    command: Command,
     folder: TempDir,
     /// Port of plain HTTP.
     pub(crate) http: u16,
@@ -182,6 +181,25 @@ impl Edge {
 
     fn environment(command: &mut Command) {
         command.env_remove("SSL_CERT_FILE").env("NO_COLOR", "1");
+    }
+
+    #[track_caller]
+    fn wait_until_ready(&self) {
+        eventually("readiness", PATIENCE, || match self.admin("/readyz") {
+            Ok(reply) if reply.starts_with("HTTP/1.1 200") => Ok(()),
+            other => Err(format!("{other:?}; log:\n{}", self.log())),
+        });
+    }
+
+    /// Kills the process, if it still runs, and starts another on the same folders and ports.
+    #[track_caller]
+    pub(crate) fn start_again(&mut self) {
+        if self.program.ended().is_none() {
+            self.program.signal("KILL");
+            self.program.wait(PATIENCE);
+        }
+        self.program = Program::start(&mut self.command).wait_for_port(self.admin);
+        self.wait_until_ready();
     }
 
     /// Everything logged so far.

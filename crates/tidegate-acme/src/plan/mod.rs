@@ -14,7 +14,6 @@
 pub mod challenge;
 pub mod ledger;
 pub mod moment;
-pub mod need;
 pub mod policy;
 pub mod renewal;
 pub mod retry;

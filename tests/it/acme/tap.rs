@@ -1,0 +1,210 @@
+//! A tap on the way to the authority: sees every exchange, and can act before or after one of them.
+
+use std::convert::Infallible;
+use std::fs;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use http::{Request, Response, Uri};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use super::authority::Authority;
+use crate::support::Client;
+
+/// One exchange: method, path, status.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Exchange {
+    pub(crate) method: String,
+    pub(crate) path: String,
+    /// None while it is under way.
+    pub(crate) status: Option<u16>,
+}
+
+/// When to act.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum When {
+    /// Before the authority sees the request.
+    Before,
+    /// After the authority has answered, before the client sees it.
+    After,
+}
+
+type Action = Box<dyn FnOnce() + Send>;
+
+#[derive(Default)]
+struct State {
+    exchanges: Vec<Exchange>,
+    action: Option<(usize, When, Action)>,
+}
+
+impl State {
+    fn act(&mut self, index: usize, when: When) {
+        if self
+            .action
+            .as_ref()
+            .is_some_and(|(at, wanted, _)| *at == index && *wanted == when)
+            && let Some((_, _, action)) = self.action.take()
+        {
+            action();
+        }
+    }
+}
+
+/// A running tap. Ends with the test.
+#[derive(Clone)]
+pub(crate) struct Tap {
+    state: Arc<Mutex<State>>,
+    pub(crate) port: u16,
+}
+
+impl Tap {
+    /// Listens on a port of its own, with the authority's certificate.
+    pub(crate) fn start(authority: &Authority) -> Self {
+        let chain = CertificateDer::pem_file_iter(authority.file("server.pem"))
+            .unwrap()
+            .collect::<Result<Vec<_>, _>>()
+            .unwrap();
+        let key = PrivateKeyDer::from_pem_file(authority.file("server.key")).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let server = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap();
+        let roots = Client::roots(&fs::read(authority.file("ca.pem")).unwrap());
+        let client = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let tap = Self {
+            port: listener.local_addr().unwrap().port(),
+            state: Arc::default(),
+        };
+        let (state, target) = (Arc::clone(&tap.state), authority.port);
+        std::thread::spawn(move || {
+            crate::support::client::block_on(async move {
+                let listener = TcpListener::from_std(listener).unwrap();
+                let acceptor = TlsAcceptor::from(Arc::new(server));
+                let connector = TlsConnector::from(Arc::new(client));
+                while let Ok((stream, _)) = listener.accept().await {
+                    let (acceptor, connector) = (acceptor.clone(), connector.clone());
+                    let state = Arc::clone(&state);
+                    tokio::spawn(async move {
+                        let Ok(stream) = acceptor.accept(stream).await else {
+                            return;
+                        };
+                        let service = service_fn(move |request| {
+                            pass(request, target, connector.clone(), Arc::clone(&state))
+                        });
+                        // A client that was killed is no failure of the tap.
+                        let _ = hyper::server::conn::http1::Builder::new()
+                            .serve_connection(TokioIo::new(stream), service)
+                            .await;
+                    });
+                }
+            });
+        });
+        tap
+    }
+
+    /// Forgets what it saw and acts once, at the exchange of this number from now on.
+    pub(crate) fn act_at(&self, index: usize, when: When, action: impl FnOnce() + Send + 'static) {
+        let mut state = self.state.lock().unwrap();
+        state.action = Some((index, when, Box::new(action)));
+    }
+
+    /// Forgets what it saw.
+    pub(crate) fn clear(&self) {
+        *self.state.lock().unwrap() = State::default();
+    }
+
+    /// What it saw.
+    pub(crate) fn exchanges(&self) -> Vec<Exchange> {
+        self.state.lock().unwrap().exchanges.clone()
+    }
+
+    /// How many exchanges of this method whose path contains the text were answered with this status.
+    pub(crate) fn count(&self, path: &str, status: u16) -> usize {
+        self.exchanges()
+            .iter()
+            .filter(|exchange| exchange.path.contains(path) && exchange.status == Some(status))
+            .count()
+    }
+}
+
+async fn pass(
+    request: Request<Incoming>,
+    target: u16,
+    connector: TlsConnector,
+    state: Arc<Mutex<State>>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let index = {
+        let mut state = state.lock().unwrap();
+        state.exchanges.push(Exchange {
+            method: request.method().to_string(),
+            path: request.uri().path().to_owned(),
+            status: None,
+        });
+        let index = state.exchanges.len() - 1;
+        state.act(index, When::Before);
+        index
+    };
+    let response = forward(request, target, connector)
+        .await
+        .unwrap_or_else(|error| {
+            Response::builder()
+                .status(502)
+                .body(Full::from(error))
+                .unwrap()
+        });
+    let mut state = state.lock().unwrap();
+    if let Some(exchange) = state.exchanges.get_mut(index) {
+        exchange.status = Some(response.status().as_u16());
+    }
+    state.act(index, When::After);
+    Ok(response)
+}
+
+/// The URLs in the authority's answers follow the Host field, so they lead here again.
+async fn forward(
+    request: Request<Incoming>,
+    target: u16,
+    connector: TlsConnector,
+) -> Result<Response<Full<Bytes>>, String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let stream = TcpStream::connect(("127.0.0.1", target))
+        .await
+        .map_err(|error| text(&error))?;
+    let name = ServerName::try_from("localhost").map_err(|error| text(&error))?;
+    let stream = connector
+        .connect(name, stream)
+        .await
+        .map_err(|error| text(&error))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| text(&error))?;
+    tokio::spawn(connection);
+    let (mut parts, body) = request.into_parts();
+    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+    parts.uri = path.parse::<Uri>().map_err(|error| text(&error))?;
+    let body = body.collect().await.map_err(|error| text(&error))?;
+    let request = Request::from_parts(parts, Full::new(body.to_bytes()));
+    let response = sender
+        .send_request(request)
+        .await
+        .map_err(|error| text(&error))?;
+    let (parts, body) = response.into_parts();
+    let body = body.collect().await.map_err(|error| text(&error))?;
+    Ok(Response::from_parts(parts, Full::new(body.to_bytes())))
+}
