@@ -35,14 +35,21 @@ pub async fn open(
     if let Some(record) = known {
         match resume(store, client, issuer, directory, &key, record).await? {
             Some(opened) => return Ok(opened),
-            None => {
-                // The authority has forgotten it, which test authorities do at every start.
-                let aside = store.set_aside(&key).await?;
-                tracing::warn!(issuer = %issuer.name, aside, "the authority does not know the account any more; registering a new one");
-            }
+            None => forget(store, issuer, directory).await?,
         }
     }
     register(store, client, issuer, directory, &key, now).await
+}
+
+/// Sets the account aside that the authority does not know any more.
+pub(crate) async fn forget(
+    store: &dyn Store,
+    issuer: &Issuer,
+    directory: &str,
+) -> Result<(), OrderError> {
+    let aside = store.set_aside(&key_of(&issuer.name, directory)).await?;
+    tracing::warn!(issuer = %issuer.name, aside, "the authority does not know the account any more; registering a new one");
+    Ok(())
 }
 
 async fn resume(

@@ -144,7 +144,7 @@ impl OrderError {
                 | Self::Present { .. }
                 | Self::Unfinished(_)
                 | Self::Key(..) => FailureKind::Local,
-                Self::Challenge { .. } => FailureKind::Validation,
+                Self::Challenge { .. } | Self::Invalid(_) => FailureKind::Validation,
                 _ => FailureKind::Refused,
             },
         }

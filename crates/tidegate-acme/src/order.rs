@@ -106,10 +106,17 @@ impl Attempt<'_> {
         let key = Key::new(Kind::Certificate, record.id.clone());
         self.prepare(&key, record).await?;
         (self.progress)(Step::Account);
-        let now = SystemTime::now();
-        let (account, _) =
-            account::open(self.store, self.client, self.issuer, self.directory, now).await?;
-        let mut order = self.order(&account, &key, record).await?;
+        let mut order = match self.open_order(&key, record).await {
+            // The authority has forgotten the account, which test authorities do at every start.
+            Err(OrderError::Refused { problem, .. }) if kind(&problem) == "accountDoesNotExist" => {
+                account::forget(self.store, self.issuer, self.directory).await?;
+                if let Some(pending) = &mut record.pending {
+                    pending.order_url = None;
+                }
+                self.open_order(&key, record).await?
+            }
+            opened => opened?,
+        };
         let outcome = self.complete(&mut order, record).await;
         if let Err(error) = &outcome
             && !error.keeps_order()
@@ -119,6 +126,17 @@ impl Attempt<'_> {
             save(self.store, &key, record).await?;
         }
         outcome
+    }
+
+    async fn open_order(
+        &self,
+        key: &Key,
+        record: &mut CertificateRecord,
+    ) -> Result<Order, OrderError> {
+        let now = SystemTime::now();
+        let (account, _) =
+            account::open(self.store, self.client, self.issuer, self.directory, now).await?;
+        self.order(&account, key, record).await
     }
 
     /// The key is stored first: a certificate whose key is lost is an order wasted, and a store that
@@ -170,9 +188,13 @@ impl Attempt<'_> {
             .and_then(|pending| pending.order_url.clone());
         if let Some(url) = known {
             match account.order(url.clone()).await {
-                Ok(order) => {
-                    tracing::info!(certificate = %record.id, order = %url, "going on with the order of before");
-                    return Ok(order);
+                Ok(mut order) => {
+                    // It is invalid if the authority looked while nobody was there to answer.
+                    let invalid = order.state().status == OrderStatus::Invalid;
+                    tracing::info!(certificate = %record.id, order = %url, invalid, "the order of before");
+                    if !invalid {
+                        return Ok(order);
+                    }
                 }
                 Err(instant_acme::Error::Api(problem))
                     if matches!(kind(&problem), "malformed" | "unauthorized")

@@ -91,7 +91,7 @@ fn directory(findings: &mut Findings, authority: &Authority) {
         fine = false;
         bad(
             format!("{who} wants an external account and none is given"),
-            "create key id and HMAC key in the authority's console and give them as externalAccount"
+            "create key id and HMAC key in the authority's console and give them as externalAccountBinding"
                 .to_owned(),
         );
     }

@@ -224,7 +224,7 @@ fn the_authoritys_demands_are_checked() {
     assert_eq!(
         of(|all| all.authority.external_account_required = true),
         "Blocking Directory: Let's Encrypt wants an external account and none is given\n  \
-         fix: create key id and HMAC key in the authority's console and give them as externalAccount"
+         fix: create key id and HMAC key in the authority's console and give them as externalAccountBinding"
     );
     assert_eq!(
         of(|all| all.authority.profile = Some("tlserver".to_owned())),

@@ -151,7 +151,7 @@ async fn one_call_from_directory_to_port() {
     let found = check(&surroundings, Some(&answers), &subject, now()).await;
     let text = shown(found.findings);
     let expected = "Blocking Directory: test-ca wants an external account and none is given\n  \
-         fix: create key id and HMAC key in the authority's console and give them as externalAccount\n\
+         fix: create key id and HMAC key in the authority's console and give them as externalAccountBinding\n\
          Blocking Directory: test-ca has no profile \"shortlived\"\n  \
          fix: use one of classic\n\
          Warning Clock: this machine's clock is 2 hours ahead of that of test-ca\n  \
