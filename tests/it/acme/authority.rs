@@ -173,9 +173,14 @@ impl Authority {
 
     /// The same behind another port.
     pub(crate) fn issuer_at(&self, name: &str, port: u16, more: &str) -> String {
+        // Left to itself, Pebble takes any of its profiles.
+        let profile = match more.contains("  profile: ") {
+            true => "",
+            false => "  profile: default\n",
+        };
         format!(
             "apiVersion: edge.tidegate.dev/v1alpha1\nkind: AcmeIssuer\nmetadata: {{name: {name}}}\nspec:\n  \
-             directory: https://localhost:{port}/dir\n  termsOfServiceAgreed: true\n  caSecretName: authority-ca\n{more}"
+             directory: https://localhost:{port}/dir\n  termsOfServiceAgreed: true\n  caSecretName: authority-ca\n{profile}{more}"
         )
     }
 

@@ -36,7 +36,7 @@ fn another_authority_is_asked_while_the_first_is_down() {
                 story.push(("first authority down", message));
                 Ok(())
             }
-            other => Err(format!("{other:?}")),
+            other => Err(format!("{other:?}; log:\n{}", edge.log())),
         }
     });
     wait_for_trust(&edge, &second.root(), "app.example.com");
