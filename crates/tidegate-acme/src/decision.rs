@@ -136,3 +136,68 @@ fn names_of(issued: &Issued) -> Vec<HostPattern> {
         .filter_map(|name| HostPattern::parse(name).ok())
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P384_SHA384};
+    use tidegate_model::{HostPattern, Secret};
+
+    use super::*;
+    use crate::issued::inspect;
+    use crate::settings::{Issuer, KeyType, Method, RenewalSource, Solver};
+
+    #[test]
+    fn an_imported_certificate_is_good_until_it_is_due() {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap();
+        let params = CertificateParams::new(vec!["blog.example.com".to_owned()]).unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        let mut leaf = inspect(&pem, &Secret::new(key.serialize_pem())).unwrap();
+        let begin = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        leaf.not_before = begin;
+        leaf.not_after = begin + Duration::from_secs(90 * 86_400);
+        let issuer = Issuer {
+            name: "le".to_owned(),
+            directory: "https://ca.example/dir".to_owned(),
+            staging_directory: None,
+            contact: Vec::new(),
+            profile: Some("shortlived".to_owned()),
+            key_type: KeyType::P256,
+            external_account: None,
+            roots: None,
+            renewal: RenewalSource::Lifetime,
+            fallback: None,
+            notifications: Vec::new(),
+            solvers: vec![Solver {
+                name: "http".to_owned(),
+                zones: Vec::new(),
+                names: Vec::new(),
+                method: Method::Http01,
+            }],
+        };
+        let mut wanted = Wanted {
+            id: "default/blog".to_owned(),
+            names: vec![HostPattern::parse("blog.example.com").unwrap()],
+            issuer: Arc::new(issuer),
+            fallback: None,
+        };
+        let mut record = CertificateRecord::new("default/blog");
+        record.current = Some(leaf);
+        let day = |number: u64| begin + Duration::from_secs(number * 86_400);
+        let decided = |wanted: &Wanted, now| plan(&record, wanted, begin, now);
+        // Neither its issuer nor its key nor its profile is what is asked for.
+        assert!(matches!(decided(&wanted, day(1)), Plan::Keep { .. }));
+        assert!(matches!(
+            decided(&wanted, day(80)),
+            Plan::Order(RenewReason::TwoThirds { .. })
+        ));
+        wanted
+            .names
+            .push(HostPattern::parse("b.example.com").unwrap());
+        assert!(matches!(
+            decided(&wanted, day(1)),
+            Plan::Order(RenewReason::NamesChanged { .. })
+        ));
+    }
+}

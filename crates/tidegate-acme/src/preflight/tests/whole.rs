@@ -134,6 +134,7 @@ async fn one_call_from_directory_to_port() {
         ["local.example.test", "away.example.test"].map(|name| HostPattern::parse(name).unwrap());
     let directory = client.directory(&issuer.directory).await.unwrap();
     let subject = Subject {
+        failed: &std::collections::BTreeMap::new(),
         issuer: &issuer,
         names: &names,
         directory: Ok(&directory),
@@ -181,6 +182,7 @@ async fn a_directory_out_of_reach_is_told_with_its_causes() {
     let client = AcmeClient::new(issuer.roots.as_ref()).unwrap();
     let error = client.directory(&issuer.directory).await.unwrap_err();
     let subject = Subject {
+        failed: &std::collections::BTreeMap::new(),
         issuer: &issuer,
         names: &[],
         directory: Err(&error),
