@@ -66,7 +66,7 @@ impl Acme {
         }
     }
 
-    pub(super) fn asked_by(&self, refreshed: &Refreshed) -> Asked {
+    pub(super) fn asked_by(refreshed: &Refreshed) -> Asked {
         Asked {
             wanted: refreshed.wanted.clone(),
             issuers: refreshed.translation.issuers.values().cloned().collect(),

@@ -195,7 +195,7 @@ impl Running {
         let (control, control_receiver) = watch::channel(Arc::new(ControlView::default()));
         let mut tracked = Tracked::default();
         let next = refreshed.next;
-        let asked = acme.asked_by(&refreshed);
+        let asked = Acme::asked_by(&refreshed);
         tracked.apply(refreshed, &process, &store, &state, &control, started_at);
         acme.tell(asked);
         let edge = edge.start().map_err(RunError::Start)?;
@@ -312,7 +312,7 @@ impl Running {
             return;
         };
         self.next = refreshed.next;
-        let asked = self.acme.asked_by(&refreshed);
+        let asked = Acme::asked_by(&refreshed);
         let mut tracked = Tracked {
             told: std::mem::take(&mut self.told),
             loaded_before: true,

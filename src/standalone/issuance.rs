@@ -81,7 +81,7 @@ impl Issuance {
             }
             Ok(_) => {}
             Err(error) => {
-                tracing::error!(error = %error, "cannot make the certificate of a challenge")
+                tracing::error!(error = %error, "cannot make the certificate of a challenge");
             }
         }
         inputs.challenges = Arc::clone(&self.challenges);

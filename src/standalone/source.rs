@@ -183,6 +183,7 @@ impl Source {
     }
 
     /// Certificates of AcmeIssuers come from this engine from now on. Without it, the internal CA stands in.
+    #[must_use]
     pub fn with_acme(mut self, issuance: Issuance) -> Self {
         self.set_acme(issuance);
         self
@@ -195,6 +196,7 @@ impl Source {
     }
 
     /// Tells what an ACME engine would be asked for, without one.
+    #[must_use]
     pub fn as_if_ordering(mut self) -> Self {
         self.environment.acme = true;
         self

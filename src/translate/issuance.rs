@@ -48,7 +48,7 @@ pub(super) fn settings(
             Some(Err(_)) => {
                 complete = false;
                 report.add(
-                    &at,
+                    at,
                     Reason::InvalidSecret,
                     format!(
                         "key {:?} of Secret {} is not base64url",

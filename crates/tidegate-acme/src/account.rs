@@ -64,22 +64,18 @@ async fn resume(
         return Ok(None);
     };
     let builder = Account::builder_with_http(Box::new(client.clone()));
-    let opened = match &record.url {
-        Some(url) => {
-            builder
-                .from_parts(url.clone(), der, directory.to_owned())
+    let opened = if let Some(url) = &record.url {
+        builder
+            .from_parts(url.clone(), der, directory.to_owned())
+            .await
+    } else {
+        // Registered or not before the crash: the same request finds or makes it (RFC 8555 §7.3.1).
+        match AccountKey::from_pkcs8_der(der.clone_key()) {
+            Ok(parsed) => builder
+                .create_from_key((parsed, PrivateKeyDer::Pkcs8(der)), directory.to_owned())
                 .await
-        }
-        None => {
-            // Registered or not before the crash: the same request finds or makes it (RFC 8555 §7.3.1).
-            let parsed = AccountKey::from_pkcs8_der(der.clone_key());
-            match parsed {
-                Ok(parsed) => builder
-                    .create_from_key((parsed, PrivateKeyDer::Pkcs8(der)), directory.to_owned())
-                    .await
-                    .map(|(account, _)| account),
-                Err(error) => Err(error),
-            }
+                .map(|(account, _)| account),
+            Err(error) => Err(error),
         }
     };
     let account = match opened {

@@ -4,7 +4,7 @@
 //! authority to look any earlier would waste an attempt.
 
 use std::collections::BTreeSet;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -185,7 +185,8 @@ fn server_name(host: &HostName) -> HostName {
         std::net::IpAddr::V6(v6) => {
             let mut name = String::with_capacity(72);
             for octet in v6.octets().iter().rev() {
-                name.push_str(&format!("{:x}.{:x}.", octet & 0xf, octet >> 4));
+                // Writing to a String cannot fail.
+                let _ = write!(name, "{:x}.{:x}.", octet & 0xf, octet >> 4);
             }
             name + "ip6.arpa"
         }

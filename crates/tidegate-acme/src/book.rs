@@ -64,7 +64,7 @@ impl Book {
         now: SystemTime,
     ) -> Result<(), StoreError> {
         self.change(store, |ledger| {
-            ledger.record_order(&self.limits, names, kind, now)
+            ledger.record_order(&self.limits, names, kind, now);
         })
         .await
     }

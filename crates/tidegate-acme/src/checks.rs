@@ -153,10 +153,10 @@ pub(crate) async fn check(
         authority: Authority {
             name: subject.issuer.name.clone(),
             public: is_public(&subject.issuer.directory),
-            unreachable: subject.directory.err().map(|error| {
-                let text = tidegate_telemetry::chain(error).to_string();
-                text
-            }),
+            unreachable: subject
+                .directory
+                .err()
+                .map(|error| tidegate_telemetry::chain(error).to_string()),
             caa_identities: meta.map_or_else(Vec::new, |meta| meta.caa_identities.clone()),
             terms_of_service: meta.and_then(|meta| meta.terms_of_service.clone()),
             // Issuers that do not agree are not translated.
@@ -243,18 +243,16 @@ fn is_public(directory: &str) -> bool {
     let Some(host) = host.and_then(|host| HostName::parse(&host).ok()) else {
         return false;
     };
-    match host.ip() {
-        Some(address) => own::is_public(address),
-        None => {
-            let private = ["localhost", "local", "internal", "lan", "home.arpa", "test"];
-            host.as_str().contains('.')
-                && !private.iter().any(|zone| {
-                    host.as_str()
-                        .strip_suffix(zone)
-                        .is_some_and(|left| left.is_empty() || left.ends_with('.'))
-                })
-        }
+    if let Some(address) = host.ip() {
+        return own::is_public(address);
     }
+    let private = ["localhost", "local", "internal", "lan", "home.arpa", "test"];
+    host.as_str().contains('.')
+        && !private.iter().any(|zone| {
+            host.as_str()
+                .strip_suffix(zone)
+                .is_some_and(|left| left.is_empty() || left.ends_with('.'))
+        })
 }
 
 fn digest(names: &[NameFacts]) -> String {
@@ -295,7 +293,9 @@ fn random_text() -> String {
     let mut bytes = [0_u8; 16];
     // Without randomness TLS could not work either; a guessable token only weakens a check of ourselves.
     let _ = aws_lc_rs::rand::fill(&mut bytes);
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes
+        .iter()
+        .fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 #[cfg(test)]

@@ -284,12 +284,12 @@ impl Engine {
     pub async fn revoke(&self, id: &str, reason: RevocationReason) -> Result<(), String> {
         let (answer, answered) = oneshot::channel();
         let id = id.to_owned();
-        let gone = |_| "the engine has stopped".to_owned();
+        let gone = || "the engine has stopped".to_owned();
         self.commands
             .send(Command::Revoke { id, reason, answer })
             .await
-            .map_err(|_| gone(()))?;
-        answered.await.map_err(|_| gone(()))?
+            .map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
     }
 }
 

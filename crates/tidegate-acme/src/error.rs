@@ -1,5 +1,6 @@
 //! Why an order came to nothing.
 
+use std::fmt::Write as _;
 use std::time::SystemTime;
 
 use instant_acme::Problem;
@@ -207,7 +208,8 @@ pub(crate) fn words(problem: &Problem) -> String {
             .as_ref()
             .map_or_else(String::new, |name| format!(" {}:", name.authorized(false)));
         let detail = part.detail.as_deref().unwrap_or_default();
-        text.push_str(&format!(";{name} {detail}"));
+        // Writing to a String cannot fail.
+        let _ = write!(text, ";{name} {detail}");
     }
     if text.is_empty() {
         text.push_str("it gave no reason");

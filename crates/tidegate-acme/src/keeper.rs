@@ -308,17 +308,17 @@ impl Keeper {
         let told = authority.client.take_retry_after();
         let now = SystemTime::now();
         let outcome_of = outcome.as_ref().map(drop);
-        let result = match (&outcome, trial) {
+        let counted = match (&outcome, trial) {
             (Err(_), _) => "failed",
             (Ok(_), Some(_)) => "trialPassed",
             (Ok(_), None) => "issued",
         };
-        shared.tally.order(&issuer.name, result);
+        shared.tally.order(&issuer.name, counted);
         let until = book
             .outcome(store, &wanted.names, kind, outcome_of, told, now)
             .await?;
         self.told_until = until.max(told.filter(|_| outcome.is_err()));
-        let issued = outcome?;
+        let certificate = outcome?;
         self.record.pending = None;
         if trial.is_some() {
             tracing::info!(certificate = %self.record.id, "the trial at the staging directory went well");
@@ -327,12 +327,12 @@ impl Keeper {
             tracing::info!(
                 certificate = %self.record.id,
                 issuer = %issuer.name,
-                not_after = %moment::rfc3339_text(issued.not_after),
+                not_after = %moment::rfc3339_text(certificate.not_after),
                 "certificate issued"
             );
             self.issued_at = Some(now);
             self.record.previous = self.record.current.take();
-            self.record.current = Some(issued);
+            self.record.current = Some(certificate);
             self.record.forced = None;
             self.record.ari = None;
             self.record.failed_challenges.clear();

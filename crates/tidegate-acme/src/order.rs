@@ -218,11 +218,11 @@ impl Attempt<'_> {
         let order = match replaces {
             None => account.new_order(&request).await,
             Some((authority, serial)) => {
-                let replaced = CertificateIdentifier {
+                let predecessor = CertificateIdentifier {
                     authority_key_identifier: authority.into(),
                     serial: serial.into(),
                 };
-                let mut renewal = NewOrder::new(&identifiers).replaces(replaced);
+                let mut renewal = NewOrder::new(&identifiers).replaces(predecessor);
                 if let Some(profile) = &self.issuer.profile {
                     renewal = renewal.profile(profile);
                 }

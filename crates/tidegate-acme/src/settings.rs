@@ -255,7 +255,6 @@ impl Wanted {
         let digest: [u8; 32] = hash.finalize().into();
         digest[..8]
             .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+            .fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
     }
 }

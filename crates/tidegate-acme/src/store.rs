@@ -174,26 +174,35 @@ pub(crate) struct MemoryStore {
 }
 
 #[cfg(test)]
+impl MemoryStore {
+    fn lock(&self) -> std::sync::MutexGuard<'_, std::collections::BTreeMap<Key, Vec<u8>>> {
+        self.documents
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
 #[async_trait]
 impl Store for MemoryStore {
     async fn read(&self, key: &Key) -> Result<Option<Secret<Vec<u8>>>, StoreError> {
-        let documents = self.documents.lock().unwrap();
+        let documents = self.lock();
         Ok(documents.get(key).cloned().map(Secret::new))
     }
 
     async fn write(&self, key: &Key, content: Secret<Vec<u8>>) -> Result<(), StoreError> {
-        let mut documents = self.documents.lock().unwrap();
+        let mut documents = self.lock();
         documents.insert(key.clone(), content.expose().clone());
         Ok(())
     }
 
     async fn remove(&self, key: &Key) -> Result<(), StoreError> {
-        self.documents.lock().unwrap().remove(key);
+        self.lock().remove(key);
         Ok(())
     }
 
     async fn list(&self, kind: Kind) -> Result<Vec<Key>, StoreError> {
-        let documents = self.documents.lock().unwrap();
+        let documents = self.lock();
         Ok(documents
             .keys()
             .filter(|key| key.kind == kind)
@@ -202,7 +211,7 @@ impl Store for MemoryStore {
     }
 
     async fn set_aside(&self, key: &Key) -> Result<String, StoreError> {
-        let mut documents = self.documents.lock().unwrap();
+        let mut documents = self.lock();
         let aside = Key::new(key.kind, format!("{}.corrupt-1", key.name));
         if let Some(content) = documents.remove(key) {
             documents.insert(aside.clone(), content);

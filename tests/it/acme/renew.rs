@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::authority::{Authority, Behaviour};
 use super::{wait_for, wait_for_trust};
 use crate::support::client::block_on;
-use crate::support::{Client, Origin, eventually, route_of};
+use crate::support::{Client, Origin, breathe, eventually, route_of};
 
 /// Serial number of what is served to a client that trusts the root.
 fn serial(client: &Client) -> Option<String> {
@@ -66,7 +66,7 @@ fn ten_renewals_under_load_fail_no_request() {
                         Ok(reply) => failures.push(format!("status {}", reply.status)),
                         Err(error) => failures.push(error),
                     }
-                    std::thread::sleep(Duration::from_millis(10));
+                    breathe();
                 }
                 failures
             })

@@ -22,3 +22,8 @@ pub(crate) fn eventually<T>(
         }
     }
 }
+
+/// A breath between two rounds of a load that must not take the whole machine.
+pub(crate) fn breathe() {
+    std::thread::sleep(POLL);
+}

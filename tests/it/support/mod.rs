@@ -21,6 +21,6 @@ pub(crate) mod raw;
 
 pub(crate) use client::{Client, Reply};
 pub(crate) use edge::{Edge, route, route_of, secret};
-pub(crate) use eventually::eventually;
+pub(crate) use eventually::{breathe, eventually};
 pub(crate) use origin::Origin;
 pub(crate) use program::{Program, missing};

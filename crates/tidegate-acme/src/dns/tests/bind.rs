@@ -132,7 +132,7 @@ impl Bind {
                 return None;
             }
             assert!(Instant::now() < deadline, "named does not start:\n{said}");
-            std::thread::sleep(Duration::from_millis(20));
+            super::breathe();
         }
     }
 

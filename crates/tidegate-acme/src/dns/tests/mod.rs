@@ -8,3 +8,8 @@ mod pebble;
 mod provider;
 mod update;
 mod webhook;
+
+/// Between two looks at a program that is starting.
+pub(crate) fn breathe() {
+    std::thread::sleep(std::time::Duration::from_millis(20));
+}

@@ -94,7 +94,7 @@ fn start() -> PowerDns {
                 Instant::now() < deadline,
                 "pdns_server does not listen at {address}"
             );
-            std::thread::sleep(Duration::from_millis(20));
+            super::breathe();
         }
     }
     server

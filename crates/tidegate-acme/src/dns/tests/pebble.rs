@@ -100,7 +100,7 @@ impl Pebble {
         let deadline = Instant::now() + Duration::from_secs(20);
         while std::net::TcpStream::connect(listen).is_err() {
             assert!(Instant::now() < deadline, "pebble does not listen");
-            std::thread::sleep(Duration::from_millis(20));
+            super::breathe();
         }
         Self {
             child,
