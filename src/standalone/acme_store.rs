@@ -120,7 +120,8 @@ mod tests {
             .write(&key, Secret::new(b"{}".to_vec()))
             .await
             .unwrap();
-        assert_eq!(store.list(Kind::Certificate).await.unwrap(), [key.clone()]);
+        let listed = store.list(Kind::Certificate).await.unwrap();
+        assert_eq!(listed, std::slice::from_ref(&key));
         let file = folder
             .path()
             .join("acme/certificate/default%2F..%2F..%2Fetc%2Fpasswd.json");

@@ -168,15 +168,16 @@ impl Authority {
 
     /// An AcmeIssuer for it, with further lines of the spec.
     pub(crate) fn issuer(&self, name: &str, more: &str) -> String {
-        self.issuer_at(name, self.port, more)
+        Self::issuer_at(name, self.port, more)
     }
 
     /// The same behind another port.
-    pub(crate) fn issuer_at(&self, name: &str, port: u16, more: &str) -> String {
+    pub(crate) fn issuer_at(name: &str, port: u16, more: &str) -> String {
         // Left to itself, Pebble takes any of its profiles.
-        let profile = match more.contains("  profile: ") {
-            true => "",
-            false => "  profile: default\n",
+        let profile = if more.contains("  profile: ") {
+            ""
+        } else {
+            "  profile: default\n"
         };
         format!(
             "apiVersion: edge.tidegate.dev/v1alpha1\nkind: AcmeIssuer\nmetadata: {{name: {name}}}\nspec:\n  \

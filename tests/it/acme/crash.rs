@@ -1,5 +1,7 @@
 //! `kill -9` at every step of an order: one certificate, no order wasted.
 
+use std::fmt::Write as _;
+
 use super::authority::{Authority, Behaviour};
 use super::tap::{Exchange, Tap, When};
 use super::wait_for_trust;
@@ -19,7 +21,11 @@ fn calm() -> Option<(Authority, Tap)> {
 fn edge(authority: &Authority, tap: &Tap) -> Edge {
     authority
         .edge()
-        .object(authority.issuer_at("tapped", tap.port, "  default: true\n"))
+        .object(Authority::issuer_at(
+            "tapped",
+            tap.port,
+            "  default: true\n",
+        ))
         .start()
 }
 
@@ -90,10 +96,12 @@ fn a_kill_at_any_step_costs_no_order() {
     let mut wasted = Vec::new();
     for (number, (index, when)) in kills.into_iter().enumerate() {
         let outcome = kill_at(&authority, &tap, index, when, &format!("kill{number}"));
-        table.push_str(&format!(
-            "{:<28} orders {} certificates {}\n",
+        writeln!(
+            table,
+            "{:<28} orders {} certificates {}",
             outcome.at, outcome.orders, outcome.certificates
-        ));
+        )
+        .unwrap();
         // Killed between the authority's answer and its arrival, nobody can know of the order. Let's
         // Encrypt hands out the same order again for the same names; Pebble makes another.
         // And once it was told to look, it looks while nobody is there to answer.

@@ -52,7 +52,7 @@ fn nothing_is_ordered_that_could_not_be_kept() {
     let tap = Tap::start(&authority);
     let edge = authority
         .edge()
-        .object(authority.issuer_at("any", tap.port, "  default: true\n"))
+        .object(Authority::issuer_at("any", tap.port, "  default: true\n"))
         .start();
     // A file where the folder must be: as unwritable for root as for anybody.
     let records = edge.folder().join("state/acme");

@@ -143,7 +143,7 @@ fn edge_with(authority: &Authority, port: u16, phone: &Phone) -> Edge {
                     authorizationSecretRef: {name: phone, key: token}\n";
     authority
         .edge()
-        .object(authority.issuer_at("any", port, receiver))
+        .object(Authority::issuer_at("any", port, receiver))
         .object(secret(
             "phone",
             "Opaque",

@@ -76,7 +76,7 @@ fn a_directory_that_is_none_is_told() {
     let wrong = authority
         .issuer("wrong", "")
         .replace("/dir\n", "/nonsense\n");
-    let nobody = authority.issuer_at("nobody", crate::support::ports::free(), "");
+    let nobody = Authority::issuer_at("nobody", crate::support::ports::free(), "");
     let edge = authority
         .edge()
         .object(untrusted)
