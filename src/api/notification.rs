@@ -9,6 +9,8 @@ use super::SecretKeyRef;
 #[derive(KubeSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[x_kube(validation = Rule::new("has(self.webhook) != has(self.smtp)")
     .message("set exactly one of webhook and smtp"))]
+#[x_kube(validation = Rule::new("!has(self.events) || self.events.all(event, event in ['Expiring', 'Failing', 'Recovered'])")
+    .message("events are Expiring, Failing and Recovered"))]
 #[serde(rename_all = "camelCase")]
 pub struct Notification {
     /// Name, unique within the issuer, such as `phone`.

@@ -338,7 +338,11 @@ fn next_stage(subjects: &[Subject<'_>], now: SystemTime) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use tidegate_model::Secret;
+
     use super::*;
+    use crate::notices::{NoticeKind, Severity, Target, Template, WebhookTarget};
+    use crate::settings::{KeyType, RenewalSource};
 
     #[test]
     fn a_look_is_due_when_a_stage_begins() {
@@ -369,5 +373,87 @@ mod tests {
                 None
             ]
         );
+    }
+
+    /// An issuer whose receivers have these names and URLs.
+    fn issuer(receivers: &[(&str, String)]) -> Arc<Issuer> {
+        let notifications = receivers.iter().map(|(name, url)| Notification {
+            target: Target::Webhook(WebhookTarget {
+                name: (*name).to_owned(),
+                url: Secret::new(url.clone()),
+                template: Template::Json,
+                token: None,
+                ca_bundle: None,
+                timeout: Duration::from_secs(10),
+                least: Severity::Info,
+            }),
+            on: vec![NoticeKind::Expired],
+        });
+        Arc::new(Issuer {
+            name: "le".to_owned(),
+            directory: "https://ca.example/dir".to_owned(),
+            staging_directory: None,
+            contact: Vec::new(),
+            profile: None,
+            key_type: KeyType::P256,
+            external_account: None,
+            roots: None,
+            renewal: RenewalSource::Lifetime,
+            fallback: None,
+            notifications: notifications.collect(),
+            solvers: Vec::new(),
+        })
+    }
+
+    #[tokio::test]
+    async fn only_receivers_that_changed_begin_anew() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let nobody = format!("http://{}/", listener.local_addr().unwrap());
+        drop(listener);
+        let lanes = Lanes::default();
+        let counts = || -> Vec<(String, u64)> {
+            let states = lanes.states().into_iter();
+            states
+                .map(|(_, state)| (state.target, state.failed))
+                .collect()
+        };
+        let named = |name: &str, count| (name.to_owned(), count);
+        lanes.adjust(&[issuer(&[("a", nobody.clone()), ("b", nobody.clone())])]);
+        let notice = Notice::test("edge", SystemTime::now());
+        assert_eq!(lanes.test(Some("other"), &notice).await, []);
+        let tested = lanes.test(None, &notice).await;
+        let reasons: Vec<_> = tested
+            .iter()
+            .map(|one| {
+                (
+                    one.target.as_str(),
+                    one.outcome.as_ref().unwrap_err().reason(),
+                )
+            })
+            .collect();
+        assert_eq!(
+            reasons,
+            [("a", "TargetUnreachable"), ("b", "TargetUnreachable")]
+        );
+        let other = format!("{nobody}other");
+        lanes.adjust(&[issuer(&[("a", nobody.clone()), ("b", other)])]);
+        assert_eq!(counts(), [named("a", 1), named("b", 0)]);
+        lanes.adjust(&[issuer(&[("a", nobody)])]);
+        assert_eq!(counts(), [named("a", 1)]);
+        lanes.adjust(&[]);
+        assert_eq!(counts(), []);
+    }
+
+    #[test]
+    fn a_receiver_hears_of_what_it_asked_for() {
+        let issuer = issuer(&[("a", "http://a.example/".to_owned())]);
+        let mut receiver = issuer.notifications[0].clone();
+        let wanted = |receiver: &Notification| {
+            let kinds = [NoticeKind::Expired, NoticeKind::Recovered, NoticeKind::Test];
+            kinds.map(|kind| receiver.wants(kind))
+        };
+        assert_eq!(wanted(&receiver), [true, false, true]);
+        receiver.on.clear();
+        assert_eq!(wanted(&receiver), [true, true, true]);
     }
 }

@@ -32,7 +32,8 @@ fn ten_renewals_under_load_fail_no_request() {
     let edge = authority
         .edge()
         .arg("--access-log=off")
-        .object(authority.issuer("any", ""))
+        // Without a profile Pebble takes any, also one of six days.
+        .object(authority.issuer("any", "  profile: default\n"))
         .object(route_of(
             "app",
             &format!(
