@@ -32,8 +32,7 @@ fn ten_renewals_under_load_fail_no_request() {
     let edge = authority
         .edge()
         .arg("--access-log=off")
-        // Without a profile Pebble takes any, also one of six days.
-        .object(authority.issuer("any", "  profile: default\n"))
+        .object(authority.issuer("any", ""))
         .object(route_of(
             "app",
             &format!(
