@@ -452,9 +452,7 @@ impl Keeper {
             message: error.text(),
         };
         let retry = attempts.failed(failure, &bounds, now);
-        self.shared
-            .tally
-            .failure(&wanted.issuer.name, error.reason());
+        self.shared.tally.failure(&issuer.name, error.reason());
         tracing::warn!(
             certificate = %self.record.id,
             issuer = %issuer.name,
