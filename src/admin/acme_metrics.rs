@@ -222,6 +222,7 @@ mod tests {
             namespace: "default".to_owned(),
             name: "a".to_owned(),
             hostnames: Vec::new(),
+            preflight: Vec::new(),
             conditions: vec![ConditionView {
                 type_: "CertificateReady".to_owned(),
                 status: "False".to_owned(),

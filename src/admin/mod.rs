@@ -29,7 +29,7 @@ use tokio::sync::watch;
 pub use host_guard::HostGuard;
 pub use readiness::Readiness;
 pub use views::{
-    BackendView, BoundView, CertificateView, ConditionView, ControlView, EndpointView,
+    BackendView, BoundView, CertificateView, ConditionView, ControlView, EndpointView, FindingView,
     ListenerView, ObjectCount, ProblemView, RouteView, SeverityView, StatusView, rfc3339,
 };
 

@@ -133,6 +133,25 @@ pub struct RouteView {
     pub hostnames: Vec<String>,
     /// Conditions of its status.
     pub conditions: Vec<ConditionView>,
+    /// What was found before the last ACME order, the worst first.
+    #[serde(default)]
+    pub preflight: Vec<FindingView>,
+}
+
+/// What was looked at before an order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FindingView {
+    /// Such as `Address`.
+    pub check: String,
+    /// The hostname, if it is about one.
+    pub name: Option<String>,
+    /// `Ok`, `Unknown`, `Warning` or `Blocking`.
+    pub state: String,
+    /// What was found.
+    pub message: String,
+    /// How to mend it.
+    pub fix: Option<String>,
 }
 
 /// A condition of a status.

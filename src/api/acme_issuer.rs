@@ -5,7 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Notification;
+use super::{Notification, SecretKeyRef, Solver};
 
 /// An AcmeIssuer is an account at a certification authority that speaks ACME.
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -105,7 +105,7 @@ pub struct AcmeIssuerSpec {
     pub fallback_issuer: Option<String>,
 
     /// How challenges are answered; the first solver whose selector fits a hostname is used. Wildcards
-    /// need `dns01`. Default: `tlsAlpn01`, then `http01`.
+    /// need `dns01` or `dnsPersist01`. Default: `tlsAlpn01`, then `http01`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(min = 1, max = 16),
@@ -133,94 +133,6 @@ pub struct ExternalAccountBinding {
 
     /// Where the HMAC key is, base64url as the authority shows it.
     pub key_secret_ref: SecretKeyRef,
-}
-
-/// One key of a Secret in the operator's namespace.
-#[derive(JsonSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct SecretKeyRef {
-    /// Name of the Secret, such as `hetzner-dns`.
-    #[schemars(length(min = 1, max = 253))]
-    pub name: String,
-
-    /// Key within it, such as `token`.
-    #[schemars(length(min = 1, max = 253))]
-    pub key: String,
-}
-
-/// A way to answer challenges: exactly one of `http01`, `tlsAlpn01` and `dns01`.
-#[derive(KubeSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[x_kube(validation = Rule::new("[has(self.http01), has(self.tlsAlpn01), has(self.dns01)].filter(x, x).size() == 1")
-    .message("set exactly one of http01, tlsAlpn01 and dns01"))]
-#[serde(rename_all = "camelCase")]
-pub struct Solver {
-    /// Name, unique within the issuer, such as `wildcard`.
-    #[schemars(length(min = 1, max = 63))]
-    pub name: String,
-
-    /// Hostnames that this solver is for. Default: all.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub selector: Option<SolverSelector>,
-
-    /// A file under `/.well-known/acme-challenge/` on port 80.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub http01: Option<Http01Solver>,
-
-    /// A certificate on port 443.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tls_alpn01: Option<TlsAlpn01Solver>,
-
-    /// A TXT record.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dns01: Option<Dns01Solver>,
-}
-
-/// Which hostnames a solver is for; all given conditions must hold.
-#[derive(JsonSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct SolverSelector {
-    /// Zones that the hostname is in, such as `[example.com]`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64), inner(length(min = 1, max = 253)))]
-    pub dns_zones: Vec<String>,
-
-    /// Hostnames as such, such as `["*.example.com"]`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64), inner(length(min = 1, max = 253)))]
-    pub dns_names: Vec<String>,
-}
-
-/// http-01 has no settings: the edge answers by itself.
-#[derive(JsonSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Http01Solver {}
-
-/// tls-alpn-01 has no settings: the edge answers by itself.
-#[derive(JsonSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct TlsAlpn01Solver {}
-
-/// dns-01 through a provider of DNS.
-#[derive(JsonSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Dns01Solver {
-    /// The provider, such as `hetzner`, `cloudflare` or `rfc2136`.
-    #[schemars(length(min = 1, max = 63))]
-    pub provider: String,
-
-    /// Where its token is.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub credential_secret_ref: Option<SecretKeyRef>,
-
-    /// Zone to write to, if it cannot be found by asking, such as `example.com`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
-    pub zone: Option<String>,
-
-    /// How long to wait for the record to be seen, such as `2m`. Default: `2m`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 32))]
-    pub propagation_timeout: Option<String>,
 }
 
 /// What the edge reports about an AcmeIssuer.

@@ -138,8 +138,6 @@ words! {
         NoticesDelivered,
         /// The last notice to a receiver did not arrive; the message says why.
         NoticesNotDelivered,
-        /// This edge does not order certificates by ACME; its internal CA stands in.
-        AcmeNotEnabled,
         /// Nothing of the object can be served.
         NothingToServe,
         /// The new version of the object is bad; the last good one stays in use.

@@ -15,6 +15,7 @@
 )]
 
 mod acme_issuer;
+mod acme_solver;
 mod backend;
 pub mod conditions;
 mod crds;
@@ -30,9 +31,11 @@ mod validate;
 #[cfg(test)]
 mod tests;
 
-pub use acme_issuer::{
-    AcmeIssuer, AcmeIssuerSpec, AcmeIssuerStatus, Dns01Solver, ExternalAccountBinding,
-    Http01Solver, SecretKeyRef, Solver, SolverSelector, TlsAlpn01Solver,
+pub use acme_issuer::{AcmeIssuer, AcmeIssuerSpec, AcmeIssuerStatus, ExternalAccountBinding};
+pub use acme_solver::{
+    Dns01Solver, DnsPersist01Solver, ExecSolver, Http01Solver, ProviderCredentials, ProviderSolver,
+    Rfc2136Solver, SecretKeyRef, Solver, SolverSelector, TlsAlpn01Solver, TsigKey, WebhookAuth,
+    WebhookBasicAuth, WebhookBearerAuth, WebhookSolver,
 };
 pub use backend::{
     ActiveHealth, AgentRef, Backend, BackendTls, Circuit, HashPolicy, HealthCheck, HttpField,
@@ -51,7 +54,7 @@ pub use rule::{
     HeaderCondition, Match, PathCondition, QueryCondition, RouteRule, RuleLimits, RuleTimeouts,
     Tracker,
 };
-pub use status::{CertificateStatus, OrderStatus};
+pub use status::{CertificateStatus, OrderStatus, PreflightStatus};
 pub use tls_route::{
     ClientAuth, Hsts, HttpPolicy, IssuerRef, TlsPolicy, TlsRoute, TlsRouteSpec, TlsRouteStatus,
 };

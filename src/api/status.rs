@@ -48,3 +48,27 @@ pub struct OrderStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_attempt: Option<Time>,
 }
+
+/// What was found before an order, or would stand in its way.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PreflightStatus {
+    /// What was looked at: `Challenge`, `Address`, `Alias`, `Caa`, `Reachability`, `DnsRecord`, `Directory`,
+    /// `Clock`, `Store` or `Budget`.
+    #[schemars(length(max = 32))]
+    pub check: String,
+    /// The hostname, if it is about one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub name: Option<String>,
+    /// `Ok`, `Unknown` (it cannot be seen from here), `Warning`, or `Blocking`: nothing is ordered.
+    #[schemars(length(max = 16))]
+    pub state: String,
+    /// What was found.
+    #[schemars(length(max = 1024))]
+    pub message: String,
+    /// How to mend it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub fix: Option<String>,
+}

@@ -5,7 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{CertificateStatus, OrderStatus, RouteRule};
+use super::{CertificateStatus, OrderStatus, PreflightStatus, RouteRule};
 
 /// A TlsRoute says which hostnames the edge answers, with which certificate, and where requests go.
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -245,6 +245,11 @@ pub struct TlsRouteStatus {
     /// The ACME order that is under way, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub order: Option<OrderStatus>,
+
+    /// What was found before the last ACME order, the worst first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub preflight: Vec<PreflightStatus>,
 
     /// Addresses at which the edge can be reached, for DNS records.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

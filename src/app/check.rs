@@ -36,7 +36,6 @@ pub fn check(folder: &Path, now: SystemTime) -> CheckReport {
         folder,
         Some(folder.join(crate::standalone::state::DEFAULT_NAME)),
     )
-    .as_if_ordering()
     .refresh(now);
     let problems: Vec<ProblemView> = refreshed
         .findings

@@ -47,8 +47,7 @@ pub fn explain(folder: &Path, question: &Question, now: SystemTime) -> Explanati
     let mut source = Source::folder(
         folder,
         Some(folder.join(crate::standalone::state::DEFAULT_NAME)),
-    )
-    .as_if_ordering();
+    );
     let refreshed = source.refresh(now);
     let mut explanation = Explanation {
         sections: Vec::new(),

@@ -5,6 +5,7 @@ mod acme;
 pub mod certs;
 pub mod check;
 pub mod control;
+pub mod doctor;
 pub mod explain;
 pub mod portability;
 mod ports;
@@ -15,8 +16,8 @@ pub mod status;
 mod upgrade;
 
 pub use crate::admin::{
-    BackendView, CertificateView, ConditionView, ControlView, ProblemView, RouteView, SeverityView,
-    StatusView,
+    BackendView, CertificateView, ConditionView, ControlView, FindingView, ProblemView, RouteView,
+    SeverityView, StatusView,
 };
 pub use tidegate_proxy::{
     AccessLogSettings, EdgeLimits, EdgeTimeouts, ProxyProtocolMode, Settings,

@@ -194,9 +194,7 @@ pub fn import_from(
 
 /// The routes and issuers of a folder of objects.
 fn target(objects: &Path, state: &Path, now: SystemTime) -> Target {
-    let refreshed = Source::folder(objects, Some(state.to_owned()))
-        .as_if_ordering()
-        .refresh(now);
+    let refreshed = Source::folder(objects, Some(state.to_owned())).refresh(now);
     Target {
         issuers: refreshed
             .translation

@@ -6,8 +6,8 @@ use std::time::SystemTime;
 use tidegate_model::{HostPattern, RouteId};
 
 use crate::admin::{
-    BoundView, ConditionView, ControlView, ObjectCount, ProblemView, RouteView, SeverityView,
-    rfc3339,
+    BoundView, ConditionView, ControlView, FindingView, ObjectCount, ProblemView, RouteView,
+    SeverityView, rfc3339,
 };
 use crate::standalone::{Finding, Refreshed};
 use crate::translate::Severity;
@@ -115,6 +115,17 @@ fn routes(refreshed: &Refreshed) -> Vec<RouteView> {
                         status: condition.status.clone(),
                         reason: condition.reason.clone(),
                         message: condition.message.clone(),
+                    })
+                    .collect(),
+                preflight: status
+                    .preflight
+                    .iter()
+                    .map(|finding| FindingView {
+                        check: finding.check.clone(),
+                        name: finding.name.clone(),
+                        state: finding.state.clone(),
+                        message: finding.message.clone(),
+                        fix: finding.fix.clone(),
                     })
                     .collect(),
             }

@@ -524,6 +524,7 @@ fn new_source(
         ObjectsFrom::Folder(folder) => Source::folder(folder, Some(options.state.clone())),
         ObjectsFrom::Given(routes) => Source::given(routes.clone()),
     };
+    let source = source.with_name_servers(options.surroundings.name_servers.clone());
     let names = default_names(&options.settings);
     Ok(source.with_ca(Arc::clone(state), options.certificate_lifetime, names, now)?)
 }

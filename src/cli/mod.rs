@@ -10,6 +10,7 @@ mod certs;
 mod check;
 mod completions;
 mod crds;
+mod doctor;
 mod explain;
 mod export;
 mod notify_test;
@@ -54,6 +55,7 @@ Examples:
   tidegate explain https://blog.example.com/x --dir ./edge
                                                which certificate, which rule, which backend, and why
   tidegate certs ./edge                        every certificate, its end and what went wrong
+  tidegate doctor blog.example.com ./edge      what stands in the way of its certificate, and the fix
   tidegate import --from certbot /etc/letsencrypt --dir ./edge --dry-run
                                                what could be taken over
   tidegate ca                                  how to trust the internal CA on your machines
@@ -75,6 +77,7 @@ enum Command {
     Explain(explain::ExplainArgs),
     Status(status::StatusArgs),
     Certs(certs::CertsArgs),
+    Doctor(doctor::DoctorArgs),
     Renew(renew::RenewArgs),
     Revoke(renew::RevokeArgs),
     NotifyTest(notify_test::NotifyTestArgs),
@@ -100,6 +103,7 @@ impl Cli {
             Command::Explain(args) => args.run(&mut terminal),
             Command::Status(args) => args.run(&mut terminal),
             Command::Certs(args) => args.run(&mut terminal),
+            Command::Doctor(args) => args.run(&mut terminal),
             Command::Renew(args) => args.run(&mut terminal),
             Command::Revoke(args) => args.run(&mut terminal),
             Command::NotifyTest(args) => args.run(&mut terminal),

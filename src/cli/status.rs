@@ -9,7 +9,7 @@ use super::check;
 use super::terminal::{Look, Output, OutputArgs, Terminal};
 use super::values::StateArgs;
 use crate::app::status::{Found, status};
-use crate::app::{ControlView, SeverityView};
+use crate::app::{ControlView, FindingView, SeverityView};
 
 /// Tell how the edge of a folder is doing.
 ///
@@ -108,6 +108,26 @@ fn routes(terminal: &mut Terminal, last: &ControlView) -> std::io::Result<()> {
         {
             terminal.line(format_args!("    {}", condition.message))?;
         }
+        for finding in &route.preflight {
+            if finding.state == "Blocking" {
+                blocking(terminal, finding)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What keeps a certificate from being ordered.
+fn blocking(terminal: &mut Terminal, finding: &FindingView) -> std::io::Result<()> {
+    let mut about = finding.check.clone();
+    if let Some(name) = &finding.name {
+        about = format!("{about} {name}");
+    }
+    let word = terminal.paint(Look::Bad, "blocking");
+    terminal.line(format_args!("    {word} {about}: {}", finding.message))?;
+    if let Some(fix) = &finding.fix {
+        let fix = terminal.paint(Look::Hint, format!("→ {fix}"));
+        terminal.line(format_args!("        {fix}"))?;
     }
     Ok(())
 }

@@ -63,6 +63,7 @@ impl Issuance {
                 attempts: report.attempts,
                 next_attempt: report.next_attempt,
                 renew_at: report.renew_at,
+                preflight: report.preflight.clone(),
             };
             inputs.orders.insert(route, order);
         }

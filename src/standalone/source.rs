@@ -10,6 +10,7 @@
 //! does with the result what it must. Blocks on files.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -191,14 +192,13 @@ impl Source {
 
     /// The same for a source that is in use.
     pub fn set_acme(&mut self, issuance: Issuance) {
-        self.environment.acme = true;
         self.issuance = Some(issuance);
     }
 
-    /// Tells what an ACME engine would be asked for, without one.
+    /// Asks these name servers for the zones of challenges, instead of this machine's.
     #[must_use]
-    pub fn as_if_ordering(mut self) -> Self {
-        self.environment.acme = true;
+    pub fn with_name_servers(mut self, servers: Vec<SocketAddr>) -> Self {
+        self.environment.name_servers = servers;
         self
     }
 

@@ -17,6 +17,7 @@ use super::report::{Field, Report};
 use super::routes::{
     CertificateSource, CompiledRoute, CompiledTls, HostService, compile, note_lost_addresses,
 };
+use super::solvers::Made;
 use super::status::{Conditions, certificate_status, joined};
 use super::trackers::TrackerGroups;
 use super::{
@@ -42,6 +43,21 @@ pub fn translate(inputs: &Inputs, now: SystemTime) -> Translation {
             ..Translation::default()
         },
     };
+    let mut made = Made::from(&inputs.last_good);
+    // Before the routes, which are told when their issuer cannot be used.
+    let mut issuers = Vec::new();
+    for issuer in &inputs.issuers {
+        let name = issuer.metadata.name.clone().unwrap_or_default();
+        let previous = inputs.last_good.statuses.issuers.get(&name);
+        let previous = previous.or(issuer.status.as_ref());
+        let previous = previous.map_or(&[][..], |status| &status.conditions);
+        let (status, report, settings) =
+            issuers::check(inputs, issuer, &name, previous, now, &mut made);
+        if let Some(settings) = settings {
+            work.result.issuers.insert(name.clone(), Arc::new(settings));
+        }
+        issuers.push((name, status, report));
+    }
     for (id, route, age) in work.routes_by_age() {
         work.route(&id, &route, age);
     }
@@ -59,19 +75,12 @@ pub fn translate(inputs: &Inputs, now: SystemTime) -> Translation {
         work.result.problems.extend(report.into_problems());
         work.result.statuses.agents.insert(id, status);
     }
-    for issuer in &inputs.issuers {
-        let name = issuer.metadata.name.clone().unwrap_or_default();
-        let previous = inputs.last_good.statuses.issuers.get(&name);
-        let previous = previous.or(issuer.status.as_ref());
-        let previous = previous.map_or(&[][..], |status| &status.conditions);
-        let (status, report, settings) = issuers::check(inputs, issuer, &name, previous, now);
-        if let Some(settings) = settings {
-            work.result.issuers.insert(name.clone(), Arc::new(settings));
-        }
+    for (name, status, report) in issuers {
         work.result.problems.extend(report.into_problems());
         work.result.statuses.issuers.insert(name, status);
     }
     let mut result = work.result;
+    result.last_good.dns_solvers = made.into_used();
     result
         .wanted_certificates
         .sort_by(|a, b| a.route.cmp(&b.route));
@@ -332,6 +341,16 @@ impl Work<'_> {
                 (Some(message), Some(IssuerChoice::InternalCa)) => {
                     let hint = "the internal CA is issuing one";
                     report.add("spec.tls", Reason::Issuing, message, hint);
+                }
+                (Some(_), Some(IssuerChoice::Acme(name)))
+                    if !self.result.issuers.contains_key(&name) =>
+                {
+                    report.add(
+                        "spec.tls",
+                        Reason::OrderFailed,
+                        format!("AcmeIssuer {name} cannot be asked for a certificate"),
+                        "mend what its own status says",
+                    );
                 }
                 (Some(message), Some(IssuerChoice::Acme(name))) => {
                     issuance::missing(report, &name, &message, order);
@@ -610,6 +629,7 @@ impl Work<'_> {
                     ..certificate_status(certificate)
                 }),
                 order: order.and_then(issuance::order_status),
+                preflight: order.map_or_else(Vec::new, issuance::preflight_status),
                 addresses: Vec::new(),
             },
         );

@@ -5,11 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use tidegate_acme::notices::DeliveryState;
+use tidegate_acme::preflight::Finding;
 use tidegate_model::{Certificate, ChallengeAnswers, ObjectName, RouteId};
 
 use super::LastGood;
@@ -55,10 +57,22 @@ pub struct Environment {
     pub services: ServiceResolution,
     /// Where `static` backends may lie.
     pub static_files: StaticFilesPolicy,
-    /// Whether this edge can order certificates by ACME. If not, its internal CA stands in and says so.
-    pub acme: bool,
+    /// Whether solvers may run programs of this machine.
+    pub programs: ProgramPolicy,
+    /// Name servers to ask for the zone of a challenge; this machine's if empty.
+    pub name_servers: Vec<SocketAddr>,
     /// Namespace of the Secrets that cluster-wide objects name; `default` if empty.
     pub system_namespace: String,
+}
+
+/// Whether objects may name programs to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ProgramPolicy {
+    /// Whoever writes the objects owns the machine.
+    #[default]
+    Allowed,
+    /// Whoever may write an object must not thereby run programs within the edge.
+    Refused,
 }
 
 /// How the ACME order for a route stands.
@@ -80,6 +94,8 @@ pub struct OrderReport {
     pub next_attempt: Option<SystemTime>,
     /// When the certificate will be renewed.
     pub renew_at: Option<SystemTime>,
+    /// What was found before the last order.
+    pub preflight: Vec<Finding>,
 }
 
 /// How an ACME issuer stands.

@@ -5,16 +5,18 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use tidegate_acme::preflight::Finding;
 use tidegate_acme::settings::{
     ExternalAccount, Issuer, KeyType, Method, RenewalSource, Solver, TrustedRoots,
 };
-use tidegate_model::{HostPattern, ObjectName, Secret};
+use tidegate_model::{ObjectName, Secret};
 
 use super::references::References;
 use super::report::{Field, Report};
+use super::solvers::{self, Made};
 use super::{Inputs, OrderReport};
 use crate::api::conditions::{Reason, timestamp};
-use crate::api::{AcmeIssuerSpec, OrderStatus, Solver as WireSolver};
+use crate::api::{AcmeIssuerSpec, OrderStatus, PreflightStatus};
 
 /// The settings of an issuer whose fields were checked; None when a Secret is missing or unusable, which
 /// the report says then.
@@ -23,6 +25,7 @@ pub(super) fn settings(
     report: &mut Report,
     name: &str,
     spec: &AcmeIssuerSpec,
+    made: &mut Made<'_>,
 ) -> Option<Issuer> {
     let id = secrets_of(inputs, name);
     let references = References { inputs, id: &id };
@@ -73,8 +76,12 @@ pub(super) fn settings(
         }
     }
     let mut solvers: Vec<Solver> = Vec::new();
-    for wire in &spec.solvers {
-        solvers.extend(solver(wire));
+    let at = field.at("solvers");
+    for (index, wire) in spec.solvers.iter().enumerate() {
+        match solvers::build(&references, report, &at.index(index), wire, made) {
+            Some(solver) => solvers.push(solver),
+            None => complete = false,
+        }
     }
     if spec.solvers.is_empty() {
         solvers = [("tls-alpn", Method::TlsAlpn01), ("http", Method::Http01)]
@@ -115,29 +122,6 @@ pub(super) fn secrets_of(inputs: &Inputs, name: &str) -> ObjectName {
         other => other,
     };
     ObjectName::new(namespace, name)
-}
-
-fn solver(wire: &WireSolver) -> Option<Solver> {
-    let method = if wire.http01.is_some() {
-        Method::Http01
-    } else if wire.tls_alpn01.is_some() {
-        Method::TlsAlpn01
-    } else {
-        return None;
-    };
-    let patterns = |names: &[String]| {
-        names
-            .iter()
-            .filter_map(|name| HostPattern::parse(name).ok())
-            .collect()
-    };
-    let selector = wire.selector.as_ref();
-    Some(Solver {
-        name: wire.name.clone(),
-        zones: selector.map_or_else(Vec::new, |selector| patterns(&selector.dns_zones)),
-        names: selector.map_or_else(Vec::new, |selector| patterns(&selector.dns_names)),
-        method,
-    })
 }
 
 /// Notes that a route has no good certificate, and what is being done about it.
@@ -204,6 +188,29 @@ pub(super) fn order_status(order: &OrderReport) -> Option<OrderStatus> {
         attempts: i32::try_from(order.attempts).ok(),
         next_attempt: order.next_attempt.map(timestamp),
     })
+}
+
+/// Findings that a status shows.
+const MOST_FINDINGS: usize = 64;
+/// Characters of a finding's text.
+const LONGEST_FINDING: usize = 1024;
+
+/// What was found before the last order, the worst first.
+pub(super) fn preflight_status(order: &OrderReport) -> Vec<PreflightStatus> {
+    let text = |text: &str| text.chars().take(LONGEST_FINDING).collect::<String>();
+    let mut findings: Vec<&Finding> = order.preflight.iter().collect();
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.state));
+    findings
+        .into_iter()
+        .take(MOST_FINDINGS)
+        .map(|finding| PreflightStatus {
+            check: finding.check.as_str().to_owned(),
+            name: finding.name.clone(),
+            state: finding.state.as_str().to_owned(),
+            message: text(&finding.message),
+            fix: finding.fix.as_deref().map(text),
+        })
+        .collect()
 }
 
 /// How to mend what an order failed at.

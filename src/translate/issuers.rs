@@ -1,17 +1,17 @@
 //! Issuers: what their objects say, checked, and which one a route means.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use tidegate_acme::settings::Issuer;
 
-use super::durations::positive_duration_or;
 use super::report::{Field, Report};
 use super::routes::CertificateSource;
+use super::solvers::Made;
 use super::status::Conditions;
-use super::words::{host_pattern, one_of};
+use super::words::one_of;
 use super::{Inputs, IssuerChoice, Kind, ObjectRef, issuance, notifications};
 use crate::api::conditions::{Condition, ConditionType, Reason};
-use crate::api::{AcmeIssuer, AcmeIssuerStatus, Solver};
+use crate::api::{AcmeIssuer, AcmeIssuerStatus};
 
 /// The issuer that routes without `issuerRef` use: of those that say `default: true` the oldest.
 pub(super) fn default_issuer(inputs: &Inputs) -> Option<&str> {
@@ -68,15 +68,6 @@ pub(super) fn choose(
             hint,
         );
     }
-    if !inputs.environment.acme {
-        report.add(
-            issuer_ref,
-            Reason::AcmeNotEnabled,
-            format!("this edge does not order certificates, so AcmeIssuer {name} is not asked"),
-            "its internal CA issues the certificate; set issuerRef: {kind: InternalCA} to say that this is meant, or use secretName",
-        );
-        return Some(IssuerChoice::InternalCa);
-    }
     exists.then(|| IssuerChoice::Acme(name.to_owned()))
 }
 
@@ -87,6 +78,7 @@ pub(super) fn check(
     name: &str,
     previous: &[Condition],
     now: SystemTime,
+    made: &mut Made<'_>,
 ) -> (AcmeIssuerStatus, Report, Option<Issuer>) {
     let object = ObjectRef {
         kind: Kind::AcmeIssuer,
@@ -170,13 +162,8 @@ pub(super) fn check(
             "set default: true in one of them only",
         );
     }
-    let at = field.at("solvers");
-    for (index, wire) in spec.solvers.iter().enumerate() {
-        solver(&mut report, &at.index(index), wire);
-    }
-
     let valid = report.count() == 0;
-    let settings = issuance::settings(inputs, &mut report, name, spec).filter(|_| valid);
+    let settings = issuance::settings(inputs, &mut report, name, spec, made).filter(|_| valid);
     let receivers = notifications::targets(inputs, &mut report, object, spec);
     let settings = settings.map(|settings| Issuer {
         notifications: receivers,
@@ -195,15 +182,10 @@ pub(super) fn check(
     notifications::judge(&mut report, &mut conditions, spec, known);
     let account_url = known.and_then(|report| report.account_url.clone());
     let problem = known.and_then(|report| report.problem.as_deref());
-    let (ready, reason, message) = match (inputs.environment.acme, problem, &account_url) {
-        (false, ..) => (
-            false,
-            Reason::AcmeNotEnabled,
-            "this edge does not order certificates by ACME",
-        ),
-        (true, Some(problem), _) => (false, Reason::AuthorityUnusable, problem),
-        (true, None, Some(_)) => (true, Reason::Registered, "the account is registered"),
-        (true, None, None) => (
+    let (ready, reason, message) = match (problem, &account_url) {
+        (Some(problem), _) => (false, Reason::AuthorityUnusable, problem),
+        (None, Some(_)) => (true, Reason::Registered, "the account is registered"),
+        (None, None) => (
             false,
             Reason::Pending,
             "the account is registered with the first order",
@@ -222,39 +204,4 @@ fn is_https(url: &str) -> bool {
     url.parse::<http::Uri>().is_ok_and(|uri| {
         uri.scheme_str() == Some("https") && uri.host().is_some_and(|host| !host.is_empty())
     })
-}
-
-fn solver(report: &mut Report, field: &Field<'_>, wire: &Solver) {
-    let set = [
-        wire.http01.is_some(),
-        wire.tls_alpn01.is_some(),
-        wire.dns01.is_some(),
-    ];
-    if set.iter().filter(|set| **set).count() != 1 {
-        report.invalid(
-            field,
-            "it does not say in one way how challenges are answered",
-            "set exactly one of http01, tlsAlpn01 and dns01",
-        );
-    }
-    if let Some(selector) = &wire.selector {
-        for (member, names) in [
-            ("dnsZones", &selector.dns_zones),
-            ("dnsNames", &selector.dns_names),
-        ] {
-            let selector = field.at("selector");
-            let at = selector.at(member);
-            for (index, name) in names.iter().enumerate() {
-                host_pattern(report, &at.index(index), name);
-            }
-        }
-    }
-    if let Some(dns) = &wire.dns01 {
-        positive_duration_or(
-            report,
-            &field.at("dns01").at("propagationTimeout"),
-            dns.propagation_timeout.as_deref(),
-            Duration::from_mins(2),
-        );
-    }
 }

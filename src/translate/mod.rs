@@ -32,6 +32,7 @@ mod references;
 mod report;
 mod routes;
 mod rules;
+mod solvers;
 mod status;
 mod trackers;
 mod words;
@@ -43,8 +44,8 @@ pub use assembly::translate;
 pub use certificates::{CertificateError, parse_certificate};
 pub use durations::{DurationError, parse_duration};
 pub use inputs::{
-    ConfigMapData, Environment, Inputs, IssuerReport, OrderReport, SecretData, ServiceResolution,
-    StaticFilesPolicy,
+    ConfigMapData, Environment, Inputs, IssuerReport, OrderReport, ProgramPolicy, SecretData,
+    ServiceResolution, StaticFilesPolicy,
 };
 pub use outputs::{
     GoodRoute, IssuerChoice, Kind, LastGood, ObjectRef, Problem, Severity, Statuses, Translation,

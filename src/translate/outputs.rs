@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use tidegate_acme::dns::DnsSolver;
 use tidegate_acme::settings::Issuer;
 use tidegate_model::{Certificate, HostPattern, ObjectName, RouteId, Snapshot};
 
@@ -117,7 +118,6 @@ impl Problem {
                 _,
                 Reason::AddressLost
                 | Reason::AgentNotConnected
-                | Reason::AcmeNotEnabled
                 | Reason::NoticesNotDelivered,
             )
             // Such an agent stays away; nothing else is harmed.
@@ -172,6 +172,8 @@ pub struct LastGood {
     pub(super) first_seen: BTreeMap<RouteId, SystemTime>,
     /// Certificates by the Secret they were read from.
     pub(super) parsed: BTreeMap<ObjectName, (Arc<SecretData>, Arc<Certificate>)>,
+    /// Writers of DNS records by the digest of everything they were made from.
+    pub(super) dns_solvers: BTreeMap<[u8; 32], Arc<dyn DnsSolver>>,
 }
 
 /// What was last good about a route.

@@ -165,8 +165,7 @@ pub(super) fn condition_of(reason: Reason) -> ConditionType {
         | Reason::Expired
         | Reason::NotYetValid
         | Reason::Issuing
-        | Reason::OrderFailed
-        | Reason::AcmeNotEnabled => ConditionType::CertificateReady,
+        | Reason::OrderFailed => ConditionType::CertificateReady,
         Reason::NoticesNotDelivered => ConditionType::NotificationsDelivered,
         Reason::AddressLost => ConditionType::ClientAddressPreserved,
         Reason::Suspended | Reason::NothingToServe => ConditionType::Programmed,

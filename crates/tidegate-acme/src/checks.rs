@@ -8,19 +8,23 @@ use std::time::{Duration, SystemTime};
 
 use tidegate_model::{HostName, HostPattern};
 
+use crate::account;
 use crate::answers::{Answer, Answers};
-use crate::client::{ClientError, Directory};
+use crate::client::{AcmeClient, ClientError, Directory};
 use crate::dns::DnsClient;
 use crate::dns::persist::PersistRecord;
 use crate::order::choose;
 use crate::plan::challenge::ChallengeType;
+use crate::plan::ledger::{Ledger, Limits, OrderKind, Verdict};
 use crate::plan::retry;
 use crate::preflight::facts::{Authority, Budget, ChallengeKind, Lookup, NameFacts, OwnAddresses};
 use crate::preflight::loopback::OwnChallenge;
 use crate::preflight::own;
 use crate::preflight::probe::{Probe, Wanted as Look};
 use crate::preflight::{Facts, Finding, judge};
+use crate::record::{AccountRecord, CertificateRecord};
 use crate::settings::{Issuer, Method};
+use crate::store::{Key, Kind, Store, peek};
 
 /// Time for one question to a name server.
 const QUERY: Duration = Duration::from_secs(3);
@@ -66,7 +70,7 @@ impl Surroundings {
     }
 }
 
-/// What was found.
+/// What was found, for the keeper.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Checked {
     /// All findings.
@@ -88,6 +92,80 @@ pub(crate) struct Subject<'a> {
     pub(crate) clock_ahead: Option<i64>,
     pub(crate) budget: Option<Budget>,
     pub(crate) store: Option<Result<(), String>>,
+}
+
+/// The pre-flight of one certificate at this moment, for whoever asks: everything is looked at, nothing is
+/// ordered, registered or written. Without `answers`, which only a running engine has, ports are not tried.
+pub async fn preflight(
+    surroundings: &Surroundings,
+    store: &dyn Store,
+    answers: Option<&Answers>,
+    wanted: &crate::settings::Wanted,
+) -> Vec<Finding> {
+    let issuer = wanted.issuer.as_ref();
+    let now = SystemTime::now();
+    let client = AcmeClient::new(issuer.roots.as_ref());
+    let (directory, clock_ahead) = match client {
+        Ok(client) => {
+            let read = client.directory(&issuer.directory).await;
+            (read, client.hints().clock_ahead)
+        }
+        Err(error) => (Err(error), None),
+    };
+    let account = account::key_of(&issuer.name, &issuer.directory);
+    let account: Option<Result<AccountRecord, String>> = peek(store, &account).await.ok().flatten();
+    let account_url = account.and_then(Result::ok).and_then(|account| account.url);
+    let budget = budget(store, wanted, now).await;
+    let record = record(store, wanted).await;
+    let failed = record.map(|record| record.failed_challenges);
+    let subject = Subject {
+        issuer,
+        names: &wanted.names,
+        failed: &failed.unwrap_or_default(),
+        directory: directory.as_ref(),
+        account_url: account_url.as_deref(),
+        clock_ahead,
+        budget,
+        store: None,
+    };
+    check(surroundings, answers, &subject, now).await.findings
+}
+
+/// What is remembered of the certificate.
+async fn record(store: &dyn Store, wanted: &crate::settings::Wanted) -> Option<CertificateRecord> {
+    let key = Key::new(Kind::Certificate, wanted.id.clone());
+    let record: Option<Result<CertificateRecord, String>> = peek(store, &key).await.ok()?;
+    record?.ok()
+}
+
+/// The limit that holds the next order back, by the ledger as it is stored.
+async fn budget(
+    store: &dyn Store,
+    wanted: &crate::settings::Wanted,
+    now: SystemTime,
+) -> Option<Budget> {
+    let issuer = wanted.issuer.as_ref();
+    let key = account::key_of(&issuer.name, &issuer.directory);
+    let key = Key::new(Kind::Ledger, key.name);
+    let ledger: Option<Result<Ledger, String>> = peek(store, &key).await.ok().flatten();
+    let ledger = ledger.and_then(Result::ok)?;
+    let limits = Limits::for_directory(&issuer.directory);
+    let record = Key::new(Kind::Certificate, wanted.id.clone());
+    let record: Option<Result<CertificateRecord, String>> = peek(store, &record).await.ok()?;
+    let current = record
+        .and_then(Result::ok)
+        .and_then(|record| record.current);
+    let kind = match current {
+        Some(current) if current.covers(&wanted.names) => OrderKind::Renewal,
+        _ => OrderKind::New,
+    };
+    match ledger.may_order(&limits, &wanted.names, kind, now) {
+        Verdict::Allowed => None,
+        Verdict::NotBefore(refusal) => Some(Budget {
+            next_order: refusal.at,
+            limit: refusal.limit.to_string(),
+        }),
+    }
 }
 
 /// Looks at everything. Without `answers` nobody serves our own challenge, and ports are not tried.
@@ -267,8 +345,14 @@ fn digest(names: &[NameFacts]) -> String {
     let parts: Vec<String> = names
         .iter()
         .map(|facts| {
+            let lasting = match (&facts.challenge, &facts.dns_record) {
+                (ChallengeKind::DnsPersist01, Some(found)) => {
+                    found.as_ref().map_err(|problem| &problem.message).err()
+                }
+                _ => None,
+            };
             format!(
-                "{} {} {} {:?}",
+                "{} {} {} {:?} {lasting:?}",
                 facts.name,
                 text(&facts.v4),
                 text(&facts.v6),
@@ -293,9 +377,7 @@ fn random_text() -> String {
     let mut bytes = [0_u8; 16];
     // Without randomness TLS could not work either; a guessable token only weakens a check of ourselves.
     let _ = aws_lc_rs::rand::fill(&mut bytes);
-    bytes
-        .iter()
-        .fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+    crate::settings::hex(&bytes)
 }
 
 #[cfg(test)]

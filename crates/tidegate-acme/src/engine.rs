@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::answers::Answers;
 use crate::book::Book;
-pub use crate::checks::Surroundings;
+pub use crate::checks::{Surroundings, preflight};
 use crate::client::{AcmeClient, ClientError, Directory};
 use crate::keeper::Keeper;
 use crate::notices::{DeliveryState, Notice};
@@ -263,6 +263,21 @@ impl Engine {
     pub async fn stopped(&self) {
         self.tasks.close();
         self.tasks.wait().await;
+    }
+
+    /// What is wanted now, in order.
+    pub fn wanted(&self) -> Arc<Vec<Wanted>> {
+        Arc::clone(&self.wanted.borrow())
+    }
+
+    /// The pre-flight of a certificate at this moment, our own challenge included; None when it is not wanted.
+    /// Nothing is ordered.
+    pub async fn preflight(&self, id: &str) -> Option<Vec<Finding>> {
+        let all = self.wanted();
+        let wanted = all.iter().find(|wanted| wanted.id == id)?;
+        let shared = &self.shared;
+        let answers = Some(&self.answers);
+        Some(preflight(&shared.surroundings, shared.store.as_ref(), answers, wanted).await)
     }
 
     /// Asks for a renewal now; whether the certificate is known.

@@ -22,7 +22,7 @@ use crate::plan::retry::{self, Failure, RetryBounds};
 use crate::preflight;
 use crate::record::{AccountRecord, CertificateRecord};
 use crate::revocation::RevocationReason;
-use crate::settings::{Issuer, Wanted};
+use crate::settings::{Issuer, Method, Wanted};
 use crate::store::{Key, Kind, load, save};
 
 /// A clock that was set, or a machine that slept, is noticed within this time.
@@ -49,6 +49,10 @@ pub(crate) struct Keeper {
     dns: String,
     /// When what is served should be renewed, as last planned, and the end of its validity.
     planned: Option<(SystemTime, SystemTime)>,
+    /// Directory of the last attempt.
+    tried_at: String,
+    /// Fingerprint of what was wanted when it was last looked at.
+    known: Option<String>,
 }
 
 impl Keeper {
@@ -69,6 +73,8 @@ impl Keeper {
             told_until: None,
             dns: String::new(),
             planned: None,
+            tried_at: String::new(),
+            known: None,
         }
     }
 
@@ -79,6 +85,7 @@ impl Keeper {
         loop {
             let wanted = self.wanted.borrow_and_update().clone();
             let now = SystemTime::now();
+            self.notice_change(&wanted, now);
             match plan(&self.record, &wanted, self.awake_since, now) {
                 Plan::Keep { renew_at, ask_at } => {
                     let current = self.record.current.as_ref();
@@ -100,6 +107,17 @@ impl Keeper {
                 }
                 Plan::Order(need) => self.order(&wanted, need).await,
             }
+        }
+    }
+
+    /// What failed may go well now that an object or a credential was changed: no attempt waits for that.
+    fn notice_change(&mut self, wanted: &Wanted, now: SystemTime) {
+        let new = wanted.fingerprint();
+        let known = self.known.replace(new.clone());
+        if known.is_some_and(|known| known != new) {
+            let bounds = self.bounds(wanted);
+            let fingerprint = self.fingerprint(wanted);
+            self.record.attempts.begin(&fingerprint, &bounds, now);
         }
     }
 
@@ -261,7 +279,7 @@ impl Keeper {
         if !resumed {
             book.may_order(store, &wanted.names, kind, SystemTime::now())
                 .await?;
-            self.preflight(wanted, issuer, &facts).await?;
+            self.preflight(wanted, issuer, directory, &facts).await?;
             tracing::info!(certificate = %self.record.id, issuer = %issuer.name, why = %why, trial = trial.is_some(), "ordering a certificate");
         }
         let served = self.record.current.clone().map(Arc::new);
@@ -339,7 +357,7 @@ impl Keeper {
             self.record.attempts.succeeded();
         }
         save(store, &self.key, &self.record).await?;
-        let account_url = self.account_url(issuer).await;
+        let account_url = self.account_url(issuer, &issuer.directory).await;
         shared.publish_issuer(&issuer.name, |state| {
             state.account_url = account_url;
             state.problem = None;
@@ -347,8 +365,8 @@ impl Keeper {
         Ok(())
     }
 
-    async fn account_url(&self, issuer: &Issuer) -> Option<String> {
-        let key = account::key_of(&issuer.name, &issuer.directory);
+    async fn account_url(&self, issuer: &Issuer, directory: &str) -> Option<String> {
+        let key = account::key_of(&issuer.name, directory);
         let account: Option<AccountRecord> = load(self.shared.store.as_ref(), &key).await.ok()?;
         account?.url
     }
@@ -358,10 +376,19 @@ impl Keeper {
         &mut self,
         wanted: &Wanted,
         issuer: &Issuer,
+        url: &str,
         directory: &Directory,
     ) -> Result<(), OrderError> {
-        let account_url = self.account_url(issuer).await;
+        url.clone_into(&mut self.tried_at);
         let authority = self.shared.authority(issuer)?;
+        let mut account_url = self.account_url(issuer, url).await;
+        if account_url.is_none() && has_lasting_record(issuer) {
+            // The record names the account, so that there must be one before anybody can publish it.
+            let store = self.shared.store.as_ref();
+            let now = SystemTime::now();
+            let (_, account) = account::open(store, &authority.client, issuer, url, now).await?;
+            account_url = account.url;
+        }
         let subject = Subject {
             issuer,
             names: &wanted.names,
@@ -390,12 +417,22 @@ impl Keeper {
         if self.dns.is_empty() || self.wanted.has_changed().unwrap_or(false) {
             return;
         }
+        let issuer = &wanted.issuer;
+        let mut directory = Err(ClientError::NotAsked);
+        let mut account_url = None;
+        if has_lasting_record(issuer) {
+            // Which record is looked for depends on both.
+            account_url = self.account_url(issuer, &self.tried_at).await;
+            if let Ok(authority) = self.shared.authority(issuer) {
+                directory = authority.directory(&self.tried_at).await;
+            }
+        }
         let subject = Subject {
-            issuer: &wanted.issuer,
+            issuer,
             names: &wanted.names,
             failed: &self.record.failed_challenges,
-            directory: Err(&ClientError::NotAsked),
-            account_url: None,
+            directory: directory.as_ref(),
+            account_url: account_url.as_deref(),
             clock_ahead: None,
             budget: None,
             store: None,
@@ -579,4 +616,10 @@ impl Keeper {
         };
         self.shared.publish(&self.record.id, state);
     }
+}
+
+/// Whether a name may be proven by a record that stays.
+fn has_lasting_record(issuer: &Issuer) -> bool {
+    let mut methods = issuer.solvers.iter().map(|solver| &solver.method);
+    methods.any(|method| matches!(method, Method::DnsPersist01))
 }

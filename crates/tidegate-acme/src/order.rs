@@ -210,32 +210,30 @@ impl Attempt<'_> {
             .order(self.store, self.names, self.kind, SystemTime::now())
             .await?;
         let identifiers: Vec<Identifier> = self.names.iter().map(identifier).collect();
-        let mut request = NewOrder::new(&identifiers);
-        if let Some(profile) = &self.issuer.profile {
-            request = request.profile(profile);
-        }
-        let replaces = self.replaces.and_then(|id| id.split_once('.'));
-        let order = match replaces {
-            None => account.new_order(&request).await,
+        let request = || {
+            let request = NewOrder::new(&identifiers);
+            match &self.issuer.profile {
+                Some(profile) => request.profile(profile),
+                None => request,
+            }
+        };
+        let order = match self.replaces.and_then(|id| id.split_once('.')) {
+            None => account.new_order(&request()).await,
             Some((authority, serial)) => {
-                let predecessor = CertificateIdentifier {
+                let old = CertificateIdentifier {
                     authority_key_identifier: authority.into(),
                     serial: serial.into(),
                 };
-                let mut renewal = NewOrder::new(&identifiers).replaces(predecessor);
-                if let Some(profile) = &self.issuer.profile {
-                    renewal = renewal.profile(profile);
-                }
-                match account.new_order(&renewal).await {
+                match account.new_order(&request().replaces(old)).await {
                     // Replaced already, or not known to this authority: an order like any other.
-                    Err(instant_acme::Error::Unsupported(_)) => account.new_order(&request).await,
+                    Err(instant_acme::Error::Unsupported(_)) => account.new_order(&request()).await,
                     Err(instant_acme::Error::Api(problem))
                         if matches!(
                             kind(&problem),
                             "alreadyReplaced" | "malformed" | "unauthorized"
                         ) || problem.status == Some(404) =>
                     {
-                        account.new_order(&request).await
+                        account.new_order(&request()).await
                     }
                     other => other,
                 }
@@ -437,7 +435,8 @@ impl<'a> DnsRecords<'a> {
         name: &str,
         value: String,
     ) -> Result<(), String> {
-        let fqdn = zone::challenge_fqdn(&with.resolver, name)
+        let resolver = with.resolver().map_err(|error| in_words(&error))?;
+        let fqdn = zone::challenge_fqdn(&resolver, name)
             .await
             .map_err(|error| in_words(&error))?;
         let record = TxtRecord::new(&fqdn, value);
@@ -452,7 +451,10 @@ impl<'a> DnsRecords<'a> {
     /// Until every server of each zone shows the record; the name that lacks and what is wrong.
     async fn wait(&self) -> Result<(), (String, String)> {
         for (with, record) in &self.written {
-            let waited = propagation::wait(&with.resolver, record, &with.propagation).await;
+            let waited = match with.resolver() {
+                Ok(resolver) => propagation::wait(&resolver, record, &with.propagation).await,
+                Err(error) => Err(error),
+            };
             let problem = match waited {
                 Ok(Propagation::Everywhere { .. }) => continue,
                 Ok(Propagation::NoServers) => "its zone has no name server that answers".to_owned(),

@@ -4,16 +4,21 @@
 //! anything up.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::RootCertStore;
 use sha2::{Digest as _, Sha256};
 use tidegate_model::{HostPattern, Secret};
 
-use crate::dns::{DnsClient, DnsSolver, propagation};
+use crate::dns::{DnsClient, DnsSolver, SolverError, propagation};
 use crate::notices::{NoticeKind, Target};
 use crate::plan::challenge::{self, ChallengeType};
 use crate::record::Issued;
+
+/// Time for one question to a name server.
+const QUERY: Duration = Duration::from_secs(3);
 
 /// An account at a certification authority and how it is used.
 #[derive(Debug, Clone)]
@@ -182,10 +187,31 @@ impl Method {
 pub struct DnsMethod {
     /// The writer.
     pub solver: Arc<dyn DnsSolver>,
-    /// Who is asked where the record belongs.
-    pub resolver: DnsClient,
+    /// Who is asked where the record belongs; this machine's name servers if empty.
+    pub name_servers: Vec<SocketAddr>,
     /// How long to wait until all servers of the zone show the record, and which are asked.
     pub propagation: propagation::Settings,
+    /// SHA-256 over all settings, credentials included.
+    pub fingerprint: [u8; 32],
+}
+
+impl DnsMethod {
+    /// Asks these name servers, or this machine's if there are none.
+    pub fn client(name_servers: &[SocketAddr]) -> Result<DnsClient, SolverError> {
+        if name_servers.is_empty() {
+            DnsClient::system(QUERY).map_err(|source| SolverError::Query {
+                fqdn: "the zone".to_owned(),
+                source,
+            })
+        } else {
+            Ok(DnsClient::new(name_servers.to_vec(), QUERY))
+        }
+    }
+
+    /// Who is asked where the record belongs.
+    pub fn resolver(&self) -> Result<DnsClient, SolverError> {
+        Self::client(&self.name_servers)
+    }
 }
 
 impl Solver {
@@ -246,15 +272,98 @@ impl Wanted {
             field(issuer.key_type.as_str());
             if let Some(external) = &issuer.external_account {
                 field(&external.key_id);
+                let key: [u8; 32] = Sha256::digest(external.hmac_key.expose()).into();
+                field(&hex(&key));
+            }
+            if let Some(roots) = &issuer.roots {
+                field(&hex(&roots.fingerprint));
             }
             for solver in &issuer.solvers {
                 field(&solver.name);
                 field(solver.method.challenge());
+                for pattern in solver.zones.iter().chain(&solver.names) {
+                    field(&pattern.to_string());
+                }
+                if let Method::Dns01(with) = &solver.method {
+                    field(&hex(&with.fingerprint));
+                }
             }
         }
         let digest: [u8; 32] = hash.finalize().into();
-        digest[..8]
-            .iter()
-            .fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+        hex(&digest[..8])
+    }
+}
+
+/// Lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    let digit = |half: u8| char::from_digit(half.into(), 16).unwrap_or('0');
+    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
+    digits.map(digit).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::dns::TxtRecord;
+
+    #[derive(Debug)]
+    struct Nothing;
+
+    #[async_trait::async_trait]
+    impl DnsSolver for Nothing {
+        fn name(&self) -> String {
+            "nothing".to_owned()
+        }
+
+        async fn present(&self, _: &TxtRecord, _: SystemTime) -> Result<(), SolverError> {
+            Ok(())
+        }
+
+        async fn remove(&self, _: &TxtRecord, _: SystemTime) -> Result<(), SolverError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_changed_credential_changes_the_fingerprint() {
+        let wanted = |credential: u8, hmac: &[u8]| Wanted {
+            id: "default/a".to_owned(),
+            names: vec![HostPattern::parse("a.example").unwrap()],
+            issuer: Arc::new(Issuer {
+                name: "ca".to_owned(),
+                directory: "https://ca.example/dir".to_owned(),
+                staging_directory: None,
+                contact: Vec::new(),
+                profile: None,
+                key_type: KeyType::P256,
+                external_account: Some(ExternalAccount {
+                    key_id: "k".to_owned(),
+                    hmac_key: Secret::new(hmac.to_vec()),
+                }),
+                roots: None,
+                renewal: RenewalSource::Ari,
+                notifications: Vec::new(),
+                fallback: None,
+                solvers: vec![Solver {
+                    name: "s".to_owned(),
+                    zones: Vec::new(),
+                    names: Vec::new(),
+                    method: Method::Dns01(DnsMethod {
+                        solver: Arc::new(Nothing),
+                        name_servers: Vec::new(),
+                        propagation: propagation::Settings::default(),
+                        fingerprint: [credential; 32],
+                    }),
+                }],
+            }),
+            fallback: None,
+        };
+        let fingerprint = wanted(1, b"one").fingerprint();
+        assert_eq!(wanted(1, b"one").fingerprint(), fingerprint);
+        assert_ne!(wanted(2, b"one").fingerprint(), fingerprint);
+        assert_ne!(wanted(1, b"two").fingerprint(), fingerprint);
+        assert_eq!(fingerprint.len(), 16);
     }
 }

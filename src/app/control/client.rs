@@ -8,7 +8,10 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::messages::{Certificate, Done, Refusal, Renew, Revoke, TestNotice, TestedNotice};
+use super::super::doctor::Examined;
+use super::messages::{
+    Certificate, Done, Preflight, Refusal, Renew, Revoke, TestNotice, TestedNotice,
+};
 use super::serve::BUSY;
 use crate::standalone::state::StateFolder;
 
@@ -75,6 +78,11 @@ impl Control {
     /// Revokes a certificate.
     pub fn revoke(&self, asked: &Revoke) -> Result<Done, ControlError> {
         self.ask("revoke", "POST", "/v1/revoke", Some(asked))
+    }
+
+    /// Looks at everything that an order of a certificate depends on.
+    pub fn preflight(&self, asked: &Preflight) -> Result<Examined, ControlError> {
+        self.ask("look", "POST", "/v1/preflight", Some(asked))
     }
 
     /// Sends a test notice.

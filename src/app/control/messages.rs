@@ -31,6 +31,14 @@ pub struct Revoke {
     pub reason: String,
 }
 
+/// `POST /v1/preflight`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Preflight {
+    /// Id of the certificate, name of its route, or a hostname.
+    pub id: String,
+}
+
 /// `POST /v1/notices/test`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

@@ -1,7 +1,7 @@
 //! The control socket: what commands ask of a running edge, over HTTP/1 on a socket in the state folder.
 //!
 //! ```text
-//! tidegate renew | revoke | certs | notify-test ─► STATE/control.sock ─► the ACME engine
+//! tidegate renew | revoke | certs | doctor | notify-test ─► STATE/control.sock ─► the ACME engine
 //! ```
 //!
 //! Who may open the state folder (0700) may ask: it holds the private keys anyway. The socket (0600) is
@@ -29,7 +29,7 @@ use tokio_util::task::TaskTracker;
 
 pub use client::{Control, ControlError};
 pub use messages::{
-    Certificate, Done, Refusal, Renew, Revoke, TestNotice, TestedNotice, TestedReceiver,
+    Certificate, Done, Preflight, Refusal, Renew, Revoke, TestNotice, TestedNotice, TestedReceiver,
 };
 
 /// Name of the socket in the state folder.

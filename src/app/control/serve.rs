@@ -17,7 +17,10 @@ use tidegate_acme::revocation::RevocationReason;
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 
-use super::messages::{Certificate, Done, Refusal, Renew, Revoke, TestNotice, TestedNotice};
+use super::super::doctor::{self, Examined, NotOne};
+use super::messages::{
+    Certificate, Done, Preflight, Refusal, Renew, Revoke, TestNotice, TestedNotice,
+};
 
 /// Bytes of a request's body.
 const LONGEST_BODY: usize = 64 * 1024;
@@ -69,7 +72,11 @@ async fn answer(engine: &Engine, request: Request<Incoming>) -> Answer {
         (&Method::POST, "/v1/renew") => renew(engine, body(request).await?).await,
         (&Method::POST, "/v1/revoke") => revoke(engine, body(request).await?).await,
         (&Method::POST, "/v1/notices/test") => test_notice(engine, body(request).await?).await,
-        (_, "/v1/certificates" | "/v1/renew" | "/v1/revoke" | "/v1/notices/test") => Err(refuse(
+        (&Method::POST, "/v1/preflight") => preflight(engine, body(request).await?).await,
+        (
+            _,
+            "/v1/certificates" | "/v1/renew" | "/v1/revoke" | "/v1/notices/test" | "/v1/preflight",
+        ) => Err(refuse(
             StatusCode::METHOD_NOT_ALLOWED,
             "MethodNotAllowed",
             "this is asked with another method",
@@ -187,6 +194,35 @@ async fn test_notice(engine: &Engine, asked: TestNotice) -> Answer {
     }
     let receivers = tested.into_iter().map(Into::into).collect();
     json(StatusCode::OK, &TestedNotice { receivers })
+}
+
+async fn preflight(engine: &Engine, asked: Preflight) -> Answer {
+    let all = engine.wanted();
+    let wanted = doctor::find(&asked.id, &all).map_err(|error| match error {
+        NotOne::None { .. } => refuse(
+            StatusCode::NOT_FOUND,
+            "UnknownCertificate",
+            error.to_string(),
+        ),
+        NotOne::Several { .. } => refuse(
+            StatusCode::CONFLICT,
+            "AmbiguousCertificate",
+            error.to_string(),
+        ),
+    })?;
+    match tokio::time::timeout(BUSY, engine.preflight(&wanted.id)).await {
+        Ok(Some(findings)) => json(StatusCode::OK, &Examined::new(wanted, findings, true)),
+        Ok(None) => Err(refuse(
+            StatusCode::NOT_FOUND,
+            "UnknownCertificate",
+            "no route wants it any more",
+        )),
+        Err(_) => Err(refuse(
+            StatusCode::GATEWAY_TIMEOUT,
+            "Timeout",
+            "the authority or the name servers do not answer",
+        )),
+    }
 }
 
 /// The certificate that a person means: by id, by the name of its route, or by a hostname.

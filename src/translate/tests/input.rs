@@ -10,7 +10,9 @@ use serde_json::Value;
 use tidegate_model::{CertificateOrigin, ObjectName};
 
 use super::now;
-use crate::translate::{ConfigMapData, Inputs, SecretData, StaticFilesPolicy, parse_certificate};
+use crate::translate::{
+    ConfigMapData, Inputs, ProgramPolicy, SecretData, StaticFilesPolicy, parse_certificate,
+};
 
 /// A certificate that is made for the test.
 #[derive(Debug, Deserialize)]
@@ -39,7 +41,7 @@ struct TestEnvironment {
     #[serde(rename = "kind")]
     _kind: String,
     #[serde(default)]
-    acme: bool,
+    programs_refused: bool,
     #[serde(default)]
     class_name: Option<String>,
     #[serde(default)]
@@ -95,7 +97,9 @@ pub(super) fn add(inputs: &mut Inputs, document: Value) {
         "TestCertificate" => certificate(inputs, &strict(document)),
         "TestEnvironment" => {
             let wire: TestEnvironment = strict(document);
-            inputs.environment.acme = wire.acme;
+            if wire.programs_refused {
+                inputs.environment.programs = ProgramPolicy::Refused;
+            }
             inputs.environment.class_name = wire.class_name;
             if let Some(folder) = wire.static_within {
                 inputs.environment.static_files = StaticFilesPolicy::Within(folder);

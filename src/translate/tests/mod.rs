@@ -16,6 +16,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use tidegate_acme::settings::{DnsMethod, Method};
+use tidegate_model::ObjectName;
+
 use super::{Inputs, Translation, translate};
 use crate::api::conditions::ConditionType;
 use crate::api::validate_cel;
@@ -165,4 +168,43 @@ fn ten_thousand_routes_are_translated_without_fuss() {
     let translation = translate(&inputs, now());
     assert_eq!(translation.snapshot.hosts.len(), 10_000);
     assert_eq!(translation.wanted_certificates.len(), 10_000);
+}
+
+/// The writer of an issuer's records and the fingerprint of its settings.
+fn dns_method(translation: &Translation) -> DnsMethod {
+    let issuer = translation.issuers.get("good").expect("it can be used");
+    match &issuer.solvers[0].method {
+        Method::Dns01(with) => with.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_writer_of_records_is_made_again_only_when_its_settings_change() {
+    let text = fs::read_to_string(testdata().join("solvers.in.yaml")).unwrap();
+    let inputs = input::steps(&text).remove(0);
+    let first = translate(&inputs, now());
+    let before = dns_method(&first);
+    let mut again = inputs.clone();
+    again.last_good = Arc::new(first.last_good);
+    let second = translate(&again, now());
+    let same = dns_method(&second);
+    assert!(Arc::ptr_eq(&before.solver, &same.solver));
+    assert_eq!(before.fingerprint, same.fingerprint);
+    again.last_good = Arc::new(second.last_good);
+    let key = ObjectName::new("default", "tsig");
+    let secret = again.secrets.get_mut(&key).unwrap();
+    Arc::make_mut(secret)
+        .data
+        .insert("secret".to_owned(), b"YW5vdGhlciBrZXk=".to_vec());
+    let third = translate(&again, now());
+    let changed = dns_method(&third);
+    assert!(!Arc::ptr_eq(&before.solver, &changed.solver));
+    assert_ne!(before.fingerprint, changed.fingerprint);
+    // What is not used any more is not kept.
+    assert_eq!(third.last_good.dns_solvers.len(), 4);
+    let shown = format!("{third:?}");
+    for credential in ["YW5vdGhlciBrZXk", "hunter2"] {
+        assert!(!shown.contains(credential), "{credential} is shown");
+    }
 }

@@ -29,6 +29,8 @@ pub(crate) struct Behaviour {
     pub(crate) external_keys: Vec<(String, String)>,
     /// Names that it refuses.
     pub(crate) refused_names: Vec<String>,
+    /// Port of another name server on loopback that it asks instead of its own.
+    pub(crate) name_server: Option<u16>,
 }
 
 impl Default for Behaviour {
@@ -39,6 +41,7 @@ impl Default for Behaviour {
             reused_authorizations: 50,
             external_keys: Vec::new(),
             refused_names: vec!["refused.example".to_owned()],
+            name_server: None,
         }
     }
 }
@@ -52,7 +55,8 @@ pub(crate) struct Authority {
     /// Port of the directory.
     pub(crate) port: u16,
     management: u16,
-    dns_management: u16,
+    /// Port at which its own name server is told what to answer.
+    pub(crate) dns_management: u16,
     /// Port of the name server.
     pub(crate) dns: u16,
     /// Port at which it looks for http-01 answers.
@@ -111,6 +115,7 @@ impl Authority {
                 .args(["-defaultIPv4", "127.0.0.1", "-defaultIPv6", ""]),
         )
         .wait_for_port(dns_management);
+        let dns = behaviour.name_server.unwrap_or(dns);
         let mut command = Command::new(pebble);
         command
             .args(["-strict", "-config", &path("pebble.json")])

@@ -2,9 +2,12 @@
 
 mod authority;
 mod crash;
+mod dns;
+mod doctor;
 mod fallback;
 mod folder;
 mod issue;
+mod named;
 mod notices;
 mod refused;
 mod renew;

@@ -51,6 +51,24 @@ pub enum Check {
     Budget,
 }
 
+impl Check {
+    /// The word that statuses use.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Challenge => "Challenge",
+            Self::Address => "Address",
+            Self::Alias => "Alias",
+            Self::Caa => "Caa",
+            Self::Reachability => "Reachability",
+            Self::DnsRecord => "DnsRecord",
+            Self::Directory => "Directory",
+            Self::Clock => "Clock",
+            Self::Store => "Store",
+            Self::Budget => "Budget",
+        }
+    }
+}
+
 /// How a check ended. The order is that of urgency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum State {
@@ -62,6 +80,18 @@ pub enum State {
     Warning,
     /// The order would fail.
     Blocking,
+}
+
+impl State {
+    /// The word that statuses use.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "Ok",
+            Self::Unknown => "Unknown",
+            Self::Warning => "Warning",
+            Self::Blocking => "Blocking",
+        }
+    }
 }
 
 /// One verdict.
