@@ -38,6 +38,9 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// Waits that an authority may ask for.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// What is counted in place of a status where no answer came.
+const NO_ANSWER: u16 = 0;
+
 type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// Why the authority could not be asked.
@@ -120,7 +123,7 @@ pub struct Hints {
     pub retry_after: Option<SystemTime>,
     /// The authority's clock minus ours, in seconds.
     pub clock_ahead: Option<i64>,
-    /// Requests by status.
+    /// Requests by status; 0 where no answer came.
     pub requests: BTreeMap<u16, u64>,
 }
 
@@ -258,13 +261,15 @@ impl AcmeClient {
             let body = Limited::new(body, MAX_BODY).collect().await?.to_bytes();
             Ok(Response::from_parts(parts, body))
         };
-        let response = match tokio::time::timeout(TIMEOUT, exchange).await {
-            Ok(Ok(response)) => response,
-            Ok(Err(source)) => return Err(ClientError::Exchange { host, source }),
-            Err(_) => return Err(ClientError::Timeout { host }),
+        let outcome = match tokio::time::timeout(TIMEOUT, exchange).await {
+            Ok(outcome) => outcome.map_err(|source| ClientError::Exchange { host, source }),
+            Err(_) => Err(ClientError::Timeout { host }),
         };
-        self.note(&response, SystemTime::now());
-        Ok(response)
+        match &outcome {
+            Ok(response) => self.note(response, SystemTime::now()),
+            Err(_) => *self.lock().requests.entry(NO_ANSWER).or_default() += 1,
+        }
+        outcome
     }
 
     fn note<B>(&self, response: &Response<B>, now: SystemTime) {

@@ -211,6 +211,8 @@ fn danger_is_told_once_for_each_stage_and_so_is_its_end() {
         "tidegate_certificate_renewal_timestamp_seconds{route=\"default/app\",issuer=\"any\"}",
         "tidegate_acme_next_attempt_timestamp_seconds{route=\"default/app\",issuer=\"any\"}",
         "tidegate_acme_orders_total{issuer=\"any\",result=\"issued\"} 1",
+        "tidegate_acme_client_requests_total{issuer=\"any\",status=\"201\"}",
+        "tidegate_acme_client_requests_total{issuer=\"any\",status=\"0\"}",
         "tidegate_notices_total{issuer=\"any\",target=\"phone\",result=\"delivered\"}",
     ] {
         assert!(metrics.contains(sample), "{sample} in {metrics}");
