@@ -50,7 +50,11 @@ fn ten_renewals_under_load_fail_no_request() {
     wait_for_trust(&edge, &root, "app.example.com");
     let ended = Arc::new(AtomicBool::new(false));
     let requests = Arc::new(AtomicUsize::new(0));
-    let client = Client::new(edge.https, root.as_bytes());
+    // A resumed session shows no certificate.
+    let client = Client::new(edge.https, root.as_bytes()).with_config(|mut config| {
+        config.resumption = rustls::client::Resumption::disabled();
+        config
+    });
     let load: Vec<_> = (0..2)
         .map(|_| {
             let (client, ended, requests) =
