@@ -208,3 +208,38 @@ fn a_writer_of_records_is_made_again_only_when_its_settings_change() {
         assert!(!shown.contains(credential), "{credential} is shown");
     }
 }
+
+/// In a build with the feature the same issuer can be used.
+#[cfg(not(feature = "dns-providers"))]
+#[test]
+fn a_provider_that_this_build_does_not_have_names_the_feature() {
+    let text = "
+        apiVersion: edge.tidegate.dev/v1alpha1
+        kind: AcmeIssuer
+        metadata: {name: hoster}
+        spec:
+          directory: https://acme.example/directory
+          termsOfServiceAgreed: true
+          solvers:
+          - name: zone
+            dns01: {provider: {name: hetzner, credentials: {secretName: dns, keys: {apiToken: token}}}}
+---
+        apiVersion: v1
+        kind: Secret
+        metadata: {name: dns}
+        stringData: {token: s3cr3t}
+    ";
+    let inputs = input::steps(text).remove(0);
+    let translation = translate(&inputs, now());
+    let problems: Vec<String> = translation
+        .problems
+        .iter()
+        .map(|problem| format!("{} {problem}", problem.reason))
+        .collect();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    let problem = &problems[0];
+    let expected = "UnsupportedValue AcmeIssuer hoster spec.solvers[0].dns01.provider: ";
+    assert!(problem.starts_with(expected), "{problem}");
+    assert!(problem.contains("--features dns-providers"), "{problem}");
+    assert!(!problem.contains("s3cr3t"), "{problem}");
+}
