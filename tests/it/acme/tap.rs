@@ -1,5 +1,6 @@
 //! A tap on the way to the authority: sees every exchange, and can act before or after one of them.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fs;
 use std::sync::{Arc, Mutex};
@@ -132,6 +133,17 @@ impl Tap {
     /// What it saw.
     pub(crate) fn exchanges(&self) -> Vec<Exchange> {
         self.state.lock().unwrap().exchanges.clone()
+    }
+
+    /// How many different paths that contain the text were answered with this status.
+    pub(crate) fn distinct(&self, path: &str, status: u16) -> usize {
+        let paths: BTreeSet<String> = self
+            .exchanges()
+            .into_iter()
+            .filter(|exchange| exchange.path.contains(path) && exchange.status == Some(status))
+            .map(|exchange| exchange.path)
+            .collect();
+        paths.len()
     }
 
     /// How many exchanges of this method whose path contains the text were answered with this status.
