@@ -33,6 +33,7 @@ use crate::api::TlsRoute;
 use crate::standalone::ca::CaError;
 use crate::standalone::state::{StateError, StateFolder};
 use crate::standalone::{Finding, FolderWatch, Issuance, Refreshed, Source};
+use crate::translate::Severity;
 
 /// Name of the status file in the state folder.
 pub const STATUS_FILE: &str = "status.json";
@@ -428,9 +429,10 @@ impl Tracked {
             );
         }
         for finding in findings.difference(&self.told) {
-            warn(finding);
+            tell(finding);
         }
-        for mended in self.told.difference(&findings) {
+        let mended = self.told.difference(&findings);
+        for mended in mended.filter(|finding| finding.severity != Severity::Progress) {
             tracing::info!(
                 object = mended.object.as_deref(),
                 field = %mended.field,
@@ -462,7 +464,16 @@ impl Tracked {
     }
 }
 
-fn warn(finding: &Finding) {
+fn tell(finding: &Finding) {
+    if finding.severity == Severity::Progress {
+        tracing::info!(
+            object = finding.object.as_deref(),
+            reason = %finding.reason,
+            "{}",
+            finding.message
+        );
+        return;
+    }
     let place = finding.file.as_ref().map(|file| match finding.line {
         Some(line) => format!("{}:{line}", file.display()),
         None => file.display().to_string(),
