@@ -1,6 +1,7 @@
 //! From a route to a certificate that clients trust, by each challenge.
 
 use super::authority::{Authority, Behaviour};
+use super::tap::Tap;
 use super::{wait_for, wait_for_trust};
 use crate::support::{Origin, route_of};
 
@@ -111,4 +112,74 @@ fn a_changed_name_is_ordered_and_the_old_certificate_serves_meanwhile() {
     );
     wait_for_trust(&edge, &root, "b.example.com");
     wait_for_trust(&edge, &root, "a.example.com");
+}
+
+#[test]
+fn new_names_are_tried_at_the_staging_directory_first() {
+    let Some(authority) = Authority::start(&Behaviour::default()) else {
+        return;
+    };
+    // The same authority behind another address stands for its staging service.
+    let staging = Tap::start(&authority);
+    let more = format!(
+        "  stagingDirectory: https://localhost:{}/dir\n  keyType: RSA2048\n",
+        staging.port
+    );
+    let origin = Origin::echo();
+    let edge = authority
+        .edge()
+        .object(authority.issuer("any", &more))
+        .object(route("app", "app.example.com", "any", &origin))
+        .start();
+    wait_for(&edge, "app", "CertificateReady", "True", "CertificateReady");
+    wait_for_trust(&edge, &authority.root(), "app.example.com");
+    assert_eq!(
+        staging.distinct("certZ", 200),
+        1,
+        "{:?}",
+        staging.exchanges()
+    );
+    let record = edge
+        .folder()
+        .join("state/acme/certificate/default%2Fapp.json");
+    let record: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(record).unwrap()).unwrap();
+    assert!(record["trialPassed"].is_string(), "{record:#}");
+    let directory = record["current"]["directory"].as_str().unwrap();
+    assert!(
+        directory.contains(&authority.port.to_string()),
+        "{directory}"
+    );
+    // One account at each directory.
+    let accounts = std::fs::read_dir(edge.folder().join("state/acme/account")).unwrap();
+    assert_eq!(accounts.count(), 2);
+}
+
+#[test]
+fn an_external_key_that_is_wrong_is_told() {
+    let right = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W";
+    let wrong = "b10lLJs8l1GPIzsLP0s6pMt8O0XVGnfTaCeROxQM0BIt2XrJMDHJZBM5NuQmQJQH";
+    let Some(authority) = Authority::start(&Behaviour {
+        external_keys: vec![("kid-1".to_owned(), right.to_owned())],
+        ..Behaviour::default()
+    }) else {
+        return;
+    };
+    let origin = Origin::echo();
+    let bound = "  externalAccountBinding: {keyId: kid-1, keySecretRef: {name: eab, key: hmac}}\n";
+    let edge = authority
+        .edge()
+        .object(authority.issuer("bound", bound))
+        .object(crate::support::secret("eab", "Opaque", &[("hmac", wrong)]))
+        .object(route("bound", "bound.example.com", "bound", &origin))
+        .start();
+    let message = wait_for(&edge, "bound", "CertificateReady", "False", "OrderFailed");
+    assert!(message.contains("external key"), "{message}");
+    assert!(!edge.log().contains(wrong), "the HMAC key is in the log");
+    // The right one is used as soon as it is there.
+    edge.write(
+        "object-2.yaml",
+        &crate::support::secret("eab", "Opaque", &[("hmac", right)]),
+    );
+    wait_for_trust(&edge, &authority.root(), "bound.example.com");
 }
