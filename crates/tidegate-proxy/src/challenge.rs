@@ -66,10 +66,10 @@ pub(crate) fn tls_alpn01(
     }))
 }
 
-/// rustls checks certificates that are given to it directly and does not know the critical extension of
-/// RFC 8737.
+/// One certificate whatever is asked for. rustls checks certificates that are given to it directly and does
+/// not know the critical extension of RFC 8737.
 #[derive(Debug)]
-struct Single(Arc<CertifiedKey>);
+pub(crate) struct Single(pub(crate) Arc<CertifiedKey>);
 
 impl ResolvesServerCert for Single {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {

@@ -304,6 +304,7 @@ async fn begin_tls(
         &shared.tls,
         &published.snapshot,
         &hello.accepted.client_hello(),
+        facts.local.ip(),
     )?;
     drop(published);
     match decision {

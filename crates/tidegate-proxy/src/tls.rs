@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
@@ -187,24 +188,15 @@ impl PendingFacts {
     }
 }
 
-/// Chooses by server name, from the snapshot of this moment.
+/// Chooses by server name, from the snapshot of this moment. `local` is the address that was connected to.
 pub(crate) fn decide(
     configs: &TlsConfigs,
     snapshot: &Snapshot,
     hello: &ClientHello<'_>,
+    local: IpAddr,
 ) -> Result<Decision, TlsError> {
     let Some(asked) = hello.server_name() else {
-        let certificate = snapshot.default_certificate.clone();
-        if certificate.is_none() {
-            return Err(TlsError::NoCertificate(String::new()));
-        }
-        let config = configs.config(TlsVersion::Tls12, None)?;
-        let facts = PendingFacts {
-            server_name: None,
-            certificate,
-            client_auth: None,
-        };
-        return Ok(Decision::Terminate { config, facts });
+        return without_name(configs, snapshot, local);
     };
     let Ok(name) = HostName::parse(asked) else {
         return Err(TlsError::UnknownName(asked.to_owned()));
@@ -237,6 +229,42 @@ pub(crate) fn decide(
             Ok(Decision::Terminate { config, facts })
         }
     }
+}
+
+/// Clients that mean an address send no name (RFC 6066 §3): they mean the one they connected to.
+fn without_name(
+    configs: &TlsConfigs,
+    snapshot: &Snapshot,
+    local: IpAddr,
+) -> Result<Decision, TlsError> {
+    let name = HostName::parse(&local.to_canonical().to_string()).ok();
+    let host = name.and_then(|name| snapshot.hosts.lookup(&name));
+    if let Some(host) = host
+        && let TlsMode::Terminate(policy) = &host.tls
+        && let Some(certificate) = &policy.certificate
+    {
+        let config = configs.config(policy.min_version, policy.client_auth.as_ref())?;
+        let mut config = ServerConfig::clone(&config);
+        config.cert_resolver = Arc::new(challenge::Single(Arc::clone(&certificate.key)));
+        let facts = PendingFacts {
+            server_name: None,
+            certificate: Some(Arc::clone(certificate)),
+            client_auth: identity(policy.client_auth.as_deref()),
+        };
+        let config = Arc::new(config);
+        return Ok(Decision::Terminate { config, facts });
+    }
+    let certificate = snapshot.default_certificate.clone();
+    if certificate.is_none() {
+        return Err(TlsError::NoCertificate(String::new()));
+    }
+    let config = configs.config(TlsVersion::Tls12, None)?;
+    let facts = PendingFacts {
+        server_name: None,
+        certificate,
+        client_auth: None,
+    };
+    Ok(Decision::Terminate { config, facts })
 }
 
 type PolicyKey = (TlsVersion, Option<(Fingerprint, ClientAuthMode)>);

@@ -183,3 +183,20 @@ fn an_external_key_that_is_wrong_is_told() {
     );
     wait_for_trust(&edge, &authority.root(), "bound.example.com");
 }
+
+#[test]
+fn an_address_gets_a_certificate_that_clients_of_the_address_see() {
+    let Some(authority) = Authority::start(&Behaviour::default()) else {
+        return;
+    };
+    let origin = Origin::echo();
+    let http = "  solvers: [{name: http, http01: {}}]\n";
+    let edge = authority
+        .edge()
+        .object(authority.issuer("any", http))
+        .object(route("box", "127.0.0.1", "any", &origin))
+        .start();
+    wait_for(&edge, "box", "CertificateReady", "True", "CertificateReady");
+    // Such a client sends no server name.
+    wait_for_trust(&edge, &authority.root(), "127.0.0.1");
+}
