@@ -13,13 +13,13 @@ use crate::decision::{self, Plan, plan};
 use crate::engine::{CertificateState, Command, Report, Shared};
 use crate::error::OrderError;
 use crate::import;
-use crate::order::{Attempt, Step};
+use crate::order::{Attempt, Step, choose};
 use crate::plan::challenge::ChallengeType;
 use crate::plan::ledger::{Limits, OrderKind};
 use crate::plan::moment;
 use crate::plan::renewal::{AriFailure, AriState, RenewReason, lifetime_renewal};
 use crate::plan::retry::{self, Failure, RetryBounds};
-use crate::preflight;
+use crate::preflight::{self, Check, Finding, State};
 use crate::record::{AccountRecord, CertificateRecord};
 use crate::revocation::RevocationReason;
 use crate::settings::{Issuer, Method, Wanted};
@@ -389,27 +389,57 @@ impl Keeper {
             let (_, account) = account::open(store, &authority.client, issuer, url, now).await?;
             account_url = account.url;
         }
-        let subject = Subject {
-            issuer,
-            names: &wanted.names,
-            failed: &self.record.failed_challenges,
-            directory: Ok(directory),
-            account_url: account_url.as_deref(),
-            clock_ahead: authority.client.hints().clock_ahead,
-            budget: None,
-            store: None,
-        };
-        let answers = Some(&self.shared.answers);
-        let now = SystemTime::now();
-        let checked = checks::check(&self.shared.surroundings, answers, &subject, now).await;
-        self.dns = checked.dns;
-        self.record.preflight.clone_from(&checked.findings);
-        if preflight::blocks(&checked.findings) {
-            return Err(OrderError::Preflight {
-                findings: checked.findings,
-            });
+        loop {
+            let subject = Subject {
+                issuer,
+                names: &wanted.names,
+                failed: &self.record.failed_challenges,
+                directory: Ok(directory),
+                account_url: account_url.as_deref(),
+                clock_ahead: authority.client.hints().clock_ahead,
+                budget: None,
+                store: None,
+            };
+            let answers = Some(&self.shared.answers);
+            let now = SystemTime::now();
+            let checked = checks::check(&self.shared.surroundings, answers, &subject, now).await;
+            self.dns = checked.dns;
+            self.record.preflight.clone_from(&checked.findings);
+            if !preflight::blocks(&checked.findings) {
+                return Ok(());
+            }
+            // Each round leaves out one more way, so that it ends.
+            if !self.take_another_way(issuer, &checked.findings) {
+                return Err(OrderError::Preflight {
+                    findings: checked.findings,
+                });
+            }
         }
-        Ok(())
+    }
+
+    /// Leaves out challenges whose port does not lead here; whether another that was not tried is left for
+    /// one of the names.
+    fn take_another_way(&mut self, issuer: &Issuer, findings: &[Finding]) -> bool {
+        let mut another = false;
+        for finding in findings {
+            let (Check::Reachability, State::Blocking, Some(name)) =
+                (finding.check, finding.state, &finding.name)
+            else {
+                continue;
+            };
+            let failed = self.record.failed_challenges.entry(name.clone());
+            let failed = failed.or_default();
+            let Ok(method) = choose(issuer, name, None, failed) else {
+                continue;
+            };
+            let kind = method.kind();
+            if !failed.contains(&kind) {
+                failed.push(kind);
+                let next = choose(issuer, name, None, failed);
+                another |= next.is_ok_and(|next| !failed.contains(&next.kind()));
+            }
+        }
+        another
     }
 
     /// While an attempt is being waited for: a name whose records have changed need not wait.

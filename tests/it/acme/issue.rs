@@ -200,3 +200,21 @@ fn an_address_gets_a_certificate_that_clients_of_the_address_see() {
     // Such a client sends no server name.
     wait_for_trust(&edge, &authority.root(), "127.0.0.1");
 }
+
+#[test]
+fn a_closed_port_is_no_obstacle_while_another_challenge_works() {
+    let Some(authority) = Authority::start(&Behaviour::default()) else {
+        return;
+    };
+    let origin = Origin::echo();
+    // The authority would look for tls-alpn-01, which comes first, where nobody listens.
+    let edge = authority
+        .edge()
+        .ports(authority.http, crate::support::ports::free())
+        .object(authority.issuer("any", ""))
+        .object(route("app", "app.example.com", "any", &origin))
+        .start();
+    wait_for(&edge, "app", "CertificateReady", "True", "CertificateReady");
+    wait_for_trust(&edge, &authority.root(), "app.example.com");
+    assert!(edge.log().contains("by http-01"), "{}", edge.log());
+}
