@@ -17,7 +17,7 @@ use crate::order::choose;
 use crate::plan::challenge::ChallengeType;
 use crate::plan::ledger::{Ledger, Limits, OrderKind, Verdict};
 use crate::plan::retry;
-use crate::preflight::facts::{Authority, Budget, ChallengeKind, Lookup, NameFacts, OwnAddresses};
+use crate::preflight::facts::{Authority, Budget, Lookup, NameFacts, OwnAddresses};
 use crate::preflight::loopback::OwnChallenge;
 use crate::preflight::own;
 use crate::preflight::probe::{Probe, Wanted as Look};
@@ -267,10 +267,9 @@ fn look(
     let bare = match name {
         HostPattern::Exact(host) | HostPattern::Wildcard(host) => host,
     };
-    let (challenge, solver, persist) = match method {
-        Method::Http01 => (ChallengeKind::Http01, None, None),
-        Method::TlsAlpn01 => (ChallengeKind::TlsAlpn01, None, None),
-        Method::Dns01(with) => (ChallengeKind::Dns01, Some(Arc::clone(&with.solver)), None),
+    let (solver, persist) = match method {
+        Method::Http01 | Method::TlsAlpn01 => (None, None),
+        Method::Dns01(with) => (Some(Arc::clone(&with.solver)), None),
         Method::DnsPersist01 => {
             let identity = meta.and_then(|meta| meta.caa_identities.first());
             let record = identity
@@ -282,12 +281,12 @@ fn look(
                     wildcard: matches!(name, HostPattern::Wildcard(_)),
                     persist_until: None,
                 });
-            (ChallengeKind::DnsPersist01, None, record)
+            (None, record)
         }
     };
     Look {
         name: name.clone(),
-        challenge,
+        challenge: method.kind(),
         solver,
         persist,
     }
@@ -299,16 +298,16 @@ fn answer(look: &Look, own: &OwnChallenge) -> Option<Answer> {
         return None;
     };
     match look.challenge {
-        ChallengeKind::Http01 => Some(Answer::Http01 {
+        ChallengeType::Http01 => Some(Answer::Http01 {
             host: host.clone(),
             token: own.token.clone(),
             key_authorization: own.key_authorization.clone(),
         }),
-        ChallengeKind::TlsAlpn01 => Some(Answer::TlsAlpn01 {
+        ChallengeType::TlsAlpn01 => Some(Answer::TlsAlpn01 {
             host: host.clone(),
             digest: sha2::Sha256::digest(own.key_authorization.as_bytes()).into(),
         }),
-        ChallengeKind::Dns01 | ChallengeKind::DnsPersist01 => None,
+        ChallengeType::Dns01 | ChallengeType::DnsPersist01 => None,
     }
 }
 
@@ -346,7 +345,7 @@ fn digest(names: &[NameFacts]) -> String {
         .iter()
         .map(|facts| {
             let lasting = match (&facts.challenge, &facts.dns_record) {
-                (ChallengeKind::DnsPersist01, Some(found)) => {
+                (ChallengeType::DnsPersist01, Some(found)) => {
                     found.as_ref().map_err(|problem| &problem.message).err()
                 }
                 _ => None,

@@ -23,13 +23,14 @@ use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use instant_acme::{BodyWrapper, BytesResponse, HttpClient};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::RootCertStore;
 use serde::Deserialize;
 use tokio::net::TcpStream;
 
 use crate::plan::moment::between;
 use crate::plan::renewal::{AriFailure, AriState, AriWindow};
 use crate::settings::TrustedRoots;
+use crate::trust;
 
 /// Longest answer that is read: chains of RSA certificates stay far below.
 const MAX_BODY: usize = 1 << 20;
@@ -147,12 +148,7 @@ impl AcmeClient {
             Some(roots) => Arc::clone(&roots.roots),
             None => Arc::new(system_roots()?),
         };
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(ClientError::Tls)?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let config = trust::client(roots).map_err(ClientError::Tls)?;
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(config)
             .https_only()

@@ -197,6 +197,7 @@ impl Engine {
             shared,
             wanted: wanted_receiver,
             commands: commands_receiver,
+            records,
             keepers: BTreeMap::new(),
         };
         let tasks = supervisor.shared.tasks.clone();
@@ -436,6 +437,8 @@ struct Supervisor {
     shared: Arc<Shared>,
     wanted: watch::Receiver<Arc<Vec<Wanted>>>,
     commands: mpsc::Receiver<Command>,
+    /// As read at the start, until a task takes them over.
+    records: BTreeMap<String, CertificateRecord>,
     keepers: BTreeMap<String, Kept>,
 }
 
@@ -474,6 +477,7 @@ impl Supervisor {
             let keeper = Keeper::new(
                 Arc::clone(&self.shared),
                 &want.id,
+                self.records.remove(&want.id),
                 receiver,
                 commands_receiver,
             );

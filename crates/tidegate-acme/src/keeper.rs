@@ -37,6 +37,8 @@ pub(crate) struct Keeper {
     shared: Arc<Shared>,
     key: Key,
     record: CertificateRecord,
+    /// Whether the record is yet to be read.
+    unread: bool,
     wanted: watch::Receiver<Wanted>,
     commands: mpsc::Receiver<Command>,
     /// Since when this process can act.
@@ -59,13 +61,15 @@ impl Keeper {
     pub(crate) fn new(
         shared: Arc<Shared>,
         id: &str,
+        record: Option<CertificateRecord>,
         wanted: watch::Receiver<Wanted>,
         commands: mpsc::Receiver<Command>,
     ) -> Self {
         Self {
             shared,
             key: Key::new(Kind::Certificate, id),
-            record: CertificateRecord::new(id),
+            unread: record.is_none(),
+            record: record.unwrap_or_else(|| CertificateRecord::new(id)),
             wanted,
             commands,
             awake_since: SystemTime::now(),
@@ -79,7 +83,9 @@ impl Keeper {
     }
 
     pub(crate) async fn run(mut self) {
-        self.load().await;
+        if self.unread {
+            self.load().await;
+        }
         self.adopt().await;
         self.publish(self.report());
         loop {

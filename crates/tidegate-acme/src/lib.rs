@@ -33,6 +33,7 @@ pub mod record;
 pub mod revocation;
 pub mod settings;
 pub mod store;
+mod trust;
 pub mod watchman;
 
 pub use error::OrderError;

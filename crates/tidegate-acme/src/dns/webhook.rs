@@ -13,14 +13,14 @@ use base64::Engine as _;
 use bytes::Bytes;
 use http::{Request, Uri, header};
 use http_body_util::Full;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use serde::Serialize;
 use tidegate_model::Secret;
 
 use super::{DnsSolver, SolverError, TxtRecord};
 use crate::oneshot::{self, Call};
+use crate::trust;
 
 /// Time for one call when nothing else is set.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -222,34 +222,13 @@ fn authorization(credentials: &Credentials) -> Secret<String> {
 }
 
 fn tls_config(ca_bundle: Option<&str>) -> Result<Arc<ClientConfig>, SolverError> {
-    let wrong = |what: String| SolverError::Settings {
-        what,
-        fix: "give certificates in PEM, each between BEGIN CERTIFICATE and END CERTIFICATE"
-            .to_owned(),
-    };
-    let mut roots = RootCertStore::empty();
-    if let Some(bundle) = ca_bundle {
-        for certificate in CertificateDer::pem_slice_iter(bundle.as_bytes()) {
-            let added = certificate
-                .map_err(|error| error.to_string())
-                .and_then(|c| roots.add(c).map_err(|error| error.to_string()));
-            added.map_err(|error| wrong(format!("the webhook's caBundle: {error}")))?;
+    trust::client_of_bundle(ca_bundle, "the webhook's caBundle").map_err(|what| {
+        SolverError::Settings {
+            what,
+            fix: "give certificates in PEM, each between BEGIN CERTIFICATE and END CERTIFICATE"
+                .to_owned(),
         }
-        if roots.is_empty() {
-            return Err(wrong(
-                "the webhook's caBundle holds no certificate".to_owned(),
-            ));
-        }
-    } else {
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| wrong(error.to_string()))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(Arc::new(config))
+    })
 }
 
 #[async_trait]

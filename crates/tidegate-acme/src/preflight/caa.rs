@@ -3,7 +3,7 @@
 //! The climbing is done by the rim; here records are read and judged. A value that cannot be read forbids,
 //! as RFC 8659 §4.2 has it; property tags and parameter tags are compared without case.
 
-use super::facts::ChallengeKind;
+use crate::plan::challenge::ChallengeType;
 
 /// One CAA record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,7 +55,7 @@ pub struct Asker<'a> {
     /// Our account.
     pub account_uri: Option<&'a str>,
     /// How the name is proven.
-    pub challenge: ChallengeKind,
+    pub challenge: ChallengeType,
     /// Whether the name is a wildcard.
     pub wildcard: bool,
 }
@@ -204,7 +204,7 @@ mod tests {
             &Asker {
                 identities: &["letsencrypt.org".to_owned()],
                 account_uri: Some("https://ca.test/acct/1"),
-                challenge: ChallengeKind::Http01,
+                challenge: ChallengeType::Http01,
                 wildcard,
             },
         )
@@ -282,7 +282,7 @@ mod tests {
         let asker = Asker {
             identities: &[],
             account_uri: None,
-            challenge: ChallengeKind::Dns01,
+            challenge: ChallengeType::Dns01,
             wildcard: false,
         };
         assert_eq!(

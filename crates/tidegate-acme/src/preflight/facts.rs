@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use tidegate_model::HostPattern;
 
 use super::caa::CaaFacts;
+use crate::plan::challenge::ChallengeType;
 
 /// Everything the verdicts are made from.
 #[derive(Debug, Clone)]
@@ -33,51 +34,13 @@ pub struct Budget {
     pub limit: String,
 }
 
-/// How control of a name is going to be proven.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ChallengeKind {
-    /// A file on port 80 (RFC 8555 §8.3).
-    Http01,
-    /// A certificate on port 443 (RFC 8737).
-    TlsAlpn01,
-    /// A TXT record for the order (RFC 8555 §8.4).
-    Dns01,
-    /// A TXT record that stays.
-    DnsPersist01,
-}
-
-impl ChallengeKind {
-    /// As in the registry of challenge types.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Http01 => "http-01",
-            Self::TlsAlpn01 => "tls-alpn-01",
-            Self::Dns01 => "dns-01",
-            Self::DnsPersist01 => "dns-persist-01",
-        }
-    }
-
-    /// Whether the authority connects to the name's addresses.
-    pub const fn connects(self) -> bool {
-        matches!(self, Self::Http01 | Self::TlsAlpn01)
-    }
-
-    /// The port it connects to.
-    pub const fn port(self) -> u16 {
-        match self {
-            Self::Http01 => 80,
-            _ => 443,
-        }
-    }
-}
-
 /// What was seen of one name.
 #[derive(Debug, Clone)]
 pub struct NameFacts {
     /// The name in the certificate.
     pub name: HostPattern,
     /// How it is going to be proven.
-    pub challenge: ChallengeKind,
+    pub challenge: ChallengeType,
     /// The A records.
     pub v4: Lookup,
     /// The AAAA records.

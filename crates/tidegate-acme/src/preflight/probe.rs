@@ -16,11 +16,12 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::caa::{CaaFacts, CaaRecord};
-use super::facts::{ChallengeKind, DnsRecordProblem, Lookup, Loopback, NameFacts};
+use super::facts::{DnsRecordProblem, Lookup, Loopback, NameFacts};
 use super::loopback::OwnChallenge;
 use crate::dns::persist::{PersistProblem, PersistRecord};
 use crate::dns::query::{Walk, address};
 use crate::dns::{DnsClient, DnsSolver, QueryError, zone};
+use crate::plan::challenge::ChallengeType;
 
 /// Addresses of one name that our challenge is tried at.
 const MAX_ADDRESSES: usize = 8;
@@ -34,7 +35,7 @@ pub struct Wanted {
     /// The name in the certificate.
     pub name: HostPattern,
     /// How it is going to be proven.
-    pub challenge: ChallengeKind,
+    pub challenge: ChallengeType,
     /// What writes TXT records, for dns-01.
     pub solver: Option<Arc<dyn DnsSolver>>,
     /// What must be there, for dns-persist-01.
@@ -115,7 +116,7 @@ impl Probe {
     async fn loopback(
         &self,
         host: &HostName,
-        kind: ChallengeKind,
+        kind: ChallengeType,
         addresses: &[IpAddr],
     ) -> Vec<Loopback> {
         let Some(challenge) = self.challenge.as_ref().filter(|_| kind.connects()) else {
@@ -126,7 +127,7 @@ impl Probe {
             let (challenge, host) = (challenge.clone(), host.clone());
             tasks.spawn(async move {
                 let answer = match kind {
-                    ChallengeKind::TlsAlpn01 => challenge.tls_alpn(&host, address).await,
+                    ChallengeType::TlsAlpn01 => challenge.tls_alpn(&host, address).await,
                     _ => challenge.http(&host, address).await,
                 };
                 (position, Loopback { address, answer })
@@ -173,8 +174,8 @@ impl Probe {
         now: SystemTime,
     ) -> Option<Result<String, DnsRecordProblem>> {
         match wanted.challenge {
-            ChallengeKind::Dns01 => Some(self.solver(wanted, host).await),
-            ChallengeKind::DnsPersist01 => Some(self.persist(wanted, host, now).await),
+            ChallengeType::Dns01 => Some(self.solver(wanted, host).await),
+            ChallengeType::DnsPersist01 => Some(self.persist(wanted, host, now).await),
             _ => None,
         }
     }

@@ -11,9 +11,8 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use http::{Request, StatusCode, Uri};
 use http_body_util::Full;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tower_service::Service as _;
@@ -23,6 +22,7 @@ use super::{Notice, mail};
 use crate::client::{Proxied, told_to_wait};
 use crate::oneshot::{self, Call, OneshotError};
 use crate::plan::moment::between;
+use crate::trust;
 
 /// Notices that wait for one target.
 const QUEUE: usize = 64;
@@ -351,37 +351,13 @@ fn refused(target: &WebhookTarget, endpoint: &Endpoint, reply: &oneshot::Reply) 
 }
 
 fn tls_config(target: &WebhookTarget) -> Result<Arc<ClientConfig>, NoticeError> {
-    let wrong = |problem: String| {
+    trust::client_of_bundle(target.ca_bundle.as_deref(), "the caBundle").map_err(|problem| {
         NoticeError::settings(
             &target.name,
             &problem,
             "give certificates in PEM, each between BEGIN CERTIFICATE and END CERTIFICATE",
         )
-    };
-    let mut roots = RootCertStore::empty();
-    match &target.ca_bundle {
-        Some(bundle) => {
-            for certificate in CertificateDer::pem_slice_iter(bundle.as_bytes()) {
-                certificate
-                    .map_err(|error| error.to_string())
-                    .and_then(|c| roots.add(c).map_err(|error| error.to_string()))
-                    .map_err(|error| wrong(format!("the caBundle: {error}")))?;
-            }
-            if roots.is_empty() {
-                return Err(wrong("the caBundle holds no certificate".to_owned()));
-            }
-        }
-        None => {
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        }
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| wrong(error.to_string()))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(Arc::new(config))
+    })
 }
 
 #[cfg(test)]

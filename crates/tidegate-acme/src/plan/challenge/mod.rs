@@ -30,7 +30,7 @@ pub enum ChallengeType {
 
 impl ChallengeType {
     /// The name on the wire.
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Http01 => "http-01",
             Self::TlsAlpn01 => "tls-alpn-01",
@@ -51,8 +51,21 @@ impl ChallengeType {
         .find(|kind| kind.as_str() == name)
     }
 
+    /// Whether the authority connects to the name's addresses; if not, it asks the DNS.
+    pub const fn connects(self) -> bool {
+        matches!(self, Self::Http01 | Self::TlsAlpn01)
+    }
+
+    /// The port it connects to.
+    pub const fn port(self) -> u16 {
+        match self {
+            Self::Http01 => 80,
+            _ => 443,
+        }
+    }
+
     fn is_dns(self) -> bool {
-        matches!(self, Self::Dns01 | Self::DnsPersist01)
+        !self.connects()
     }
 }
 

@@ -10,10 +10,9 @@ use std::time::{Duration, SystemTime};
 use tidegate_model::HostPattern;
 
 use super::caa::CaaFacts;
-use super::facts::{
-    Authority, ChallengeKind, Facts, Lookup, Loopback, LoopbackAnswer, NameFacts, OwnAddresses,
-};
+use super::facts::{Authority, Facts, Lookup, Loopback, LoopbackAnswer, NameFacts, OwnAddresses};
 use super::{Finding, State, judge};
+use crate::plan::challenge::ChallengeType;
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -36,7 +35,7 @@ fn authority() -> Authority {
     }
 }
 
-fn name(text: &str, challenge: ChallengeKind) -> NameFacts {
+fn name(text: &str, challenge: ChallengeType) -> NameFacts {
     NameFacts {
         name: HostPattern::parse(text).unwrap(),
         challenge,

@@ -19,7 +19,7 @@ use super::*;
 use crate::dns::DnsClient;
 use crate::dns::persist::PersistRecord;
 use crate::dns::tests::bind::{Bind, zone};
-use ChallengeKind::{Dns01, DnsPersist01, Http01, TlsAlpn01};
+use ChallengeType::{Dns01, DnsPersist01, Http01, TlsAlpn01};
 
 const ZONE: &str = "\
 good IN A 203.0.113.5
@@ -59,7 +59,7 @@ fn probe(bind: &Bind) -> Probe {
     }
 }
 
-fn wanted(text: &str, challenge: ChallengeKind) -> Wanted {
+fn wanted(text: &str, challenge: ChallengeType) -> Wanted {
     Wanted {
         name: HostPattern::parse(text).unwrap(),
         challenge,

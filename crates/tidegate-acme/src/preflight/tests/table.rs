@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::super::facts::{Budget, DnsRecordProblem};
 use super::super::{Check, blocks};
 use super::*;
-use ChallengeKind::{Dns01, Http01, TlsAlpn01};
+use ChallengeType::{Dns01, Http01, TlsAlpn01};
 
 fn one(change: impl FnOnce(&mut NameFacts, &mut Facts)) -> String {
     let mut all = facts(Vec::new());
@@ -162,7 +162,7 @@ fn private_addresses_block_for_a_public_authority_alone() {
 
 #[test]
 fn ports_of_our_own_addresses_are_named() {
-    let port = |answer: LoopbackAnswer, kind: ChallengeKind| {
+    let port = |answer: LoopbackAnswer, kind: ChallengeType| {
         one(|name, _| {
             name.challenge = kind;
             name.loopback = vec![answered("203.0.113.5", answer)];
