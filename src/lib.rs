@@ -5,5 +5,6 @@ pub mod api;
 pub mod app;
 pub mod cli;
 pub mod codegen;
+pub mod source;
 pub mod standalone;
 pub mod translate;

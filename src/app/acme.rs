@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::control;
-use crate::standalone::state::StateFolder;
-use crate::standalone::{AcmeStore, Refreshed};
+use crate::source::state::StateFolder;
+use crate::source::{AcmeStore, Refreshed};
 
 /// A running engine.
 pub(super) struct Acme {

@@ -14,9 +14,9 @@ use tidegate_acme::store::{Kind, Store as _, StoreError, peek};
 use super::control::{Certificate, Control};
 use super::status::{StatusError, status};
 use crate::admin::{ControlView, rfc3339};
-use crate::standalone::AcmeStore;
-use crate::standalone::ca::read_leaf;
-use crate::standalone::state::StateFolder;
+use crate::source::AcmeStore;
+use crate::source::ca::read_leaf;
+use crate::source::state::StateFolder;
 
 /// How a certificate is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

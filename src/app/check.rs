@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use super::report::problem_view;
 use crate::admin::{ProblemView, SeverityView};
-use crate::standalone::{Finding, Source};
+use crate::source::Finding;
+use crate::standalone::Source;
 use crate::translate::Severity;
 
 /// The outcome of a check; what `--output json` prints.
@@ -34,7 +35,7 @@ pub struct CheckReport {
 pub fn check(folder: &Path, now: SystemTime) -> CheckReport {
     let refreshed = Source::folder(
         folder,
-        Some(folder.join(crate::standalone::state::DEFAULT_NAME)),
+        Some(folder.join(crate::source::state::DEFAULT_NAME)),
     )
     .refresh(now);
     let problems: Vec<ProblemView> = refreshed

@@ -14,8 +14,9 @@ use tidegate_acme::settings::Wanted;
 use tidegate_model::{HostName, HostPattern};
 
 use super::control::{Control, ControlError, Preflight};
-use crate::standalone::state::StateFolder;
-use crate::standalone::{AcmeStore, Source};
+use crate::source::AcmeStore;
+use crate::source::state::StateFolder;
+use crate::standalone::Source;
 
 /// What was found; also the answer of the control socket. What `--output json` prints.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -46,7 +46,7 @@ pub struct Explanation {
 pub fn explain(folder: &Path, question: &Question, now: SystemTime) -> Explanation {
     let mut source = Source::folder(
         folder,
-        Some(folder.join(crate::standalone::state::DEFAULT_NAME)),
+        Some(folder.join(crate::source::state::DEFAULT_NAME)),
     );
     let refreshed = source.refresh(now);
     let mut explanation = Explanation {

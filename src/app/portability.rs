@@ -15,8 +15,9 @@ use tidegate_acme::import::{self, ImportError, Target, TargetRoute};
 use tidegate_acme::store::StoreError;
 use tidegate_model::Secret;
 
-use crate::standalone::state::{StateError, StateFolder};
-use crate::standalone::{AcmeStore, Source};
+use crate::source::AcmeStore;
+use crate::source::state::{StateError, StateFolder};
+use crate::standalone::Source;
 
 pub use tidegate_acme::bundle::{Done, Mode, Outcome, SHORTEST_PASSPHRASE};
 pub use tidegate_acme::import::{Found, Program, Skipped};

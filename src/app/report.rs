@@ -9,7 +9,7 @@ use crate::admin::{
     BoundView, ConditionView, ControlView, FindingView, ObjectCount, ProblemView, RouteView,
     SeverityView, rfc3339,
 };
-use crate::standalone::{Finding, Refreshed};
+use crate::source::{Finding, Refreshed};
 use crate::translate::Severity;
 
 /// What does not change while the process runs.
@@ -28,10 +28,6 @@ pub(super) fn control_view(
     revision: u64,
     now: SystemTime,
 ) -> ControlView {
-    let mut kept = BTreeMap::<_, usize>::new();
-    for identity in &refreshed.kept {
-        *kept.entry(identity.kind).or_default() += 1;
-    }
     ControlView {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
@@ -52,9 +48,9 @@ pub(super) fn control_view(
             .counts
             .iter()
             .map(|(kind, count)| ObjectCount {
-                kind: kind.as_str().to_owned(),
+                kind: (*kind).to_owned(),
                 count: *count,
-                kept: kept.get(kind).copied().unwrap_or_default(),
+                kept: refreshed.kept.get(kind).copied().unwrap_or_default(),
             })
             .collect(),
         problems: refreshed.findings.iter().map(problem_view).collect(),

@@ -30,9 +30,10 @@ use super::signals::{Asked, Signals};
 use super::upgrade::{self, Predecessor, UpgradeError};
 use crate::admin::{Admin, ControlView, HostGuard, Readiness};
 use crate::api::TlsRoute;
-use crate::standalone::ca::CaError;
-use crate::standalone::state::{StateError, StateFolder};
-use crate::standalone::{Finding, FolderWatch, Issuance, Refreshed, Source};
+use crate::source::ca::CaError;
+use crate::source::state::{StateError, StateFolder};
+use crate::source::{Finding, Issuance, Refreshed};
+use crate::standalone::{FolderWatch, Source};
 use crate::translate::Severity;
 
 /// Name of the status file in the state folder.

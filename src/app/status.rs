@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::standalone_mode::STATUS_FILE;
 use crate::admin::{ControlView, StatusView};
-use crate::standalone::state::{StateError, StateFolder};
+use crate::source::state::{StateError, StateFolder};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 

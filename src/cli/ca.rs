@@ -7,8 +7,8 @@ use clap::Args;
 
 use super::terminal::{Look, Terminal};
 use super::values::StateArgs;
-use crate::standalone::ca::read_root;
-use crate::standalone::state::StateFolder;
+use crate::source::ca::read_root;
+use crate::source::state::StateFolder;
 
 /// Print the internal CA's root certificate and how to trust it.
 ///

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::standalone::state;
+use crate::source::state;
 
 /// A duration such as `30s`, `1h30m` or `90d`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {

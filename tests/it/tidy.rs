@@ -9,14 +9,22 @@ use std::path::{Path, PathBuf};
 const AREAS: &[(&str, &[&str])] = &[
     ("api", &[]),
     ("translate", &["api"]),
-    ("standalone", &["api", "translate"]),
-    ("operator", &["api", "translate"]),
+    ("source", &["translate"]),
+    ("standalone", &["api", "source", "translate"]),
+    ("operator", &["api", "source", "translate"]),
     ("admin", &[]),
     (
         "app",
-        &["admin", "api", "operator", "standalone", "translate"],
+        &[
+            "admin",
+            "api",
+            "operator",
+            "source",
+            "standalone",
+            "translate",
+        ],
     ),
-    ("cli", &["api", "app", "standalone", "translate"]),
+    ("cli", &["api", "app", "source", "standalone", "translate"]),
     ("codegen", &["api"]),
 ];
 

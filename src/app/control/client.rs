@@ -13,7 +13,7 @@ use super::messages::{
     Certificate, Done, Preflight, Refusal, Renew, Revoke, TestNotice, TestedNotice,
 };
 use super::serve::BUSY;
-use crate::standalone::state::StateFolder;
+use crate::source::state::StateFolder;
 
 /// Longer than an edge lets a command wait.
 const PATIENCE: Duration = BUSY.saturating_add(Duration::from_secs(10));

@@ -672,10 +672,19 @@ impl Loaded {
     }
 
     /// Number of objects by kind.
-    pub fn counts(&self) -> BTreeMap<ObjectKind, usize> {
+    pub fn counts(&self) -> BTreeMap<&'static str, usize> {
         let mut counts = BTreeMap::new();
         for located in &self.objects {
-            *counts.entry(located.identity.kind).or_default() += 1;
+            *counts.entry(located.identity.kind.as_str()).or_default() += 1;
+        }
+        counts
+    }
+
+    /// Number of objects that are served in their last good version, by kind.
+    pub fn kept_counts(&self) -> BTreeMap<&'static str, usize> {
+        let mut counts = BTreeMap::new();
+        for identity in &self.kept {
+            *counts.entry(identity.kind.as_str()).or_default() += 1;
         }
         counts
     }

@@ -66,7 +66,7 @@ fn issued(name: &str, days: u32) -> Issued {
 }
 
 fn keep<T: serde::Serialize + Sync>(state: &Path, kind: Kind, name: &str, document: &T) {
-    use tidegate::standalone::{AcmeStore, state::StateFolder};
+    use tidegate::source::{AcmeStore, state::StateFolder};
     let folder = StateFolder::open(state).unwrap();
     let store = AcmeStore::new(std::sync::Arc::new(folder));
     tokio::runtime::Builder::new_current_thread()

@@ -36,7 +36,7 @@ impl Issuance {
     }
 
     /// Fills in what is known now. Returns the version of the answers among it.
-    pub(super) fn fill(&mut self, inputs: &mut Inputs) -> u64 {
+    pub fn fill(&mut self, inputs: &mut Inputs) -> u64 {
         let state = Arc::clone(&self.state.borrow());
         for (id, certificate) in &state.certificates {
             let Some((namespace, name)) = id.split_once('/') else {
@@ -111,7 +111,7 @@ impl Issuance {
 }
 
 /// What the engine must get and keep.
-pub(super) fn wanted(translation: &Translation) -> Vec<Wanted> {
+pub fn wanted(translation: &Translation) -> Vec<Wanted> {
     translation
         .wanted_certificates
         .iter()
