@@ -72,6 +72,7 @@ struct File {
 impl File {
     fn is_test(&self) -> bool {
         self.path.starts_with("tests/")
+            || self.path.starts_with("e2e/")
             || self.path.ends_with("/tests.rs")
             || self.path.contains("/tests/")
     }
@@ -271,13 +272,16 @@ fn kubernetes_is_spoken_by_the_operator_only() {
 
 #[test]
 fn every_source_file_says_what_it_is() {
-    let places: Vec<String> = rust_files()
+    let mut places: Vec<String> = rust_files()
         .iter()
         .filter(|file| !file.text.starts_with("//! ") || file.text.starts_with("//! x\n"))
         .map(|file| file.path.clone())
         .collect();
+    let go = files(|path| has_extension(path, "go"));
+    let silent = go.iter().filter(|file| !file.text.starts_with("// "));
+    places.extend(silent.map(|file| file.path.clone()));
     refuse(
-        "a source file begins with a `//!` comment that says what it is",
+        "a source file begins with a `//!` comment (`//` in Go) that says what it is",
         &places,
     );
 }
@@ -348,7 +352,7 @@ fn nothing_names_a_developers_machine() {
     let text = |path: &str| {
         !path.ends_with("Cargo.lock")
             && [
-                "rs", "md", "toml", "yaml", "yml", "sh", "py", "txt", "service",
+                "rs", "go", "md", "toml", "yaml", "yml", "sh", "py", "txt", "service",
             ]
             .iter()
             .any(|extension| has_extension(path, extension))

@@ -26,11 +26,21 @@ impl Program {
     /// Starts it. Its stdout and stderr are collected.
     #[track_caller]
     pub(crate) fn start(command: &mut Command) -> Self {
+        Self::spawn(command.stdin(Stdio::null()))
+    }
+
+    /// Starts a program that ends when its stdin does: it will not outlive this process, however that ends.
+    #[track_caller]
+    pub(crate) fn start_held(command: &mut Command) -> Self {
+        Self::spawn(command.stdin(Stdio::piped()))
+    }
+
+    #[track_caller]
+    fn spawn(command: &mut Command) -> Self {
         let name = command.get_program().to_string_lossy().into_owned();
         // A group of its own, so that what the program starts ends with it too.
         let mut child = command
             .process_group(0)
-            .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

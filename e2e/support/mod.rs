@@ -1,0 +1,33 @@
+//! What the stories are written with: clusters, namespaces, kubectl, patience.
+//!
+//! ```text
+//! let Some(cluster) = Cluster::shared() else { return };      // said loudly when it cannot be had
+//! let namespace = cluster.namespace();                        // gone at the end of the test
+//! cluster.kubectl(&["apply", "-n", namespace.name(), "-f", path]);
+//! block_on(Api::<TlsRoute>::namespaced(cluster.client(), namespace.name()).get("blog"))
+//! ```
+//!
+//! Everything binds loopback or a network namespace of its own, with a CA made for the run; what was
+//! started ends with the test binary, even when that is killed.
+#![allow(
+    dead_code,
+    reason = "a vocabulary for all subjects, not only for those of today"
+)]
+
+pub(crate) mod authority;
+pub(crate) mod cluster;
+pub(crate) mod control_plane;
+#[path = "../../tests/it/support/eventually.rs"]
+pub(crate) mod eventually;
+pub(crate) mod kubectl;
+pub(crate) mod namespace;
+#[path = "../../tests/it/support/ports.rs"]
+pub(crate) mod ports;
+#[path = "../../tests/it/support/program.rs"]
+pub(crate) mod program;
+pub(crate) mod runtime;
+
+pub(crate) use cluster::Cluster;
+pub(crate) use control_plane::Part;
+pub(crate) use eventually::eventually;
+pub(crate) use runtime::block_on;
