@@ -3,14 +3,16 @@
 //! An answer counts as presented only when the data plane has said that it serves it: asking the
 //! authority to look any earlier would waste an attempt.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write as _};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rcgen::{CertificateParams, CustomExtension, KeyPair};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use tidegate_model::{ChallengeAnswers, HostName, TlsAlpn01Answer};
 use tokio::sync::watch;
 
@@ -38,6 +40,43 @@ pub enum Answer {
     },
 }
 
+/// An answer as the store keeps it, so that it is there again before anything else after a crash.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StoredAnswer {
+    /// Type of the challenge.
+    pub challenge: String,
+    /// The name that is proven.
+    pub host: String,
+    /// RFC 8555 §8.1.
+    pub key_authorization: String,
+}
+
+impl fmt::Debug for StoredAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} for {}", self.challenge, self.host)
+    }
+}
+
+impl StoredAnswer {
+    /// What the data plane serves; None for challenges that it has no part in.
+    pub fn answer(&self) -> Option<Answer> {
+        let host = HostName::parse(&self.host).ok()?;
+        match self.challenge.as_str() {
+            "http-01" => Some(Answer::Http01 {
+                host,
+                token: self.key_authorization.split_once('.')?.0.to_owned(),
+                key_authorization: self.key_authorization.clone(),
+            }),
+            "tls-alpn-01" => Some(Answer::TlsAlpn01 {
+                host,
+                digest: Sha256::digest(self.key_authorization.as_bytes()).into(),
+            }),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Debug for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -61,6 +100,8 @@ pub struct AnswerSet {
 pub struct Answers {
     wanted: watch::Sender<AnswerSet>,
     served: watch::Sender<u64>,
+    /// Answers of before this process, by certificate.
+    restored: Arc<Mutex<BTreeMap<String, Vec<Answer>>>>,
 }
 
 impl Default for Answers {
@@ -68,6 +109,7 @@ impl Default for Answers {
         Self {
             wanted: watch::Sender::new(AnswerSet::default()),
             served: watch::Sender::new(0),
+            restored: Arc::default(),
         }
     }
 }
@@ -94,18 +136,7 @@ impl Answers {
 
     /// Publishes answers and returns once they are served. They are withdrawn when the result is dropped.
     pub async fn present(&self, answers: Vec<Answer>) -> Result<Presented, NotServed> {
-        let mut version = 0;
-        self.wanted.send_modify(|wanted| {
-            wanted.version += 1;
-            version = wanted.version;
-            let mut all = BTreeSet::clone(&wanted.answers);
-            all.extend(answers.iter().cloned());
-            wanted.answers = Arc::new(all);
-        });
-        let presented = Presented {
-            by: self.clone(),
-            answers,
-        };
+        let (presented, version) = self.publish(answers);
         let mut served = self.served.subscribe();
         let seen = served.wait_for(|served| *served >= version);
         match tokio::time::timeout(SERVED_WITHIN, seen).await {
@@ -114,7 +145,42 @@ impl Answers {
         }
     }
 
+    /// Publishes answers of before a crash: whatever is served first holds them already.
+    pub(crate) fn restore(&self, certificate: &str, answers: Vec<Answer>) {
+        let (presented, _) = self.publish(answers);
+        let mut restored = self.restored.lock().unwrap_or_else(PoisonError::into_inner);
+        restored.insert(certificate.to_owned(), presented.keep());
+    }
+
+    /// Withdraws the answers of before a crash, but those of these certificates.
+    pub(crate) fn keep_restored(&self, keep: impl Fn(&str) -> bool) {
+        let mut restored = self.restored.lock().unwrap_or_else(PoisonError::into_inner);
+        restored.retain(|certificate, answers| {
+            let kept = keep(certificate);
+            if !kept {
+                self.withdraw(answers);
+            }
+            kept
+        });
+    }
+
+    fn publish(&self, answers: Vec<Answer>) -> (Presented, u64) {
+        let mut version = 0;
+        self.wanted.send_modify(|wanted| {
+            wanted.version += 1;
+            version = wanted.version;
+            let mut all = BTreeSet::clone(&wanted.answers);
+            all.extend(answers.iter().cloned());
+            wanted.answers = Arc::new(all);
+        });
+        let by = self.clone();
+        (Presented { by, answers }, version)
+    }
+
     fn withdraw(&self, answers: &[Answer]) {
+        if answers.is_empty() {
+            return;
+        }
         self.wanted.send_modify(|wanted| {
             wanted.version += 1;
             let mut all = BTreeSet::clone(&wanted.answers);
@@ -131,6 +197,13 @@ impl Answers {
 pub struct Presented {
     by: Answers,
     answers: Vec<Answer>,
+}
+
+impl Presented {
+    /// They stay.
+    fn keep(mut self) -> Vec<Answer> {
+        std::mem::take(&mut self.answers)
+    }
 }
 
 impl Drop for Presented {
@@ -253,5 +326,37 @@ mod tests {
         ));
         drop(presented);
         assert!(wanted.borrow_and_update().answers.is_empty());
+    }
+
+    #[test]
+    fn answers_of_before_a_crash_are_there_until_they_are_not_needed() {
+        let stored = |challenge: &str, host: &str| StoredAnswer {
+            challenge: challenge.to_owned(),
+            host: host.to_owned(),
+            key_authorization: "token.thumbprint".to_owned(),
+        };
+        let http = stored("http-01", "a.example").answer().unwrap();
+        let host = HostName::parse("a.example").unwrap();
+        let expected = Answer::Http01 {
+            host: host.clone(),
+            token: "token".to_owned(),
+            key_authorization: "token.thumbprint".to_owned(),
+        };
+        assert!(http == expected);
+        let alpn = stored("tls-alpn-01", "a.example").answer().unwrap();
+        let digest = Sha256::digest(b"token.thumbprint").into();
+        assert!(alpn == Answer::TlsAlpn01 { host, digest });
+        assert!(stored("dns-01", "a.example").answer().is_none());
+        assert!(stored("http-01", "not a host").answer().is_none());
+        let answers = Answers::default();
+        let wanted = answers.subscribe();
+        answers.restore("default/a", vec![http.clone()]);
+        answers.restore("default/b", vec![alpn]);
+        assert_eq!(wanted.borrow().answers.len(), 2);
+        answers.keep_restored(|id| id == "default/a");
+        let all: Vec<Answer> = wanted.borrow().answers.iter().cloned().collect();
+        assert!(all == [http]);
+        answers.keep_restored(|_| false);
+        assert!(wanted.borrow().answers.is_empty());
     }
 }

@@ -242,7 +242,7 @@ impl AcmeClient {
     }
 
     /// One exchange, with all limits.
-    async fn exchange(
+    pub(crate) async fn exchange(
         &self,
         mut request: Request<BodyWrapper<Bytes>>,
     ) -> Result<Response<Bytes>, ClientError> {

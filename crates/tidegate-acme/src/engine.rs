@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::answers::Answers;
+use crate::answers::{Answer, Answers, StoredAnswer};
 use crate::book::Book;
 pub use crate::checks::{Surroundings, preflight};
 use crate::client::{AcmeClient, ClientError, Directory};
@@ -160,10 +160,19 @@ impl Engine {
                 );
             }
         }
+        let answers = Answers::default();
+        for record in records.values() {
+            let pending = record.pending.iter();
+            let told: Vec<Answer> = pending
+                .flat_map(|pending| pending.answers.iter().filter_map(StoredAnswer::answer))
+                .collect();
+            if !told.is_empty() {
+                answers.restore(&record.id, told);
+            }
+        }
         let (wanted, wanted_receiver) = watch::channel(Arc::new(Vec::new()));
         let (issuers, issuers_receiver) = watch::channel(Arc::new(Vec::new()));
         let (commands, commands_receiver) = mpsc::channel(64);
-        let answers = Answers::default();
         let shared = Arc::new(Shared {
             store,
             answers: answers.clone(),
@@ -460,6 +469,8 @@ impl Supervisor {
     }
 
     fn adjust(&mut self, wanted: &[Wanted]) {
+        let is_wanted = |id: &str| wanted.iter().any(|want| want.id == id);
+        self.shared.answers.keep_restored(is_wanted);
         let mut gone: Vec<String> = self.keepers.keys().cloned().collect();
         for want in wanted {
             gone.retain(|id| *id != want.id);

@@ -329,6 +329,9 @@ impl Keeper {
             failed: &failed,
         };
         let outcome = attempt.run(&mut self.record).await;
+        if outcome.is_ok() || self.record.pending.is_none() {
+            shared.answers.keep_restored(|other| other != id);
+        }
         let told = authority.client.take_retry_after();
         let now = SystemTime::now();
         let outcome_of = outcome.as_ref().map(drop);

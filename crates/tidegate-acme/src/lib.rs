@@ -23,6 +23,7 @@ mod error;
 pub mod import;
 pub mod issued;
 mod keeper;
+mod lost;
 pub mod notices;
 pub mod observed;
 mod oneshot;

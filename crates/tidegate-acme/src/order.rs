@@ -11,24 +11,25 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use instant_acme::{
-    Account, AuthorizationStatus, CertificateIdentifier, ChallengeType, Identifier, NewOrder,
-    Order, OrderStatus, Problem, RetryPolicy,
+    Account, AuthorizationStatus, CertificateIdentifier, ChallengeStatus, ChallengeType,
+    Identifier, NewOrder, Order, OrderStatus, Problem, RetryPolicy,
 };
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, RsaKeySize};
-use tidegate_model::{HostName, HostPattern, Secret};
+use tidegate_model::{HostPattern, Secret};
 use tidegate_telemetry::chain;
 
 use crate::account;
-use crate::answers::{Answer, Answers, Presented};
+use crate::answers::{Answers, Presented, StoredAnswer};
 use crate::book::Book;
-use crate::client::AcmeClient;
+use crate::client::{AcmeClient, ClientError};
 use crate::dns::propagation::{self, Propagation};
 use crate::dns::{SolverError, TxtRecord, zone};
 use crate::error::{OrderError, kind, words};
 use crate::issued;
+use crate::lost;
 use crate::plan::challenge;
 use crate::plan::ledger::OrderKind;
-use crate::record::{CertificateRecord, Issued, Pending};
+use crate::record::{AccountRecord, CertificateRecord, Issued, Pending};
 use crate::settings::{DnsMethod, Issuer, KeyType, Method, Solver};
 use crate::store::{Key, Kind, Store, save};
 
@@ -104,20 +105,20 @@ impl Attempt<'_> {
     /// Runs until there is a certificate. The record holds every step; the result is not yet in it.
     pub async fn run(&self, record: &mut CertificateRecord) -> Result<Issued, OrderError> {
         let key = Key::new(Kind::Certificate, record.id.clone());
-        self.prepare(&key, record).await?;
+        let begun_before = self.prepare(&key, record).await?;
         (self.progress)(Step::Account);
-        let mut order = match self.open_order(&key, record).await {
+        let mut order = match self.open_order(&key, record, begun_before).await {
             // The authority has forgotten the account, which test authorities do at every start.
             Err(OrderError::Refused { problem, .. }) if kind(&problem) == "accountDoesNotExist" => {
                 account::forget(self.store, self.issuer, self.directory).await?;
                 if let Some(pending) = &mut record.pending {
                     pending.order_url = None;
                 }
-                self.open_order(&key, record).await?
+                self.open_order(&key, record, false).await?
             }
             opened => opened?,
         };
-        let outcome = self.complete(&mut order, record).await;
+        let outcome = self.complete(&mut order, &key, record).await;
         if let Err(error) = &outcome
             && !error.keeps_order()
         {
@@ -132,16 +133,42 @@ impl Attempt<'_> {
         &self,
         key: &Key,
         record: &mut CertificateRecord,
+        begun_before: bool,
     ) -> Result<Order, OrderError> {
         let now = SystemTime::now();
-        let (account, _) =
+        let (account, known) =
             account::open(self.store, self.client, self.issuer, self.directory, now).await?;
+        if begun_before {
+            self.find_lost(&known, key, record).await?;
+        }
         self.order(&account, key, record).await
     }
 
+    /// The key is there but no order: it may have been placed, and its URL not have arrived.
+    async fn find_lost(
+        &self,
+        account: &AccountRecord,
+        key: &Key,
+        record: &mut CertificateRecord,
+    ) -> Result<(), OrderError> {
+        let Some(pending) = &mut record.pending else {
+            return Ok(());
+        };
+        if pending.order_url.is_some() {
+            return Ok(());
+        }
+        let identifiers: Vec<Identifier> = self.names.iter().map(identifier).collect();
+        if let Some(url) = lost::find(self.client, account, &identifiers, pending).await {
+            tracing::info!(certificate = %record.id, order = %url, "an order was placed before and is found again");
+            pending.order_url = Some(url);
+            save(self.store, key, record).await?;
+        }
+        Ok(())
+    }
+
     /// The key is stored first: a certificate whose key is lost is an order wasted, and a store that
-    /// cannot be written must be found out before the authority is asked.
-    async fn prepare(&self, key: &Key, record: &mut CertificateRecord) -> Result<(), OrderError> {
+    /// cannot be written must be found out before the authority is asked. Whether it was there already.
+    async fn prepare(&self, key: &Key, record: &mut CertificateRecord) -> Result<bool, OrderError> {
         let names: Vec<String> = self.names.iter().map(ToString::to_string).collect();
         let fits = record.pending.as_ref().is_some_and(|pending| {
             pending.names == names
@@ -152,7 +179,7 @@ impl Attempt<'_> {
                 && issued::key_type_of(pending.key_pem.expose()) == Some(self.issuer.key_type)
         });
         if fits {
-            return Ok(());
+            return Ok(true);
         }
         let key_type = self.issuer.key_type;
         // Keys of RSA take seconds to make.
@@ -169,10 +196,11 @@ impl Attempt<'_> {
             key_pem: Secret::new(pair.serialize_pem()),
             profile: self.issuer.profile.clone(),
             order_url: None,
+            answers: Vec::new(),
             started_at: SystemTime::now(),
         });
         save(self.store, key, record).await?;
-        Ok(())
+        Ok(false)
     }
 
     /// The order of before, if the authority still has it; else a new one.
@@ -206,6 +234,8 @@ impl Attempt<'_> {
             }
         }
         (self.progress)(Step::Ordering);
+        // Answers of an order that came to nothing must not stand in the way of those of the next.
+        self.answers.keep_restored(|other| other != record.id);
         self.book
             .order(self.store, self.names, self.kind, SystemTime::now())
             .await?;
@@ -227,6 +257,11 @@ impl Attempt<'_> {
                 match account.new_order(&request().replaces(old)).await {
                     // Replaced already, or not known to this authority: an order like any other.
                     Err(instant_acme::Error::Unsupported(_)) => account.new_order(&request()).await,
+                    // An authority that hands out the pending order of before does not say of that one
+                    // what it replaces, which instant-acme takes for a mistake; without, it is the answer.
+                    Err(instant_acme::Error::Other(other)) if !other.is::<ClientError>() => {
+                        account.new_order(&request()).await
+                    }
                     Err(instant_acme::Error::Api(problem))
                         if matches!(
                             kind(&problem),
@@ -242,6 +277,7 @@ impl Attempt<'_> {
         let order = order.map_err(|error| OrderError::of("place the order", error))?;
         if let Some(pending) = &mut record.pending {
             pending.order_url = Some(order.url().to_owned());
+            pending.answers.clear();
         }
         save(self.store, key, record).await?;
         Ok(order)
@@ -250,17 +286,21 @@ impl Attempt<'_> {
     async fn complete(
         &self,
         order: &mut Order,
-        record: &CertificateRecord,
+        key: &Key,
+        record: &mut CertificateRecord,
     ) -> Result<Issued, OrderError> {
         let Some(pending) = &record.pending else {
             return Err(OrderError::Invalid("its key is missing".to_owned()));
         };
+        let (key_pem, profile) = (pending.key_pem.clone(), pending.profile.clone());
         // Kept until the authority has looked.
         let mut presented = Vec::new();
         let mut dns = DnsRecords::default();
         let proven = match order.state().status {
             OrderStatus::Pending => {
-                let proven = self.prove(order, &mut presented, &mut dns).await;
+                let proven = self
+                    .prove(order, key, record, &mut presented, &mut dns)
+                    .await;
                 dns.remove().await;
                 proven
             }
@@ -270,7 +310,7 @@ impl Attempt<'_> {
         proven?;
         if order.state().status == OrderStatus::Ready {
             (self.progress)(Step::Finalizing);
-            let csr = signing_request(self.names, &pending.key_pem)?;
+            let csr = signing_request(self.names, &key_pem)?;
             order
                 .finalize_csr(&csr)
                 .await
@@ -284,8 +324,7 @@ impl Attempt<'_> {
             .poll_certificate(&PATIENCE)
             .await
             .map_err(|error| OrderError::of("signing the certificate", error))?;
-        let mut issued =
-            issued::inspect(&chain, &pending.key_pem).map_err(OrderError::Certificate)?;
+        let mut issued = issued::inspect(&chain, &key_pem).map_err(OrderError::Certificate)?;
         if !issued.covers(self.names) {
             return Err(OrderError::Certificate(format!(
                 "it is for {}",
@@ -294,7 +333,7 @@ impl Attempt<'_> {
         }
         issued.issuer = Some(self.issuer.name.clone());
         issued.directory = Some(self.directory.to_owned());
-        issued.profile.clone_from(&pending.profile);
+        issued.profile = profile;
         Ok(issued)
     }
 
@@ -302,10 +341,13 @@ impl Attempt<'_> {
     async fn prove<'a>(
         &'a self,
         order: &mut Order,
+        key: &Key,
+        record: &mut CertificateRecord,
         presented: &mut Vec<Presented>,
         dns: &mut DnsRecords<'a>,
     ) -> Result<(), OrderError> {
         let mut chosen = Vec::new();
+        let mut answers = Vec::new();
         let mut authorizations = order.authorizations();
         while let Some(authorization) = authorizations.next().await {
             let mut authorization =
@@ -336,10 +378,12 @@ impl Attempt<'_> {
                 detail,
             };
             let key_authorization = challenge.key_authorization();
-            match (
-                method,
-                answer_for(method, &name, &challenge.token, &key_authorization),
-            ) {
+            let stored = StoredAnswer {
+                challenge: method.challenge().to_owned(),
+                host: name.clone(),
+                key_authorization: key_authorization.as_str().to_owned(),
+            };
+            match (method, stored.answer()) {
                 (Method::Dns01(with), _) => {
                     let bare = name.strip_prefix("*.").unwrap_or(&name);
                     let value = key_authorization.dns_value();
@@ -349,6 +393,7 @@ impl Attempt<'_> {
                     let answer = self.answers.present(vec![answer]).await;
                     let answer = answer.map_err(|error| present(error.to_string()))?;
                     presented.push(answer);
+                    answers.push(stored);
                 }
                 // A persistent record is there already.
                 (_, None) => {}
@@ -362,6 +407,12 @@ impl Attempt<'_> {
                 challenge: "dns-01",
                 detail,
             })?;
+        if let Some(pending) = &mut record.pending
+            && pending.answers != answers
+        {
+            pending.answers = answers;
+            save(self.store, key, record).await?;
+        }
         // The authority looks as soon as it is told: only when all answers are there.
         let mut authorizations = order.authorizations();
         while let Some(authorization) = authorizations.next().await {
@@ -371,7 +422,10 @@ impl Attempt<'_> {
             else {
                 continue;
             };
-            if let Some(mut challenge) = authorization.challenge(challenge_type(method)) {
+            // Told before a crash, it may be about to look, and must not be told twice.
+            if let Some(mut challenge) = authorization.challenge(challenge_type(method))
+                && challenge.status == ChallengeStatus::Pending
+            {
                 challenge
                     .set_ready()
                     .await
@@ -490,27 +544,6 @@ fn identifier(name: &HostPattern) -> Identifier {
             None => Identifier::Dns(host.to_string()),
         },
         HostPattern::Wildcard(_) => Identifier::Dns(name.to_string()),
-    }
-}
-
-fn answer_for(
-    method: &Method,
-    name: &str,
-    token: &str,
-    key_authorization: &instant_acme::KeyAuthorization,
-) -> Option<Answer> {
-    let host = HostName::parse(name).ok()?;
-    match method {
-        Method::Http01 => Some(Answer::Http01 {
-            host,
-            token: token.to_owned(),
-            key_authorization: key_authorization.as_str().to_owned(),
-        }),
-        Method::TlsAlpn01 => Some(Answer::TlsAlpn01 {
-            host,
-            digest: key_authorization.digest().as_ref().try_into().ok()?,
-        }),
-        Method::Dns01(_) | Method::DnsPersist01 => None,
     }
 }
 

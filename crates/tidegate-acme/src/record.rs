@@ -12,6 +12,7 @@ use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
 use tidegate_model::{HostPattern, Secret};
 
+use crate::answers::StoredAnswer;
 use crate::plan::challenge::ChallengeType;
 use crate::plan::moment;
 use crate::plan::renewal::AriState;
@@ -159,6 +160,9 @@ pub struct Pending {
     /// URL of the order, once it is placed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub order_url: Option<String>,
+    /// Answers that the authority was told to look at: it may look while this process starts again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub answers: Vec<StoredAnswer>,
     /// When the key was made.
     #[serde(with = "moment::rfc3339")]
     pub started_at: SystemTime,
@@ -233,6 +237,11 @@ mod tests {
             key_pem: Secret::new("very private".to_owned()),
             profile: None,
             order_url: Some("https://ca.example/order/1".to_owned()),
+            answers: vec![StoredAnswer {
+                challenge: "http-01".to_owned(),
+                host: "blog.example.com".to_owned(),
+                key_authorization: "token.thumbprint".to_owned(),
+            }],
             started_at: at,
         });
         record.attempts.count = 1;

@@ -141,6 +141,12 @@ impl Authority {
         })
     }
 
+    /// How many orders it has made since it was started.
+    pub(crate) fn orders(&self) -> usize {
+        let log = self.pebble.as_ref().map(Program::log).unwrap_or_default();
+        log.matches("Added order").count()
+    }
+
     /// Ends it. Its memory is gone.
     pub(crate) fn stop(&mut self) {
         self.pebble = None;

@@ -42,17 +42,33 @@ type Action = Box<dyn FnOnce() + Send>;
 #[derive(Default)]
 struct State {
     exchanges: Vec<Exchange>,
-    action: Option<(usize, When, Action)>,
+    actions: Vec<(At, When, Action)>,
+    /// What paths contain that the authority does not offer here.
+    missing: Option<&'static str>,
+}
+
+/// At which exchange to act.
+enum At {
+    /// The one of this number.
+    Index(usize),
+    /// The first whose path contains this.
+    Path(&'static str),
 }
 
 impl State {
     fn act(&mut self, index: usize, when: When) {
-        if self
-            .action
-            .as_ref()
-            .is_some_and(|(at, wanted, _)| *at == index && *wanted == when)
-            && let Some((_, _, action)) = self.action.take()
-        {
+        let Some(exchange) = self.exchanges.get(index) else {
+            return;
+        };
+        let due = self.actions.iter().position(|(at, wanted, _)| {
+            let here = match at {
+                At::Index(at) => *at == index,
+                At::Path(path) => exchange.path.contains(path),
+            };
+            here && *wanted == when
+        });
+        if let Some(due) = due {
+            let (_, _, action) = self.actions.swap_remove(due);
             action();
         }
     }
@@ -119,15 +135,37 @@ impl Tap {
         tap
     }
 
-    /// Forgets what it saw and acts once, at the exchange of this number from now on.
+    /// Acts once, at the exchange of this number since it last forgot.
     pub(crate) fn act_at(&self, index: usize, when: When, action: impl FnOnce() + Send + 'static) {
-        let mut state = self.state.lock().unwrap();
-        state.action = Some((index, when, Box::new(action)));
+        self.add(At::Index(index), when, Box::new(action));
+    }
+
+    /// Acts once, at the next exchange whose path contains this.
+    pub(crate) fn act_on(
+        &self,
+        path: &'static str,
+        when: When,
+        action: impl FnOnce() + Send + 'static,
+    ) {
+        self.add(At::Path(path), when, Box::new(action));
+    }
+
+    fn add(&self, at: At, when: When, action: Action) {
+        self.state.lock().unwrap().actions.push((at, when, action));
+    }
+
+    /// Answers 404 to everything whose path contains this, as authorities do that do not offer it.
+    pub(crate) fn hide(&self, path: &'static str) {
+        self.state.lock().unwrap().missing = Some(path);
     }
 
     /// Forgets what it saw.
     pub(crate) fn clear(&self) {
-        *self.state.lock().unwrap() = State::default();
+        let mut state = self.state.lock().unwrap();
+        *state = State {
+            missing: state.missing,
+            ..State::default()
+        };
     }
 
     /// What it saw.
@@ -161,25 +199,30 @@ async fn pass(
     connector: TlsConnector,
     state: Arc<Mutex<State>>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
-    let index = {
+    let path = request.uri().path().to_owned();
+    let (index, missing) = {
         let mut state = state.lock().unwrap();
         state.exchanges.push(Exchange {
             method: request.method().to_string(),
-            path: request.uri().path().to_owned(),
+            path: path.clone(),
             status: None,
         });
         let index = state.exchanges.len() - 1;
         state.act(index, When::Before);
-        index
+        let missing = state.missing.is_some_and(|missing| path.contains(missing));
+        (index, missing)
     };
-    let response = forward(request, target, connector)
-        .await
-        .unwrap_or_else(|error| {
-            Response::builder()
-                .status(502)
-                .body(Full::from(error))
-                .unwrap()
-        });
+    let refused = |status: u16, why: String| {
+        let builder = Response::builder().status(status);
+        builder.body(Full::from(why)).unwrap()
+    };
+    let response = if missing {
+        refused(404, "not here".to_owned())
+    } else {
+        forward(request, target, connector)
+            .await
+            .unwrap_or_else(|error| refused(502, error))
+    };
     let mut state = state.lock().unwrap();
     if let Some(exchange) = state.exchanges.get_mut(index) {
         exchange.status = Some(response.status().as_u16());

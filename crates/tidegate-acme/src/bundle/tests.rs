@@ -294,6 +294,7 @@ async fn an_order_travels_only_when_it_was_placed() {
         key_pem: Secret::new(KeyPair::generate().unwrap().serialize_pem()),
         profile: None,
         order_url: order_url.map(str::to_owned),
+        answers: Vec::new(),
         started_at: day(19),
     };
     for (url, expected) in [(None, false), (Some("https://ca.example/order/1"), true)] {
