@@ -1,8 +1,9 @@
 //! `tidegate doctor`: the pre-flight of one certificate, now.
 //!
 //! A running edge is asked to do it itself, because only it can put up a challenge of its own and look for it
-//! from outside. Without one everything else is looked at. Orders nothing, writes nothing.
+//! from outside. Without one everything else is looked at. Orders nothing, and writes nothing that stays.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -11,9 +12,12 @@ use serde::{Deserialize, Serialize};
 use tidegate_acme::engine::{Surroundings, preflight};
 use tidegate_acme::preflight::{Finding, blocks};
 use tidegate_acme::settings::Wanted;
+use tidegate_acme::store::tested;
 use tidegate_model::{HostName, HostPattern};
+use tidegate_telemetry::chain;
 
 use super::control::{Control, ControlError, Preflight};
+use super::portability::act_as_owner;
 use crate::source::AcmeStore;
 use crate::source::state::StateFolder;
 use crate::standalone::Source;
@@ -158,8 +162,30 @@ pub fn doctor(
         .enable_all()
         .build()
         .map_err(DoctorError::Runtime)?;
-    let findings = runtime.block_on(preflight(surroundings, &store, None, wanted));
+    let tested = write_test(&store, state);
+    let findings = runtime.block_on(preflight(surroundings, &store, None, tested, wanted));
     Ok(Examined::new(wanted, findings, false))
+}
+
+/// Whether the edge that would run here could keep a certificate; None when only its own user can find out, or
+/// when the folder is yet to be made.
+fn write_test(store: &AcmeStore, state: &Path) -> Option<Result<(), String>> {
+    let owner = std::fs::metadata(state).ok()?.uid();
+    let me = rustix::process::geteuid();
+    if !me.is_root() && me.as_raw() != owner {
+        return None;
+    }
+    // What root makes there could not be removed or replaced by the edge.
+    std::thread::scope(|scope| {
+        let test = scope.spawn(|| {
+            act_as_owner(state).map_err(|error| chain(&error).to_string())?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .build()
+                .map_err(|error| error.to_string())?;
+            runtime.block_on(tested(store))
+        });
+        test.join().ok()
+    })
 }
 
 #[cfg(test)]

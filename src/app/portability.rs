@@ -244,7 +244,7 @@ fn open(state: &Path, mode: Mode) -> Result<Arc<StateFolder>, PortabilityError> 
 /// Whoever imports with sudo, to be able to read the other program's files, must not leave files that the
 /// edge's own user cannot read, nor write wherever that user's links lead. So from here on this process has
 /// no more rights than the owner of the state folder; threads that it starts inherit them.
-fn act_as_owner(state: &Path) -> Result<(), PortabilityError> {
+pub(super) fn act_as_owner(state: &Path) -> Result<(), PortabilityError> {
     use rustix::process::{Gid, Uid, geteuid};
     use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
     let Ok(owner) = std::fs::metadata(state) else {

@@ -17,9 +17,9 @@ use crate::app::doctor::{Examined, doctor};
 /// Tell what stands in the way of a certificate, and how to mend it.
 ///
 /// Looks at everything that an order depends on, as the edge does before each: addresses of the names, CAA, ports 80
-/// and 443 as seen through those addresses, TXT records, the authority, the clock, the limits. Orders nothing. The
-/// running edge is asked to look; when none runs, ports are not tried. Exit code 0 when nothing blocks an order, 1
-/// otherwise.
+/// and 443 as seen through those addresses, TXT records, the authority, the clock, what its limits leave, and
+/// whether the state folder can be written. Orders nothing. The running edge is asked to look; when none runs,
+/// ports are not tried. Exit code 0 when nothing blocks an order, 1 otherwise.
 #[derive(Debug, Args)]
 pub(super) struct DoctorArgs {
     /// A hostname of the certificate.
@@ -114,7 +114,7 @@ fn print(terminal: &mut Terminal, examined: &Examined) -> std::io::Result<()> {
     if !examined.running {
         terminal.line(terminal.paint(
             Look::Faint,
-            "no edge runs, so that nothing was tried at ports 80 and 443; start it and ask again",
+            "no edge runs, so that no port was tried; start it and ask again",
         ))?;
     }
     let blocking = examined.findings.iter();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
-use tidegate_acme::store::{Key, Kind, Store, StoreError};
+use tidegate_acme::store::{Key, Kind, Store, StoreError, WRITE_TEST};
 use tidegate_model::Secret;
 
 use super::state::{StateError, StateFolder};
@@ -95,6 +95,18 @@ impl Store for AcmeStore {
         Ok(keys)
     }
 
+    async fn write_test(&self) -> Result<(), StoreError> {
+        let name = format!("{}/.write-test", folder(Kind::Certificate));
+        let written = self.blocking(move |state| {
+            state.write(&name, &" ".repeat(WRITE_TEST))?;
+            state.remove(&name)
+        });
+        written.await.map_err(|source| StoreError::Write {
+            key: Key::new(Kind::Certificate, "of a test"),
+            source,
+        })
+    }
+
     async fn set_aside(&self, key: &Key) -> Result<String, StoreError> {
         let path = path(key);
         let aside = self.blocking(move |state| state.set_aside(&path)).await;
@@ -108,6 +120,8 @@ impl Store for AcmeStore {
 
 #[cfg(test)]
 mod tests {
+    use tidegate_acme::store::tested;
+
     use super::*;
 
     #[tokio::test]
@@ -130,5 +144,20 @@ mod tests {
         assert!(aside.ends_with(".json.corrupt-1"), "{aside}");
         assert!(store.list(Kind::Certificate).await.unwrap().is_empty());
         assert!(store.read(&key).await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_write_test_leaves_nothing_and_says_what_is_wrong() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = Arc::new(StateFolder::open(folder.path()).unwrap());
+        let store = AcmeStore::new(state);
+        assert_eq!(tested(&store).await, Ok(()));
+        let certificates = folder.path().join("acme/certificate");
+        assert_eq!(std::fs::read_dir(&certificates).unwrap().count(), 0);
+        // As unwritable for root as for anybody.
+        std::fs::remove_dir(&certificates).unwrap();
+        std::fs::write(&certificates, "").unwrap();
+        let error = tested(&store).await.unwrap_err();
+        assert!(error.contains(".write-test"), "{error}");
     }
 }

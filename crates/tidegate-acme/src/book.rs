@@ -9,7 +9,25 @@ use crate::account;
 use crate::error::OrderError;
 use crate::plan::ledger::Limits;
 use crate::plan::ledger::{Ledger, OrderKind, Verdict};
+use crate::preflight::facts::Budget;
 use crate::store::{Key, Kind, Store, StoreError, load, save};
+
+/// What the limits leave for an order, as the pre-flight tells it.
+pub fn budget(
+    ledger: &Ledger,
+    limits: &Limits,
+    names: &[HostPattern],
+    kind: OrderKind,
+    now: SystemTime,
+) -> Budget {
+    Budget {
+        refused: match ledger.may_order(limits, names, kind, now) {
+            Verdict::Allowed => None,
+            Verdict::NotBefore(refusal) => Some(refusal.sentence),
+        },
+        left: ledger.remaining(limits, names, kind, now),
+    }
+}
 
 /// Orders and failures of one account.
 #[derive(Debug)]
@@ -53,6 +71,19 @@ impl Book {
             Verdict::Allowed => Ok(()),
             Verdict::NotBefore(refusal) => Err(OrderError::Budget { refusal }),
         }
+    }
+
+    /// What the limits leave for such an order.
+    pub async fn budget(
+        &self,
+        store: &dyn Store,
+        names: &[HostPattern],
+        kind: OrderKind,
+        now: SystemTime,
+    ) -> Result<Budget, StoreError> {
+        let mut ledger = self.ledger.lock().await;
+        let ledger = self.read(store, &mut ledger).await?;
+        Ok(budget(ledger, &self.limits, names, kind, now))
     }
 
     /// Takes an order down, before it is placed.

@@ -10,14 +10,15 @@ use tidegate_model::{HostName, HostPattern};
 
 use crate::account;
 use crate::answers::{Answer, Answers};
+use crate::book;
 use crate::client::{AcmeClient, ClientError, Directory};
 use crate::dns::DnsClient;
 use crate::dns::persist::PersistRecord;
 use crate::order::choose;
 use crate::plan::challenge::ChallengeType;
-use crate::plan::ledger::{Ledger, Limits, OrderKind, Verdict};
+use crate::plan::ledger::{Ledger, Limits, OrderKind};
 use crate::plan::retry;
-use crate::preflight::facts::{Authority, Budget, Lookup, NameFacts, OwnAddresses};
+use crate::preflight::facts::{Authority, Budget, Lookup, NameFacts, OwnAddresses, Ports};
 use crate::preflight::loopback::OwnChallenge;
 use crate::preflight::own;
 use crate::preflight::probe::{Probe, Wanted as Look};
@@ -95,11 +96,13 @@ pub(crate) struct Subject<'a> {
 }
 
 /// The pre-flight of one certificate at this moment, for whoever asks: everything is looked at, nothing is
-/// ordered, registered or written. Without `answers`, which only a running engine has, ports are not tried.
+/// ordered or registered. Without `answers`, which only a running engine has, ports are not tried. `tested` is
+/// what came of a write test of the store, if whoever asks could make one.
 pub async fn preflight(
     surroundings: &Surroundings,
     store: &dyn Store,
     answers: Option<&Answers>,
+    tested: Option<Result<(), String>>,
     wanted: &crate::settings::Wanted,
 ) -> Vec<Finding> {
     let issuer = wanted.issuer.as_ref();
@@ -115,8 +118,9 @@ pub async fn preflight(
     let account = account::key_of(&issuer.name, &issuer.directory);
     let account: Option<Result<AccountRecord, String>> = peek(store, &account).await.ok().flatten();
     let account_url = account.and_then(Result::ok).and_then(|account| account.url);
-    let budget = budget(store, wanted, now).await;
     let record = record(store, wanted).await;
+    let kind = kind_of(record.as_ref(), wanted, directory.as_ref().ok());
+    let budget = Some(allowance(store, wanted, kind, now).await);
     let failed = record.map(|record| record.failed_challenges);
     let subject = Subject {
         issuer,
@@ -126,7 +130,7 @@ pub async fn preflight(
         account_url: account_url.as_deref(),
         clock_ahead,
         budget,
-        store: None,
+        store: tested,
     };
     check(surroundings, answers, &subject, now).await.findings
 }
@@ -138,33 +142,39 @@ async fn record(store: &dyn Store, wanted: &crate::settings::Wanted) -> Option<C
     record?.ok()
 }
 
-/// The limit that holds the next order back, by the ledger as it is stored.
-async fn budget(
+/// What the limits leave for the next order, by the ledger as it is stored.
+async fn allowance(
     store: &dyn Store,
     wanted: &crate::settings::Wanted,
+    kind: OrderKind,
     now: SystemTime,
-) -> Option<Budget> {
+) -> Budget {
     let issuer = wanted.issuer.as_ref();
     let key = account::key_of(&issuer.name, &issuer.directory);
     let key = Key::new(Kind::Ledger, key.name);
     let ledger: Option<Result<Ledger, String>> = peek(store, &key).await.ok().flatten();
-    let ledger = ledger.and_then(Result::ok)?;
+    let ledger = ledger.and_then(Result::ok).unwrap_or_default();
     let limits = Limits::for_directory(&issuer.directory);
-    let record = Key::new(Kind::Certificate, wanted.id.clone());
-    let record: Option<Result<CertificateRecord, String>> = peek(store, &record).await.ok()?;
-    let current = record
-        .and_then(Result::ok)
-        .and_then(|record| record.current);
-    let kind = match current {
-        Some(current) if current.covers(&wanted.names) => OrderKind::Renewal,
-        _ => OrderKind::New,
+    book::budget(&ledger, &limits, &wanted.names, kind, now)
+}
+
+/// How the next order for this certificate would count.
+fn kind_of(
+    record: Option<&CertificateRecord>,
+    wanted: &crate::settings::Wanted,
+    directory: Option<&Directory>,
+) -> OrderKind {
+    let current = record.and_then(|record| record.current.as_ref());
+    let Some(current) = current.filter(|current| current.covers(&wanted.names)) else {
+        return OrderKind::New;
     };
-    match ledger.may_order(&limits, &wanted.names, kind, now) {
-        Verdict::Allowed => None,
-        Verdict::NotBefore(refusal) => Some(Budget {
-            next_order: refusal.at,
-            limit: refusal.limit.to_string(),
-        }),
+    let replaced = current.directory.as_ref() == Some(&wanted.issuer.directory)
+        && current.ari_id.is_some()
+        && directory.is_some_and(|directory| directory.renewal_info.is_some());
+    if replaced {
+        OrderKind::AriRenewal
+    } else {
+        OrderKind::Renewal
     }
 }
 
@@ -226,7 +236,6 @@ pub(crate) async fn check(
         own: OwnAddresses {
             interfaces: own::interfaces(),
             configured: surroundings.addresses.clone(),
-            echo: Vec::new(),
         },
         authority: Authority {
             name: subject.issuer.name.clone(),
@@ -249,6 +258,10 @@ pub(crate) async fn check(
         },
         store: subject.store.clone(),
         budget: subject.budget.clone(),
+        ports: Ports {
+            http: surroundings.http_port,
+            tls: surroundings.tls_port,
+        },
     };
     let mut findings = unprovable;
     findings.extend(judge(&facts));

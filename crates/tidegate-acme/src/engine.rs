@@ -28,7 +28,7 @@ use crate::preflight::Finding;
 use crate::record::{CertificateRecord, Issued};
 use crate::revocation::RevocationReason;
 use crate::settings::{Issuer, Wanted};
-use crate::store::{Kind, Store, StoreError, load};
+use crate::store::{Kind, Store, StoreError, load, tested};
 use crate::watchman::{Lanes, Tested, Watchman};
 
 /// Orders that are under way at one time, over all issuers.
@@ -287,7 +287,9 @@ impl Engine {
         let wanted = all.iter().find(|wanted| wanted.id == id)?;
         let shared = &self.shared;
         let answers = Some(&self.answers);
-        Some(preflight(&shared.surroundings, shared.store.as_ref(), answers, wanted).await)
+        let store = shared.store.as_ref();
+        let tested = Some(tested(store).await);
+        Some(preflight(&shared.surroundings, store, answers, tested, wanted).await)
     }
 
     /// Asks for a renewal now; whether the certificate is known.

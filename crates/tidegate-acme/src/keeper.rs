@@ -19,11 +19,12 @@ use crate::plan::ledger::{Limits, OrderKind};
 use crate::plan::moment;
 use crate::plan::renewal::{AriFailure, AriState, RenewReason, lifetime_renewal};
 use crate::plan::retry::{self, Failure, RetryBounds};
+use crate::preflight::facts::Budget;
 use crate::preflight::{self, Check, Finding, State};
 use crate::record::{AccountRecord, CertificateRecord};
 use crate::revocation::RevocationReason;
 use crate::settings::{Issuer, Method, Wanted};
-use crate::store::{Key, Kind, load, save};
+use crate::store::{Key, Kind, load, save, tested};
 
 /// A clock that was set, or a machine that slept, is noticed within this time.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
@@ -285,7 +286,11 @@ impl Keeper {
         if !resumed {
             book.may_order(store, &wanted.names, kind, SystemTime::now())
                 .await?;
-            self.preflight(wanted, issuer, directory, &facts).await?;
+            let budget = book
+                .budget(store, &wanted.names, kind, SystemTime::now())
+                .await?;
+            self.preflight(wanted, issuer, directory, &facts, budget)
+                .await?;
             tracing::info!(certificate = %self.record.id, issuer = %issuer.name, why = %why, trial = trial.is_some(), "ordering a certificate");
         }
         let served = self.record.current.clone().map(Arc::new);
@@ -387,7 +392,9 @@ impl Keeper {
         issuer: &Issuer,
         url: &str,
         directory: &Directory,
+        budget: Budget,
     ) -> Result<(), OrderError> {
+        let tested = tested(self.shared.store.as_ref()).await;
         url.clone_into(&mut self.tried_at);
         let authority = self.shared.authority(issuer)?;
         let mut account_url = self.account_url(issuer, url).await;
@@ -406,8 +413,8 @@ impl Keeper {
                 directory: Ok(directory),
                 account_url: account_url.as_deref(),
                 clock_ahead: authority.client.hints().clock_ahead,
-                budget: None,
-                store: None,
+                budget: Some(budget.clone()),
+                store: Some(tested.clone()),
             };
             let answers = Some(&self.shared.answers);
             let now = SystemTime::now();

@@ -105,6 +105,9 @@ impl StoreError {
     }
 }
 
+/// Bytes that a write test writes: more than a certificate with its key and its history has.
+pub const WRITE_TEST: usize = 32 * 1024;
+
 /// Where documents are kept.
 #[async_trait]
 pub trait Store: fmt::Debug + Send + Sync + 'static {
@@ -116,6 +119,13 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     async fn remove(&self, key: &Key) -> Result<(), StoreError>;
     /// Names of all documents of a kind.
     async fn list(&self, kind: Kind) -> Result<Vec<Key>, StoreError>;
+    /// Writes and removes something of a certificate's size: whether a document could be kept now.
+    async fn write_test(&self) -> Result<(), StoreError> {
+        let key = Key::new(Kind::Notices, "write-test");
+        let content = format!("{:?}", " ".repeat(WRITE_TEST));
+        self.write(&key, Secret::new(content.into_bytes())).await?;
+        self.remove(&key).await
+    }
     /// Moves a document out of the way without deleting it; says where it went.
     async fn set_aside(&self, key: &Key) -> Result<String, StoreError>;
 }
@@ -151,6 +161,12 @@ pub async fn peek<T: DeserializeOwned>(
             format!("it is damaged at line {line}, column {column}")
         })
     }))
+}
+
+/// What came of a write test, in words.
+pub async fn tested(store: &dyn Store) -> Result<(), String> {
+    let tested = store.write_test().await;
+    tested.map_err(|error| tidegate_telemetry::chain(&error).to_string())
 }
 
 /// Writes a document.

@@ -46,8 +46,11 @@ fn doctor(edge: &Edge, args: &[&str]) -> (bool, String) {
 
 /// Addresses of the machine that the test runs on, in records to publish.
 fn normalised(text: &str) -> String {
+    // The authority of the test looks at ports of its own.
+    let port = regex::Regex::new(r"127\.0\.0\.1:\d+").unwrap();
+    let text = port.replace_all(text, "127.0.0.1:(tls)");
     let record = regex::Regex::new("( IN A{1,4}) [0-9a-f.:]+`").unwrap();
-    let text = record.replace_all(text, "$1 (ours)`");
+    let text = record.replace_all(&text, "$1 (ours)`");
     let several = regex::Regex::new("(` and `[a-z.]+ IN A{1,4} \\(ours\\)`)+").unwrap();
     several.replace_all(&text, "`").into_owned()
 }
@@ -152,10 +155,11 @@ fn five_kinds_of_broken_dns_are_told_with_their_fix() {
     };
     assert_eq!(state("Caa").as_deref(), Some("Blocking"), "{text}");
     assert_eq!(state("Address").as_deref(), Some("Ok"), "{text}");
+    assert_eq!(state("Store").as_deref(), Some("Ok"), "{text}");
     let (ok, text) = doctor(&edge, &["good.example.com", "--name-server", &name_server]);
     assert!(ok, "{text}");
     assert!(
-        text.contains("nothing was tried at ports 80 and 443"),
+        text.contains("so that no port was tried"),
         "{text}"
     );
 }

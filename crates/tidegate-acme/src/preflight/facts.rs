@@ -7,6 +7,7 @@ use tidegate_model::HostPattern;
 
 use super::caa::CaaFacts;
 use crate::plan::challenge::ChallengeType;
+use crate::plan::ledger;
 
 /// Everything the verdicts are made from.
 #[derive(Debug, Clone)]
@@ -21,17 +22,45 @@ pub struct Facts {
     pub authority: Authority,
     /// Result of the write test of the store: the error's text.
     pub store: Option<Result<(), String>>,
-    /// When the limits allow the next order, and which limit that is; none when now.
+    /// What the authority's limits leave; none when nobody counted.
     pub budget: Option<Budget>,
+    /// Where authorities look for answers.
+    pub ports: Ports,
 }
 
-/// A limit that is used up.
-#[derive(Debug, Clone)]
+/// What the limits of the authority leave.
+#[derive(Debug, Clone, Default)]
 pub struct Budget {
-    /// First moment at which an order may be placed.
-    pub next_order: SystemTime,
-    /// The limit, for people.
-    pub limit: String,
+    /// Why the order must wait, in a sentence that says until when; none when it need not.
+    pub refused: Option<String>,
+    /// What is left of each limit, the scarcest first; empty where none is known.
+    pub left: Vec<ledger::Budget>,
+}
+
+/// The ports at which authorities look for answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ports {
+    /// For http-01.
+    pub http: u16,
+    /// For tls-alpn-01.
+    pub tls: u16,
+}
+
+impl Default for Ports {
+    fn default() -> Self {
+        Self { http: 80, tls: 443 }
+    }
+}
+
+impl Ports {
+    /// The port that an authority connects to; none when it asks the DNS.
+    pub fn of(self, challenge: ChallengeType) -> Option<u16> {
+        match challenge {
+            ChallengeType::Http01 => Some(self.http),
+            ChallengeType::TlsAlpn01 => Some(self.tls),
+            ChallengeType::Dns01 | ChallengeType::DnsPersist01 => None,
+        }
+    }
 }
 
 /// What was seen of one name.
@@ -123,10 +152,9 @@ pub enum LoopbackAnswer {
 pub struct OwnAddresses {
     /// Of this machine's interfaces.
     pub interfaces: Vec<IpAddr>,
-    /// Told by the settings or the load balancer.
+    /// Told by the settings: behind address translation nothing here can find them out, and nobody
+    /// outside is asked.
     pub configured: Vec<IpAddr>,
-    /// Told by a service outside.
-    pub echo: Vec<IpAddr>,
 }
 
 /// What is known of the authority and the account.

@@ -14,10 +14,13 @@ use super::caa::{Asker, CaaFacts, Verdict, verdict};
 use super::facts::{Authority, Budget, Facts, Lookup, LoopbackAnswer, NameFacts, OwnAddresses};
 use super::own::is_public;
 use super::{Check, Finding, State};
-use crate::plan::moment::{span, stamp};
+use crate::plan::moment::span;
 
 /// Clock differences below this are the network's.
 const CLOCK_TOLERANCE: Duration = Duration::from_mins(2);
+
+/// Limits of which it is said what they leave; the scarcest are the first.
+const LIMITS_SHOWN: usize = 4;
 
 /// From here on a fresh certificate would not be valid on this clock.
 const CLOCK_LIMIT: Duration = Duration::from_hours(24);
@@ -28,7 +31,7 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
     directory(&mut findings, &facts.authority);
     clock(&mut findings, &facts.authority, facts.now);
     store(&mut findings, facts.store.as_ref());
-    budget(&mut findings, facts.budget.as_ref(), facts.now);
+    budget(&mut findings, facts.budget.as_ref());
     for name in &facts.names {
         challenge(&mut findings, name);
         if name.challenge.connects() {
@@ -164,21 +167,31 @@ fn store(findings: &mut Findings, store: Option<&Result<(), String>>) {
     }
 }
 
-fn budget(findings: &mut Findings, budget: Option<&Budget>, now: SystemTime) {
-    if let Some(Budget { next_order, limit }) = budget
-        && *next_order > now
-    {
+fn budget(findings: &mut Findings, budget: Option<&Budget>) {
+    let Some(budget) = budget else {
+        return;
+    };
+    if let Some(sentence) = &budget.refused {
+        let fix =
+            "nothing to do: the order is placed by itself then; other names are not held back";
         findings.bad(
             Check::Budget,
             None,
             State::Blocking,
-            format!(
-                "the limit {limit:?} is used up until {}",
-                stamp(*next_order)
-            ),
-            "nothing to do: the order is placed by itself then; other names are not held back"
-                .to_owned(),
+            sentence.clone(),
+            fix.to_owned(),
         );
+        return;
+    }
+    let left: Vec<String> = budget
+        .left
+        .iter()
+        .take(LIMITS_SHOWN)
+        .map(ToString::to_string)
+        .collect();
+    if !left.is_empty() {
+        let message = format!("the authority's limits leave {}", left.join(", "));
+        findings.ok(Check::Budget, None, message);
     }
 }
 
@@ -260,7 +273,7 @@ fn addresses(findings: &mut Findings, facts: &NameFacts, all: &Facts) {
     if !ours.is_empty() {
         let message = format!("{} {} to this edge", listed(&ours), leads(ours.len()));
         findings.ok(Check::Address, Some(facts), message);
-        reachability(findings, facts, &ours, &all.own);
+        reachability(findings, facts, &ours, all);
     }
 }
 
@@ -354,6 +367,8 @@ fn address(ip: IpAddr, host: &str, facts: &NameFacts, all: &Facts) -> Judged {
         }
     };
     let foreign = || format!("{record} is not this machine");
+    let port = all.ports.of(facts.challenge);
+    let port = port.map_or_else(String::new, |port| format!("port {port} of "));
     match answer {
         // Without a public address of ours it may be the router that answers from inside.
         Some(LoopbackAnswer::Stranger(how)) if ip.is_ipv6() || !own.public(false).is_empty() => {
@@ -380,8 +395,7 @@ fn address(ip: IpAddr, host: &str, facts: &NameFacts, all: &Facts) -> Judged {
                 "{record} could not be told to be this machine, which has no public address of its own"
             ),
             format!(
-                "forward port {} of {ip} to this machine, or give the address in the settings as public",
-                facts.challenge.port()
+                "forward {port}{ip} to this machine, or tell the edge that the address is its own: --public-address {ip}"
             ),
         ),
     }
@@ -405,13 +419,15 @@ fn private(record: &str, host: &str, ip: IpAddr, own: &OwnAddresses) -> Judged {
     }
 }
 
-fn reachability(findings: &mut Findings, facts: &NameFacts, ours: &[IpAddr], own: &OwnAddresses) {
-    let port = facts.challenge.port();
+fn reachability(findings: &mut Findings, facts: &NameFacts, ours: &[IpAddr], all: &Facts) {
+    let Some(port) = all.ports.of(facts.challenge) else {
+        return;
+    };
     let mut reached = Vec::new();
     for loopback in facts.loopback.iter().filter(|l| ours.contains(&l.address)) {
         let ip = loopback.address;
         // Through a router the answer from inside proves nothing about the way from outside.
-        let state = if own.is_interface(ip) {
+        let state = if all.own.is_interface(ip) {
             State::Blocking
         } else {
             State::Unknown

@@ -74,7 +74,7 @@ impl OwnAddresses {
     /// Addresses of that family that the Internet may know us by.
     pub fn public(&self, v6: bool) -> Vec<IpAddr> {
         let mut found: Vec<IpAddr> = Vec::new();
-        let told = self.configured.iter().chain(&self.echo).copied();
+        let told = self.configured.iter().copied();
         let seen = self.interfaces.iter().copied().filter(|ip| is_public(*ip));
         for address in told.chain(seen) {
             if address.is_ipv6() == v6 && !found.contains(&address) {
@@ -85,8 +85,7 @@ impl OwnAddresses {
     }
 
     fn all(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        let told = self.configured.iter().chain(&self.echo);
-        self.interfaces.iter().chain(told).copied()
+        self.interfaces.iter().chain(&self.configured).copied()
     }
 }
 

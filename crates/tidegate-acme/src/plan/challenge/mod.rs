@@ -56,14 +56,6 @@ impl ChallengeType {
         matches!(self, Self::Http01 | Self::TlsAlpn01)
     }
 
-    /// The port it connects to.
-    pub const fn port(self) -> u16 {
-        match self {
-            Self::Http01 => 80,
-            _ => 443,
-        }
-    }
-
     fn is_dns(self) -> bool {
         !self.connects()
     }

@@ -187,6 +187,24 @@ pub struct Budget {
     pub next_at: Option<SystemTime>,
 }
 
+impl fmt::Display for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} {}", self.left, self.of, self.limit)?;
+        if is_of_many(self.limit) {
+            write!(f, " for {}", self.scope)?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether an account has several buckets of this limit, so that it must be said which is meant.
+fn is_of_many(limit: LimitName) -> bool {
+    !matches!(
+        limit,
+        LimitName::OrdersPerAccount | LimitName::AccountsPerAddress | LimitName::CertificatesPerSet
+    )
+}
+
 impl Default for Ledger {
     fn default() -> Self {
         Self {
@@ -250,9 +268,10 @@ impl Ledger {
         &self,
         limits: &Limits,
         names: &[HostPattern],
+        kind: OrderKind,
         now: SystemTime,
     ) -> Vec<Budget> {
-        let mut budgets: Vec<Budget> = scopes(names, OrderKind::New)
+        let mut budgets: Vec<Budget> = scopes(names, kind)
             .into_iter()
             .filter_map(|(limit, scope)| {
                 let rate = limits.rate(limit)?;
@@ -497,11 +516,10 @@ impl Ledger {
         let wait = debt.saturating_sub(rate.refill().saturating_mul(rate.burst.saturating_sub(1)));
         let at = after(now, wait);
         let (what, period) = (limit.to_string(), span(rate.period()));
-        let of = match limit {
-            LimitName::OrdersPerAccount
-            | LimitName::AccountsPerAddress
-            | LimitName::CertificatesPerSet => String::new(),
-            _ => format!(" for {scope}"),
+        let of = if is_of_many(limit) {
+            format!(" for {scope}")
+        } else {
+            String::new()
         };
         let sentence = format!(
             "{used} of {} {what} in {period} are used{of}; the next is allowed at {}, in {}",

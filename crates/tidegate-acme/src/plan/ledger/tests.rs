@@ -215,7 +215,7 @@ fn failures_are_counted_by_name_and_give_the_certificate_back() {
     assert_eq!(may("good.example.com"), Verdict::Allowed);
     // The five certificates were given back, the five orders were not.
     let budget = |limit| {
-        let budgets = ledger.remaining(&LETS_ENCRYPT, &set, now);
+        let budgets = ledger.remaining(&LETS_ENCRYPT, &set, OrderKind::New, now);
         budgets
             .into_iter()
             .find(|budget| budget.limit == limit)
@@ -445,7 +445,7 @@ fn what_is_left_is_said_scarcest_first() {
     for _ in 0..2 {
         ledger.record_order(&LETS_ENCRYPT, &set, OrderKind::New, start());
     }
-    let budgets = ledger.remaining(&LETS_ENCRYPT, &set, start());
+    let budgets = ledger.remaining(&LETS_ENCRYPT, &set, OrderKind::New, start());
     let told: Vec<String> = budgets
         .iter()
         .map(|b| format!("{} {} {}/{}", b.limit.reason(), b.scope, b.left, b.of))
@@ -462,9 +462,25 @@ fn what_is_left_is_said_scarcest_first() {
     );
     assert_eq!(budgets[0].next_at, Some(start() + 33 * HOUR + 36 * MINUTE));
     assert_eq!(budgets[3].next_at, None);
+    let text = |kind| {
+        let left = ledger.remaining(&LETS_ENCRYPT, &set, kind, start());
+        let left: Vec<String> = left.iter().take(2).map(ToString::to_string).collect();
+        left.join(", ")
+    };
+    assert_eq!(
+        text(OrderKind::New),
+        "3 of 5 certificates for the same set of names, \
+         48 of 50 new certificates per registered domain for example.com"
+    );
+    assert_eq!(
+        text(OrderKind::Renewal),
+        "3 of 5 certificates for the same set of names, \
+         5 of 5 failed authorizations per name for a.example.com"
+    );
+    assert_eq!(text(OrderKind::AriRenewal), "");
     assert!(
         ledger
-            .remaining(&Limits::default(), &set, start())
+            .remaining(&Limits::default(), &set, OrderKind::New, start())
             .is_empty()
     );
 }
@@ -557,7 +573,7 @@ fn merged_ledgers_count_the_fuller_bucket() {
     one.merge(&two, start());
     one.merge(&two, start());
     assert_eq!(one.blocks(start()).count(), 1);
-    let left = one.remaining(&LETS_ENCRYPT, &set, start());
+    let left = one.remaining(&LETS_ENCRYPT, &set, OrderKind::New, start());
     assert_eq!(
         (left[0].limit, left[0].left),
         (LimitName::CertificatesPerSet, 0)

@@ -10,7 +10,9 @@ use std::time::{Duration, SystemTime};
 use tidegate_model::HostPattern;
 
 use super::caa::CaaFacts;
-use super::facts::{Authority, Facts, Lookup, Loopback, LoopbackAnswer, NameFacts, OwnAddresses};
+use super::facts::{
+    Authority, Facts, Lookup, Loopback, LoopbackAnswer, NameFacts, OwnAddresses, Ports,
+};
 use super::{Finding, State, judge};
 use crate::plan::challenge::ChallengeType;
 
@@ -59,6 +61,7 @@ fn facts(names: Vec<NameFacts>) -> Facts {
         authority: authority(),
         store: None,
         budget: None,
+        ports: Ports::default(),
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::super::facts::{Budget, DnsRecordProblem};
 use super::super::{Check, blocks};
 use super::*;
+use crate::plan::ledger::{self, LimitName};
 use ChallengeType::{Dns01, Http01, TlsAlpn01};
 
 fn one(change: impl FnOnce(&mut NameFacts, &mut Facts)) -> String {
@@ -15,12 +16,29 @@ fn one(change: impl FnOnce(&mut NameFacts, &mut Facts)) -> String {
     wrong(&all)
 }
 
+fn left(limit: LimitName, scope: &str, left: u32, of: u32) -> ledger::Budget {
+    ledger::Budget {
+        limit,
+        scope: scope.to_owned(),
+        left,
+        of,
+        next_at: None,
+    }
+}
+
 #[test]
 fn a_good_name_has_nothing_wrong_and_says_what_was_seen() {
     let mut good = name("www.example.com", Http01);
     good.loopback = vec![answered("203.0.113.5", LoopbackAnswer::Ours)];
     let all = Facts {
         store: Some(Ok(())),
+        budget: Some(Budget {
+            refused: None,
+            left: vec![
+                left(LimitName::CertificatesPerSet, "www.example.com", 3, 5),
+                left(LimitName::CertificatesPerDomain, "example.com", 48, 50),
+            ],
+        }),
         ..facts(vec![good])
     };
     let findings = judge(&all);
@@ -30,6 +48,8 @@ fn a_good_name_has_nothing_wrong_and_says_what_was_seen() {
         "Ok Directory: Let's Encrypt answers\n\
          Ok Clock: the clock is right\n\
          Ok Store: certificates can be kept\n\
+         Ok Budget: the authority's limits leave 3 of 5 certificates for the same set of names, 48 of \
+         50 new certificates per registered domain for example.com\n\
          Ok Address www.example.com: 203.0.113.5 leads to this edge\n\
          Ok Reachability www.example.com: 203.0.113.5:80 answers our challenge\n\
          Ok Caa www.example.com: no CAA record limits it"
@@ -103,8 +123,8 @@ fn behind_address_translation_silence_is_unknown() {
         one(behind),
         "Unknown Address www.example.com: A 203.0.113.5 of www.example.com could not be told to be \
          this machine, which has no public address of its own\n  \
-         fix: forward port 80 of 203.0.113.5 to this machine, or give the address in the settings as \
-         public"
+         fix: forward port 80 of 203.0.113.5 to this machine, or tell the edge that the address is \
+         its own: --public-address 203.0.113.5"
     );
     let told = |name: &mut NameFacts, all: &mut Facts| {
         behind(name, all);
@@ -182,6 +202,20 @@ fn ports_of_our_own_addresses_are_named() {
          acme-tls/1, not by this edge\n  \
          fix: stop what listens on port 443, or pass the challenge on to the edge"
     );
+    // A private authority may look elsewhere, and then that is what is said.
+    let elsewhere = |kind: ChallengeType| {
+        one(|name, all| {
+            name.challenge = kind;
+            name.loopback = vec![answered("203.0.113.5", LoopbackAnswer::Refused)];
+            all.ports = Ports { http: 5002, tls: 5001 };
+        })
+    };
+    for (kind, port) in [(Http01, 5002), (TlsAlpn01, 5001)] {
+        let text = elsewhere(kind);
+        let expected = format!("make the edge listen on 203.0.113.5:{port}, or forward port {port}");
+        assert!(text.contains(&expected), "{text}");
+    }
+    assert_eq!(elsewhere(Dns01), "");
 }
 
 #[test]
@@ -259,12 +293,11 @@ fn the_authoritys_demands_are_checked() {
     assert_eq!(
         of(|all| {
             all.budget = Some(Budget {
-                next_order: now() + Duration::from_secs(3600),
-                limit: "5 failures per name and hour".to_owned(),
+                refused: Some("5 of 5 are used; the next is allowed at noon".to_owned()),
+                left: Vec::new(),
             });
         }),
-        "Blocking Budget: the limit \"5 failures per name and hour\" is used up until 2026-11-18 \
-         12:06 UTC\n  \
+        "Blocking Budget: 5 of 5 are used; the next is allowed at noon\n  \
          fix: nothing to do: the order is placed by itself then; other names are not held back"
     );
 }
