@@ -89,6 +89,10 @@ pub struct Cert {
     pub renew_at: Option<String>,
     /// When the next attempt is made, after one that failed.
     pub next_attempt: Option<String>,
+    /// When a person went back to it from a newer one.
+    pub rolled_back_at: Option<String>,
+    /// End of the certificate that a rollback would go back to.
+    pub previous_not_after: Option<String>,
     /// Failed attempts since the last success.
     pub attempts: u32,
     /// The end, to be counted down.
@@ -236,6 +240,8 @@ impl One<'_> {
             not_after: None,
             renew_at: None,
             next_attempt: None,
+            rolled_back_at: None,
+            previous_not_after: None,
             attempts: 0,
             ends: None,
             renews: None,
@@ -263,6 +269,11 @@ impl One<'_> {
         if let Some(issued) = &record.current {
             self.fill(&mut cert, issued);
         }
+        cert.rolled_back_at = record.rolled_back.as_ref().map(|back| rfc3339(back.at));
+        cert.previous_not_after = record
+            .previous
+            .as_ref()
+            .map(|previous| rfc3339(previous.not_after));
         if let Some(live) = self.live {
             if !live.message.is_empty() {
                 cert.message = Some(live.message.clone());

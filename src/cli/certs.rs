@@ -94,6 +94,11 @@ fn print(terminal: &mut Terminal, found: &Certs, now: SystemTime) -> std::io::Re
             line(row),
             terminal.paint(look, &row[5])
         ))?;
+        if let Some(at) = &cert.rolled_back_at {
+            terminal.line(format_args!(
+                "    rolled back at {at}; a newer one comes with the renewal, or by `tidegate renew`"
+            ))?;
+        }
         if let Some(message) = &cert.message {
             for line in message.lines() {
                 terminal.line(format_args!("    {line}"))?;

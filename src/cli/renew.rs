@@ -1,4 +1,4 @@
-//! `tidegate renew` and `tidegate revoke`: what is asked of a running edge.
+//! `tidegate renew`, `tidegate rollback` and `tidegate revoke`: what is asked of a running edge.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,7 +9,7 @@ use tidegate_acme::revocation::RevocationReason;
 
 use super::terminal::{Look, Terminal};
 use super::values::StateArgs;
-use crate::app::control::{Control, Done, Renew, Revoke};
+use crate::app::control::{Control, Done, Renew, Revoke, Rollback};
 
 /// Renew a certificate now, whatever the plan says.
 ///
@@ -24,6 +24,22 @@ pub(super) struct RenewArgs {
     /// Every certificate that an AcmeIssuer issues.
     #[arg(long)]
     all: bool,
+
+    #[command(flatten)]
+    edge: EdgeArgs,
+}
+
+/// Serve the certificate that was served before the last one again.
+///
+/// For when a new certificate makes trouble: another issuer that clients do not trust, another key type or chain.
+/// Asks the running edge, which keeps one earlier certificate of each route, and refuses one that is expired,
+/// revoked or for other names. What is restored is renewed at its usual time; where that has passed, after half of
+/// what is left of its life; or at once by `tidegate renew`. A second rollback undoes the first. Exit code 0 when
+/// it is served, 1 otherwise.
+#[derive(Debug, Args)]
+pub(super) struct RollbackArgs {
+    /// Route as NAMESPACE/NAME or NAME, or a hostname of the certificate.
+    name: String,
 
     #[command(flatten)]
     edge: EdgeArgs,
@@ -78,6 +94,16 @@ impl RenewArgs {
             terminal.line("nothing to renew: no route gets its certificate from an AcmeIssuer")?;
         }
         tell(terminal, &done, "will be renewed now")
+    }
+}
+
+impl RollbackArgs {
+    pub(super) fn run(self, terminal: &mut Terminal) -> anyhow::Result<ExitCode> {
+        let done = self
+            .edge
+            .control()?
+            .roll_back(&Rollback { id: self.name })?;
+        tell(terminal, &done, "the certificate of before is served again")
     }
 }
 

@@ -2,14 +2,15 @@
 
 use std::time::{Duration, SystemTime};
 
-use tidegate_model::HostPattern;
+use tidegate_model::{HostPattern, Secret};
 
 use crate::issued::key_type_of;
 use crate::plan::moment::jitter_of;
 use crate::plan::policy::{self, Decision, FallbackInput, Held, IssuerChoice, Stored};
 use crate::plan::renewal::{RenewReason, RenewalInput, renewal};
 use crate::record::{CertificateRecord, Issued};
-use crate::settings::{RenewalSource, Wanted};
+use crate::rollback;
+use crate::settings::{KeyType, RenewalSource, Wanted};
 
 /// Longest time between two looks at a certificate.
 pub(crate) const CHECK_INTERVAL: Duration = Duration::from_secs(60);
@@ -33,10 +34,39 @@ pub(crate) enum Plan {
     Order(RenewReason),
 }
 
+/// The type of the key that was asked about last: reading a key is work, and a certificate is looked at every
+/// minute.
+#[derive(Debug, Default)]
+pub(crate) struct KnownKey {
+    last: Option<(Secret<String>, Option<KeyType>)>,
+}
+
+impl KnownKey {
+    fn type_of(&mut self, issued: &Issued) -> Option<KeyType> {
+        self.read(&issued.key_pem, key_type_of)
+    }
+
+    fn read(
+        &mut self,
+        key_pem: &Secret<String>,
+        read: impl FnOnce(&str) -> Option<KeyType>,
+    ) -> Option<KeyType> {
+        match &self.last {
+            Some((known, key_type)) if known == key_pem => *key_type,
+            _ => {
+                let key_type = read(key_pem.expose());
+                self.last = Some((key_pem.clone(), key_type));
+                key_type
+            }
+        }
+    }
+}
+
 /// Decides. `awake_since` is when this process began to be able to act.
 pub(crate) fn plan(
     record: &CertificateRecord,
     wanted: &Wanted,
+    key: &mut KnownKey,
     awake_since: SystemTime,
     now: SystemTime,
 ) -> Plan {
@@ -53,7 +83,7 @@ pub(crate) fn plan(
     let decision = match &record.current {
         None => policy::decide(&asked, Stored::Nothing, now),
         Some(current) => {
-            let renewal = renewal(&RenewalInput {
+            let planned = renewal(&RenewalInput {
                 not_before: current.not_before,
                 not_after: current.not_after,
                 ari: record.ari.as_ref(),
@@ -64,25 +94,26 @@ pub(crate) fn plan(
                 awake_since,
                 now,
             });
+            let renewal = rollback::held_back(record, planned);
             ask_at = renewal.poll_ari_at;
             let names = names_of(current);
-            let key_type = key_type_of(current.key_pem.expose());
-            // What was imported is good until it is due; then it comes from the issuer.
-            let imported = current.issuer.is_none();
-            let held = Held {
-                names: &names,
-                issuer: current.issuer.as_deref().unwrap_or(asked.issuer),
-                key_type: match key_type {
-                    _ if imported => asked.key_type,
-                    Some(key_type) => key_type.as_str(),
-                    None => "another",
+            // What was imported or gone back to is good until it is due; then it comes from the issuer.
+            let accepted = current.issuer.is_none() || rollback::is_accepted(record, wanted);
+            let held = match current.issuer.as_deref() {
+                Some(issuer) if !accepted => Held {
+                    names: &names,
+                    issuer,
+                    key_type: key.type_of(current).map_or("another", KeyType::as_str),
+                    profile: current.profile.as_deref(),
+                    renewal: &renewal,
                 },
-                profile: if imported {
-                    asked.profile
-                } else {
-                    current.profile.as_deref()
+                _ => Held {
+                    names: &names,
+                    issuer: asked.issuer,
+                    key_type: asked.key_type,
+                    profile: asked.profile,
+                    renewal: &renewal,
                 },
-                renewal: &renewal,
             };
             policy::decide(&asked, Stored::Certificate(held), now)
         }
@@ -141,12 +172,31 @@ fn names_of(issued: &Issued) -> Vec<HostPattern> {
 mod tests {
     use std::sync::Arc;
 
-    use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P384_SHA384};
-    use tidegate_model::{HostPattern, Secret};
-
     use super::*;
     use crate::issued::inspect;
-    use crate::settings::{Issuer, KeyType, Method, RenewalSource, Solver};
+    use crate::settings::{Issuer, Method, Solver};
+    use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P384_SHA384};
+
+    #[test]
+    fn a_key_is_read_once() {
+        let mut known = KnownKey::default();
+        let (one, other) = (
+            Secret::new("one".to_owned()),
+            Secret::new("other".to_owned()),
+        );
+        let reads = std::cell::Cell::new(0);
+        let mut read = |key: &Secret<String>| {
+            known.read(key, |pem| {
+                reads.set(reads.get() + 1);
+                (pem == "one").then_some(KeyType::P384)
+            })
+        };
+        assert_eq!(read(&one), Some(KeyType::P384));
+        assert_eq!(read(&one), Some(KeyType::P384));
+        assert_eq!(read(&other), None);
+        assert_eq!(read(&other), None);
+        assert_eq!(reads.get(), 2);
+    }
 
     #[test]
     fn an_imported_certificate_is_good_until_it_is_due() {
@@ -185,7 +235,8 @@ mod tests {
         let mut record = CertificateRecord::new("default/blog");
         record.current = Some(leaf);
         let day = |number: u64| begin + Duration::from_secs(number * 86_400);
-        let decided = |wanted: &Wanted, now| plan(&record, wanted, begin, now);
+        let decided =
+            |wanted: &Wanted, now| plan(&record, wanted, &mut KnownKey::default(), begin, now);
         // Neither its issuer nor its key nor its profile is what is asked for.
         assert!(matches!(decided(&wanted, day(1)), Plan::Keep { .. }));
         assert!(matches!(

@@ -27,6 +27,7 @@ use crate::plan::retry::Attempts;
 use crate::preflight::Finding;
 use crate::record::{CertificateRecord, Issued};
 use crate::revocation::RevocationReason;
+use crate::rollback::RollbackError;
 use crate::settings::{Issuer, Wanted};
 use crate::store::{Kind, Store, StoreError, load, tested};
 use crate::watchman::{Lanes, Tested, Watchman};
@@ -103,6 +104,13 @@ pub enum Command {
         asked_at: SystemTime,
         /// Whether there is such a certificate.
         answer: oneshot::Sender<bool>,
+    },
+    /// Serve the certificate of before again.
+    Rollback {
+        /// The certificate.
+        id: String,
+        /// What came of it.
+        answer: oneshot::Sender<Result<(), RollbackError>>,
     },
     /// Revoke what is served, and order another.
     Revoke {
@@ -305,6 +313,16 @@ impl Engine {
             .await
             .is_ok()
             && answered.await.unwrap_or(false)
+    }
+
+    /// Serves the certificate of before again, until its renewal.
+    pub async fn roll_back(&self, id: &str) -> Result<(), RollbackError> {
+        let (answer, answered) = oneshot::channel();
+        let id = id.to_owned();
+        let gone = || RollbackError::NotKept("the engine has stopped");
+        let asked = self.commands.send(Command::Rollback { id, answer }).await;
+        asked.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
     }
 
     /// Revokes what is served for this certificate and orders another.
@@ -520,7 +538,9 @@ impl Supervisor {
 
     fn pass_on(&mut self, command: Command) {
         let id = match &command {
-            Command::Renew { id, .. } | Command::Revoke { id, .. } => id,
+            Command::Renew { id, .. }
+            | Command::Rollback { id, .. }
+            | Command::Revoke { id, .. } => id,
         };
         let refused = match self.keepers.get(id) {
             Some(kept) => match kept.commands.try_send(command) {
@@ -536,6 +556,9 @@ impl Supervisor {
         };
         match refused {
             (Command::Renew { answer, .. }, _) => drop(answer.send(false)),
+            (Command::Rollback { answer, .. }, why) => {
+                drop(answer.send(Err(RollbackError::NotKept(why))));
+            }
             (Command::Revoke { answer, .. }, why) => drop(answer.send(Err(why.to_owned()))),
         }
     }

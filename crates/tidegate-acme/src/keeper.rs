@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 use crate::account;
 use crate::checks::{self, Subject};
 use crate::client::{ClientError, Directory};
-use crate::decision::{self, Plan, plan};
+use crate::decision::{self, KnownKey, Plan, plan};
 use crate::engine::{CertificateState, Command, Report, Shared};
 use crate::error::OrderError;
 use crate::import;
@@ -23,6 +23,7 @@ use crate::preflight::facts::Budget;
 use crate::preflight::{self, Check, Finding, State};
 use crate::record::{AccountRecord, CertificateRecord};
 use crate::revocation::RevocationReason;
+use crate::rollback::{RollbackError, roll_back};
 use crate::settings::{Issuer, Method, Wanted};
 use crate::store::{Key, Kind, load, save, tested};
 
@@ -54,6 +55,8 @@ pub(crate) struct Keeper {
     planned: Option<(SystemTime, SystemTime)>,
     /// Directory of the last attempt.
     tried_at: String,
+    /// Of what is served.
+    known_key: KnownKey,
     /// Fingerprint of what was wanted when it was last looked at.
     known: Option<String>,
 }
@@ -79,6 +82,7 @@ impl Keeper {
             dns: String::new(),
             planned: None,
             tried_at: String::new(),
+            known_key: KnownKey::default(),
             known: None,
         }
     }
@@ -93,7 +97,13 @@ impl Keeper {
             let wanted = self.wanted.borrow_and_update().clone();
             let now = SystemTime::now();
             self.notice_change(&wanted, now);
-            match plan(&self.record, &wanted, self.awake_since, now) {
+            match plan(
+                &self.record,
+                &wanted,
+                &mut self.known_key,
+                self.awake_since,
+                now,
+            ) {
                 Plan::Keep { renew_at, ask_at } => {
                     let current = self.record.current.as_ref();
                     self.planned = current.map(|current| (renew_at, current.not_after));
@@ -203,10 +213,27 @@ impl Keeper {
                 // Whoever asked may have gone.
                 let _ = answer.send(saved);
             }
+            Command::Rollback { answer, .. } => {
+                let _ = answer.send(self.roll_back().await);
+            }
             Command::Revoke { reason, answer, .. } => {
                 let _ = answer.send(self.revoke(reason).await);
             }
         }
+    }
+
+    /// Serves the certificate of before, unless that cannot be remembered.
+    async fn roll_back(&mut self) -> Result<(), RollbackError> {
+        let before = self.record.clone();
+        let now = SystemTime::now();
+        roll_back(&mut self.record, &self.wanted.borrow(), now)?;
+        if !self.save().await {
+            self.record = before;
+            return Err(RollbackError::NotStored);
+        }
+        self.told_until = None;
+        tracing::warn!(certificate = %self.record.id, "a person went back to the certificate of before");
+        Ok(())
     }
 
     async fn save(&self) -> bool {
@@ -365,6 +392,7 @@ impl Keeper {
             self.issued_at = Some(now);
             self.record.previous = self.record.current.take();
             self.record.current = Some(certificate);
+            self.record.rolled_back = None;
             self.record.forced = None;
             self.record.ari = None;
             self.record.failed_challenges.clear();

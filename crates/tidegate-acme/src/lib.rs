@@ -32,6 +32,7 @@ pub mod plan;
 pub mod preflight;
 pub mod record;
 pub mod revocation;
+pub mod rollback;
 pub mod settings;
 pub mod store;
 mod trust;

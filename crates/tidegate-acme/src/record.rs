@@ -18,6 +18,7 @@ use crate::plan::moment;
 use crate::plan::renewal::AriState;
 use crate::plan::retry::Attempts;
 use crate::preflight::Finding;
+use crate::rollback::RolledBack;
 
 /// What is known of one certificate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,6 +40,9 @@ pub struct CertificateRecord {
     /// Fingerprint of the wanted certificate whose trial at the staging directory went well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trial_passed: Option<String>,
+    /// A person went back to `current`, which was `previous` until then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rolled_back: Option<RolledBack>,
     /// A person asked for a renewal at this time, and none was made since.
     #[serde(
         default,
@@ -70,6 +74,7 @@ impl CertificateRecord {
             previous: None,
             pending: None,
             trial_passed: None,
+            rolled_back: None,
             forced: None,
             attempts: Attempts::default(),
             failed_challenges: BTreeMap::new(),

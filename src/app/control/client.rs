@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::super::doctor::Examined;
 use super::messages::{
-    Certificate, Done, Preflight, Refusal, Renew, Revoke, TestNotice, TestedNotice,
+    Certificate, Done, Preflight, Refusal, Renew, Revoke, Rollback, TestNotice, TestedNotice,
 };
 use super::serve::BUSY;
 use crate::source::state::StateFolder;
@@ -73,6 +73,11 @@ impl Control {
     /// Renews one certificate or all.
     pub fn renew(&self, asked: &Renew) -> Result<Done, ControlError> {
         self.ask("renew", "POST", "/v1/renew", Some(asked))
+    }
+
+    /// Serves the certificate of before again.
+    pub fn roll_back(&self, asked: &Rollback) -> Result<Done, ControlError> {
+        self.ask("roll back", "POST", "/v1/rollback", Some(asked))
     }
 
     /// Revokes a certificate.

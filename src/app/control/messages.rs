@@ -20,6 +20,14 @@ pub struct Renew {
     pub all: bool,
 }
 
+/// `POST /v1/rollback`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rollback {
+    /// Id of the certificate, name of its route, or a hostname.
+    pub id: String,
+}
+
 /// `POST /v1/revoke`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -29,7 +29,8 @@ use tokio_util::task::TaskTracker;
 
 pub use client::{Control, ControlError};
 pub use messages::{
-    Certificate, Done, Preflight, Refusal, Renew, Revoke, TestNotice, TestedNotice, TestedReceiver,
+    Certificate, Done, Preflight, Refusal, Renew, Revoke, Rollback, TestNotice, TestedNotice,
+    TestedReceiver,
 };
 
 /// Name of the socket in the state folder.

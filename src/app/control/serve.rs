@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 
 use super::super::doctor::{self, Examined, NotOne};
 use super::messages::{
-    Certificate, Done, Preflight, Refusal, Renew, Revoke, TestNotice, TestedNotice,
+    Certificate, Done, Preflight, Refusal, Renew, Revoke, Rollback, TestNotice, TestedNotice,
 };
 
 /// Bytes of a request's body.
@@ -70,12 +70,14 @@ async fn answer(engine: &Engine, request: Request<Incoming>) -> Answer {
             json(StatusCode::OK, &all)
         }
         (&Method::POST, "/v1/renew") => renew(engine, body(request).await?).await,
+        (&Method::POST, "/v1/rollback") => roll_back(engine, body(request).await?).await,
         (&Method::POST, "/v1/revoke") => revoke(engine, body(request).await?).await,
         (&Method::POST, "/v1/notices/test") => test_notice(engine, body(request).await?).await,
         (&Method::POST, "/v1/preflight") => preflight(engine, body(request).await?).await,
         (
             _,
-            "/v1/certificates" | "/v1/renew" | "/v1/revoke" | "/v1/notices/test" | "/v1/preflight",
+            "/v1/certificates" | "/v1/renew" | "/v1/rollback" | "/v1/revoke" | "/v1/notices/test"
+            | "/v1/preflight",
         ) => Err(refuse(
             StatusCode::METHOD_NOT_ALLOWED,
             "MethodNotAllowed",
@@ -134,6 +136,23 @@ async fn renew(engine: &Engine, asked: Renew) -> Answer {
         certificates = done.certificates.join(","),
         "a renewal was asked for"
     );
+    json(StatusCode::OK, &done)
+}
+
+async fn roll_back(engine: &Engine, asked: Rollback) -> Answer {
+    let state = Arc::clone(&engine.state().borrow());
+    let id = find(&asked.id, &state)?;
+    tracing::info!(certificate = %id, "a rollback was asked for");
+    let mut done = Done::default();
+    match tokio::time::timeout(BUSY, engine.roll_back(&id)).await {
+        Ok(Ok(())) => done.certificates.push(id),
+        Ok(Err(error)) => done.refused.push(Refusal {
+            id: Some(id),
+            reason: error.reason().to_owned(),
+            message: error.to_string(),
+        }),
+        Err(_) => done.refused.push(busy(id)),
+    }
     json(StatusCode::OK, &done)
 }
 

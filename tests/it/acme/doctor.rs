@@ -158,8 +158,5 @@ fn five_kinds_of_broken_dns_are_told_with_their_fix() {
     assert_eq!(state("Store").as_deref(), Some("Ok"), "{text}");
     let (ok, text) = doctor(&edge, &["good.example.com", "--name-server", &name_server]);
     assert!(ok, "{text}");
-    assert!(
-        text.contains("so that no port was tried"),
-        "{text}"
-    );
+    assert!(text.contains("so that no port was tried"), "{text}");
 }

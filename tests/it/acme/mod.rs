@@ -11,6 +11,7 @@ mod named;
 mod notices;
 mod refused;
 mod renew;
+mod rollback;
 mod take_over;
 mod tap;
 

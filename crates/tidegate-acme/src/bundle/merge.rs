@@ -153,12 +153,18 @@ impl<'a> Merge<'a> {
         let merged = join(&mine, &theirs, self.now);
         if merged == mine {
             let (done, why) = match (&mine.current, &theirs.current) {
-                (Some(mine), Some(theirs)) if mine.chain_pem != theirs.chain_pem => (
+                (Some(own), Some(other)) if own.chain_pem != other.chain_pem => (
                     Done::Kept,
-                    format!(
-                        "the one here is newer, valid until {}",
-                        moment::stamp(mine.not_after)
-                    ),
+                    match gave_way(&mine, other) {
+                        Some(at) => format!(
+                            "a person went back to the one here at {}",
+                            moment::stamp(at)
+                        ),
+                        None => format!(
+                            "the one here is newer, valid until {}",
+                            moment::stamp(own.not_after)
+                        ),
+                    },
                 ),
                 _ => (Done::Same, String::new()),
             };
@@ -262,6 +268,12 @@ fn said(issued: Option<&Issued>, now: SystemTime) -> String {
     }
 }
 
+/// When a person went back from this certificate to the one that the record has.
+fn gave_way(record: &CertificateRecord, from: &Issued) -> Option<SystemTime> {
+    let back = record.rolled_back.as_ref()?;
+    (chain(record.previous.as_ref()) == chain(Some(from))).then_some(back.at)
+}
+
 /// Of the certificates the one that can be used, then the one that was issued last.
 fn join(
     mine: &CertificateRecord,
@@ -274,16 +286,23 @@ fn join(
     };
     let mut merged = mine.clone();
     let theirs_wins = match (&mine.current, &theirs.current) {
-        (_, None) => false,
         (None, Some(_)) => true,
-        (Some(mine), Some(theirs)) => {
-            mine.chain_pem != theirs.chain_pem && rank(theirs) > rank(mine)
+        (Some(own), Some(other)) if own.chain_pem != other.chain_pem => {
+            match (gave_way(mine, other), gave_way(theirs, own)) {
+                // Older, but a person went back to it.
+                (Some(_), None) => false,
+                (None, Some(_)) => true,
+                (Some(mine), Some(theirs)) => theirs > mine,
+                (None, None) => rank(other) > rank(own),
+            }
         }
+        _ => false,
     };
     if theirs_wins {
         merged.current.clone_from(&theirs.current);
         merged.previous = mine.current.clone().or_else(|| theirs.previous.clone());
         merged.ari.clone_from(&theirs.ari);
+        merged.rolled_back.clone_from(&theirs.rolled_back);
     } else {
         if let (Some(current), Some(theirs)) = (&mut merged.current, &theirs.current)
             && current.chain_pem == theirs.chain_pem

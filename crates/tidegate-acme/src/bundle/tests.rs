@@ -285,6 +285,37 @@ async fn the_newer_certificate_stays_and_the_older_becomes_the_previous() {
 }
 
 #[tokio::test]
+async fn who_went_back_to_an_older_certificate_stays_there() {
+    let store = MemoryStore::default();
+    let mut renewed = record(Some(issued(2)));
+    renewed.previous = Some(issued(1));
+    save(&store, &certificate_key(), &renewed).await.unwrap();
+    let file = content_of(&store).await;
+    let mut back = renewed.clone();
+    std::mem::swap(&mut back.current, &mut back.previous);
+    back.rolled_back = serde_json::from_value(serde_json::json!({
+        "at": "2026-01-15T00:00:00Z", "renewNotBefore": "2026-02-20T00:00:00Z", "asked": ""
+    }))
+    .unwrap();
+    save(&store, &certificate_key(), &back).await.unwrap();
+    let told = import_all(&store, &file, Mode::Apply).await;
+    let (done, why) = (told[0].done, told[0].why.as_str());
+    assert_eq!(done, Done::Kept);
+    assert_eq!(
+        why,
+        "a person went back to the one here at 2026-01-15 00:00 UTC"
+    );
+    assert_eq!(certificate_in(&store).await, back);
+    // And the other way round: they went back after this export was made.
+    let file = content_of(&store).await;
+    let other = MemoryStore::default();
+    save(&other, &certificate_key(), &renewed).await.unwrap();
+    import_all(&other, &file, Mode::Apply).await;
+    assert_eq!(certificate_in(&other).await.current, back.current);
+    assert_eq!(certificate_in(&other).await.rolled_back, back.rolled_back);
+}
+
+#[tokio::test]
 async fn an_order_travels_only_when_it_was_placed() {
     let pending = |order_url: Option<&str>| Pending {
         issuer: "le".to_owned(),

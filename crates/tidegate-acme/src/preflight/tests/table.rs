@@ -207,12 +207,16 @@ fn ports_of_our_own_addresses_are_named() {
         one(|name, all| {
             name.challenge = kind;
             name.loopback = vec![answered("203.0.113.5", LoopbackAnswer::Refused)];
-            all.ports = Ports { http: 5002, tls: 5001 };
+            all.ports = Ports {
+                http: 5002,
+                tls: 5001,
+            };
         })
     };
     for (kind, port) in [(Http01, 5002), (TlsAlpn01, 5001)] {
         let text = elsewhere(kind);
-        let expected = format!("make the edge listen on 203.0.113.5:{port}, or forward port {port}");
+        let expected =
+            format!("make the edge listen on 203.0.113.5:{port}, or forward port {port}");
         assert!(text.contains(&expected), "{text}");
     }
     assert_eq!(elsewhere(Dns01), "");
