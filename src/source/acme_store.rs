@@ -3,6 +3,7 @@
 //! `acme/KIND/NAME.json`, 0600, written whole. Names are encoded so that any text is one file name.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
@@ -96,7 +97,14 @@ impl Store for AcmeStore {
     }
 
     async fn write_test(&self) -> Result<(), StoreError> {
-        let name = format!("{}/.write-test", folder(Kind::Certificate));
+        // Several may test at one time, a command beside the edge too.
+        static TESTS: AtomicU64 = AtomicU64::new(0);
+        let number = TESTS.fetch_add(1, Ordering::Relaxed);
+        let process = std::process::id();
+        let name = format!(
+            "{}/.write-test-{process}-{number}",
+            folder(Kind::Certificate)
+        );
         let written = self.blocking(move |state| {
             state.write(&name, &" ".repeat(WRITE_TEST))?;
             state.remove(&name)
@@ -151,7 +159,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let state = Arc::new(StateFolder::open(folder.path()).unwrap());
         let store = AcmeStore::new(state);
-        assert_eq!(tested(&store).await, Ok(()));
+        // Each certificate's task may test at the same time.
+        let tests = (0..50).map(|_| {
+            let store = store.clone();
+            tokio::spawn(async move { tested(&store).await })
+        });
+        let tests: Vec<_> = tests.collect();
+        for test in tests {
+            assert_eq!(test.await.unwrap(), Ok(()));
+        }
         let certificates = folder.path().join("acme/certificate");
         assert_eq!(std::fs::read_dir(&certificates).unwrap().count(), 0);
         // As unwritable for root as for anybody.
