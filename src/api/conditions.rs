@@ -54,6 +54,9 @@ words! {
         Programmed,
         /// Backends see the address of the client.
         ClientAddressPreserved,
+        /// Every Service that the object names has an endpoint that is ready. Present only on Kubernetes, and no
+        /// part of Ready: pods come and go.
+        BackendsReady,
         /// The credential of an agent is there and usable.
         CredentialReady,
         /// At least one session of the agent is alive.
@@ -124,6 +127,10 @@ words! {
         IssuerNotFound,
         /// The backend's name or Service does not exist.
         BackendNotFound,
+        /// Every Service has an endpoint that is ready.
+        BackendsReady,
+        /// A Service has no endpoint that is ready; requests to it are answered with 503.
+        NoReadyEndpoints,
         /// The certificate is being issued; a placeholder is served if there is one.
         Issuing,
         /// No certificate could be had from the issuer; the message has its words and the time of the next attempt.

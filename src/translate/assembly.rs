@@ -21,7 +21,7 @@ use super::solvers::Made;
 use super::status::{Conditions, certificate_status, joined};
 use super::trackers::TrackerGroups;
 use super::{
-    GoodRoute, Inputs, IssuerChoice, Kind, ObjectRef, SecretData, Translation, WantedCertificate,
+    GoodRoute, Inputs, IssuerChoice, Kind, ObjectRef, SecretData, ServiceResolution, Translation, WantedCertificate,
     agents, issuance, issuers,
 };
 use crate::api::conditions::{Condition, ConditionType, Reason, timestamp};
@@ -72,11 +72,11 @@ pub fn translate(inputs: &Inputs, now: SystemTime) -> Translation {
         let previous = previous.or(agent.status.as_ref());
         let previous = previous.map_or(&[][..], |status| &status.conditions);
         let (status, report) = agents::check(inputs, agent, &id, previous, now);
-        work.result.problems.extend(report.into_problems());
+        report.close(&mut work.result);
         work.result.statuses.agents.insert(id, status);
     }
     for (name, status, report) in issuers {
-        work.result.problems.extend(report.into_problems());
+        report.close(&mut work.result);
         work.result.statuses.issuers.insert(name, status);
     }
     let mut result = work.result;
@@ -142,7 +142,7 @@ impl Work<'_> {
                     format!("there is already a TlsRoute {id}"),
                     "give one of the two another name",
                 );
-                self.result.problems.extend(report.into_problems());
+                report.close(&mut self.result);
                 continue;
             }
             let age = age_of(self.inputs, route, &id, self.now);
@@ -488,6 +488,7 @@ impl Work<'_> {
         resolved_refs(&mut conditions, report);
         conditions.remove(ConditionType::CertificateReady);
         conditions.remove(ConditionType::ClientAddressPreserved);
+        conditions.remove(ConditionType::BackendsReady);
         conditions.remove(ConditionType::Reconciling);
         conditions.set(ConditionType::Programmed, false, reason, message);
         conditions.summarize(&SUMMARY);
@@ -552,6 +553,14 @@ impl Work<'_> {
             }
         }
         resolved_refs(&mut conditions, &report);
+        if self.inputs.environment.services == ServiceResolution::Objects {
+            conditions.judge(
+                &report,
+                ConditionType::BackendsReady,
+                Reason::BackendsReady,
+                "every Service has an endpoint that is ready",
+            );
+        }
         certificate_ready(&mut conditions, &report, chosen, served);
         let claimed = chosen.compiled.hosts.len();
         match (&kept, programmed) {
@@ -633,7 +642,7 @@ impl Work<'_> {
                 addresses: Vec::new(),
             },
         );
-        self.result.problems.extend(report.into_problems());
+        report.close(&mut self.result);
     }
 }
 

@@ -140,21 +140,16 @@ fn cluster(
     wire: &Backend,
     policy: &Policy,
 ) -> Option<Found<Arc<Cluster>>> {
-    let target = if let Some(service) = &wire.service {
-        let at = field.at("service");
-        let ServiceResolution::Dns = references.inputs.environment.services;
-        let host = super::words::host_name(report, &at.at("name"), &service.name);
-        let port = port(report, &at.at("port"), service.port);
-        host.zip(port)
-    } else {
-        let written = wire.address.as_deref().unwrap_or_default();
-        address(report, &field.at("address"), written)
+    let place = place(report, references, field, wire);
+    let spoken = match &place {
+        Some(Found::Here(place)) => place.protocol,
+        _ => UpstreamProtocol::Auto,
     };
     let protocol = one_of(
         report,
         &field.at("protocol"),
         wire.protocol.as_deref(),
-        UpstreamProtocol::Auto,
+        spoken,
         &[
             ("Auto", UpstreamProtocol::Auto),
             ("HTTP1", UpstreamProtocol::Http1),
@@ -180,23 +175,20 @@ fn cluster(
             })
         }
     };
-    let (host, port) = target?;
+    let place = place?;
     let (protocol, proxy_protocol) = (protocol?, proxy_protocol?);
     // A missing CA must not become a connection without verification.
-    let Found::Here(tls) = tls? else {
+    let (Found::Here(tls), Found::Here(place)) = (tls?, place) else {
         return Some(Found::Missing);
     };
-    let name = match host.ip() {
-        Some(std::net::IpAddr::V6(v6)) => format!("[{v6}]:{port}"),
-        _ => format!("{host}:{port}"),
-    };
+    let tls = tls.map(|tls| UpstreamTls {
+        server_name: tls.server_name.or(place.server_name),
+        ..tls
+    });
     let mut cluster = Cluster {
         key: ClusterKey("".into()),
-        name,
-        target: Target::Host {
-            host: host.as_str().to_owned(),
-            port,
-        },
+        name: place.name,
+        target: place.target,
         protocol,
         tls,
         proxy_protocol,
@@ -208,6 +200,67 @@ fn cluster(
     };
     cluster.key = key_of(&cluster);
     Some(Found::Here(Arc::new(cluster)))
+}
+
+/// Where a cluster is.
+struct Place {
+    name: String,
+    target: Target,
+    /// What is spoken there unless the route says otherwise.
+    protocol: UpstreamProtocol,
+    /// Name that its certificate must have, if the target has none.
+    server_name: Option<String>,
+}
+
+fn place(
+    report: &mut Report,
+    references: &References<'_>,
+    field: &Field<'_>,
+    wire: &Backend,
+) -> Option<Found<Place>> {
+    let environment = &references.inputs.environment;
+    let found = match (&wire.service, environment.services) {
+        (Some(service), ServiceResolution::Objects) => {
+            let at = field.at("service");
+            port(report, &at.at("port"), service.port)?;
+            let Some(found) = references.service(report, &at, service) else {
+                return Some(Found::Missing);
+            };
+            let full = references.sibling(&service.name);
+            return Some(Found::Here(Place {
+                name: format!("{full}:{}", service.port),
+                target: Target::Addresses(found.addresses.clone()),
+                protocol: match found.app_protocol.as_deref() {
+                    Some("kubernetes.io/h2c") => UpstreamProtocol::Http2,
+                    _ => UpstreamProtocol::Auto,
+                },
+                server_name: Some(format!("{}.{}.svc", full.name, full.namespace)),
+            }));
+        }
+        (Some(service), ServiceResolution::Dns) => {
+            let at = field.at("service");
+            let host = super::words::host_name(report, &at.at("name"), &service.name);
+            let port = port(report, &at.at("port"), service.port);
+            host.zip(port)
+        }
+        (None, _) => {
+            let written = wire.address.as_deref().unwrap_or_default();
+            address(report, &field.at("address"), written)
+        }
+    };
+    let (host, port) = found?;
+    Some(Found::Here(Place {
+        name: match host.ip() {
+            Some(std::net::IpAddr::V6(v6)) => format!("[{v6}]:{port}"),
+            _ => format!("{host}:{port}"),
+        },
+        target: Target::Host {
+            host: host.as_str().to_owned(),
+            port,
+        },
+        protocol: UpstreamProtocol::Auto,
+        server_name: None,
+    }))
 }
 
 /// Splits `host:port`, `1.2.3.4:80` or `[::1]:80`.

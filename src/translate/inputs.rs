@@ -30,6 +30,8 @@ pub struct Inputs {
     pub secrets: BTreeMap<ObjectName, Arc<SecretData>>,
     /// ConfigMaps that routes may name.
     pub config_maps: BTreeMap<ObjectName, Arc<ConfigMapData>>,
+    /// Services that routes may name, where [`Environment::services`] says that there are such objects.
+    pub services: BTreeMap<ObjectName, Arc<ServiceData>>,
     /// Certificates that were already issued for routes, by the internal CA or by ACME.
     pub issued: BTreeMap<RouteId, Arc<Certificate>>,
     /// Served for a route until its first certificate is issued.
@@ -115,6 +117,8 @@ pub enum ServiceResolution {
     /// The name is a DNS name, as in Compose or `/etc/hosts`.
     #[default]
     Dns,
+    /// The name is that of a Service object of the route's namespace.
+    Objects,
 }
 
 /// Where the folders of `static` backends may lie.
@@ -148,6 +152,26 @@ impl fmt::Debug for SecretData {
             .field("keys", &self.data.keys().collect::<Vec<_>>())
             .finish()
     }
+}
+
+/// A Service and who is behind it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ServiceData {
+    /// Its `spec.externalName`, if it is but another name of something else.
+    pub external_name: Option<String>,
+    /// Its TCP ports.
+    pub ports: Vec<ServicePortData>,
+}
+
+/// One TCP port of a Service.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ServicePortData {
+    /// The port of the Service.
+    pub port: u16,
+    /// What the Service says is spoken there, such as `https` or `kubernetes.io/h2c`.
+    pub app_protocol: Option<String>,
+    /// Addresses that are ready to serve, sorted.
+    pub addresses: Vec<SocketAddr>,
 }
 
 /// Content of a ConfigMap.

@@ -45,10 +45,10 @@ pub use certificates::{CertificateError, parse_certificate};
 pub use durations::{DurationError, parse_duration};
 pub use inputs::{
     ConfigMapData, Environment, Inputs, IssuerReport, OrderReport, ProgramPolicy, SecretData,
-    ServiceResolution, StaticFilesPolicy,
+    ServiceData, ServicePortData, ServiceResolution, StaticFilesPolicy,
 };
 pub use outputs::{
-    GoodRoute, IssuerChoice, Kind, LastGood, ObjectRef, Problem, Severity, Statuses, Translation,
-    WantedCertificate,
+    GoodRoute, IssuerChoice, Kind, LastGood, ObjectRef, Problem, Reference, ReferenceKind, Severity,
+    Statuses, Translation, WantedCertificate,
 };
 pub use quantities::{QuantityError, parse_quantity};

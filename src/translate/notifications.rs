@@ -13,7 +13,7 @@ use super::references::References;
 use super::report::{Field, Report};
 use super::status::Conditions;
 use super::words::one_of;
-use super::{Inputs, IssuerReport, ObjectRef, Problem};
+use super::{Inputs, IssuerReport, ObjectRef};
 use crate::api::conditions::{ConditionType, Reason};
 use crate::api::{AcmeIssuerSpec, Notification as Wire, SecretKeyRef};
 use crate::api::{SmtpNotification, WebhookNotification};
@@ -43,13 +43,8 @@ pub(super) fn targets(
         }
         all.extend(notification(&references, &mut own, &field, wire));
     }
-    for problem in own.into_problems() {
-        let reason = match problem.reason {
-            Reason::Invalid => Reason::InvalidNotification,
-            other => other,
-        };
-        report.take(Problem { reason, ..problem });
-    }
+    own.rename(Reason::Invalid, Reason::InvalidNotification);
+    report.append(own);
     all
 }
 

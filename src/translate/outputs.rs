@@ -1,6 +1,6 @@
 //! What `translate` says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -27,6 +27,9 @@ pub struct Translation {
     pub wanted_certificates: Vec<WantedCertificate>,
     /// The issuers that can be asked, by name.
     pub issuers: BTreeMap<String, Arc<Issuer>>,
+    /// Everything that was looked up by name. Whoever fetches these and nothing else has all that the objects
+    /// may use; what is missing may name more once it is there.
+    pub references: BTreeSet<Reference>,
     /// What the next translation needs as [`Inputs::last_good`](super::Inputs::last_good).
     pub last_good: LastGood,
 }
@@ -83,6 +86,26 @@ impl fmt::Display for ObjectRef {
     }
 }
 
+/// Something that an object names, in a namespace that it may name things of.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Reference {
+    /// What it is.
+    pub kind: ReferenceKind,
+    /// Its full name.
+    pub name: ObjectName,
+}
+
+/// Kinds of things that objects name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ReferenceKind {
+    /// A Secret.
+    Secret,
+    /// A ConfigMap.
+    ConfigMap,
+    /// A Service.
+    Service,
+}
+
 /// One thing that is wrong with one object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
@@ -117,6 +140,7 @@ impl Problem {
             (
                 _,
                 Reason::AddressLost
+                | Reason::NoReadyEndpoints
                 | Reason::AgentNotConnected
                 | Reason::NoticesNotDelivered,
             )

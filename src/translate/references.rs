@@ -8,8 +8,8 @@ use tidegate_model::{BasicAuth, Fingerprint, ObjectName, RouteId, Secret};
 
 use super::certificates::parse_roots;
 use super::report::{Field, Report};
-use super::{Inputs, SecretData};
-use crate::api::BasicAuthFilter;
+use super::{Inputs, ReferenceKind, SecretData, ServicePortData, ServiceResolution};
+use crate::api::{BasicAuthFilter, ServiceRef};
 use crate::api::conditions::Reason;
 
 /// Looks things up for one object and notes what is missing.
@@ -45,6 +45,7 @@ impl References<'_> {
         name: &str,
     ) -> Option<&Arc<SecretData>> {
         let full = self.sibling(name);
+        report.names(ReferenceKind::Secret, full.clone());
         let found = self.inputs.secrets.get(&full);
         if found.is_none() {
             report.add(
@@ -52,6 +53,12 @@ impl References<'_> {
                 Reason::SecretNotFound,
                 format!("Secret {full} does not exist"),
                 other_namespace(&self.inputs.secrets, &full)
+                    .map(|other| {
+                        format!(
+                            "Secret {other} exists, but only Secrets of namespace {} are read",
+                            full.namespace
+                        )
+                    })
                     .unwrap_or_else(|| format!("create it in namespace {}", full.namespace)),
             );
         }
@@ -89,6 +96,68 @@ impl References<'_> {
         found.map(Vec::as_slice)
     }
 
+    /// A port of a Service, where Services are objects.
+    pub(super) fn service(
+        &self,
+        report: &mut Report,
+        field: &Field<'_>,
+        wire: &ServiceRef,
+    ) -> Option<&ServicePortData> {
+        debug_assert_eq!(
+            self.inputs.environment.services,
+            ServiceResolution::Objects
+        );
+        let full = self.sibling(&wire.name);
+        report.names(ReferenceKind::Service, full.clone());
+        let at = field.at("name");
+        let Some(service) = self.inputs.services.get(&full) else {
+            let hint = format!(
+                "create it in namespace {}; a route leads to Services of its own namespace only",
+                full.namespace
+            );
+            let message = format!("Service {full} does not exist");
+            report.add(at, Reason::BackendNotFound, message, hint);
+            return None;
+        };
+        if let Some(name) = &service.external_name {
+            report.add(
+                at,
+                Reason::BackendNotFound,
+                format!("Service {full} is but another name of {name:?} (type ExternalName)"),
+                format!("write address: \"{name}:{}\" in place of service", wire.port),
+            );
+            return None;
+        }
+        let port = service
+            .ports
+            .iter()
+            .find(|port| i32::from(port.port) == wire.port);
+        let Some(port) = port else {
+            let mut known: Vec<_> = service.ports.iter().map(|port| port.port).collect();
+            known.sort_unstable();
+            let known: Vec<_> = known.iter().map(ToString::to_string).collect();
+            report.add(
+                field.at("port"),
+                Reason::BackendNotFound,
+                format!("Service {full} has no TCP port {}", wire.port),
+                match known.len() {
+                    0 => "give the Service a TCP port".to_owned(),
+                    _ => format!("it has: {}", known.join(", ")),
+                },
+            );
+            return None;
+        };
+        if port.addresses.is_empty() {
+            report.add(
+                field,
+                Reason::NoReadyEndpoints,
+                format!("Service {full} has no endpoint for port {} that is ready", wire.port),
+                "see whether its selector names pods and whether those are ready",
+            );
+        }
+        Some(port)
+    }
+
     /// CAs from a Secret's or ConfigMap's `ca.crt`.
     pub(super) fn roots(
         &self,
@@ -111,6 +180,7 @@ impl References<'_> {
             }
             (None, Some(name)) => {
                 let full = self.sibling(name);
+                report.names(ReferenceKind::ConfigMap, full.clone());
                 let Some(map) = self.inputs.config_maps.get(&full) else {
                     report.add(
                         field,
@@ -224,13 +294,9 @@ pub(super) fn basic_auth_filter(
     })
 }
 
-fn other_namespace<T>(all: &BTreeMap<ObjectName, T>, wanted: &ObjectName) -> Option<String> {
-    all.keys()
-        .find(|other| other.name == wanted.name)
-        .map(|other| {
-            format!(
-                "Secret {other} exists, but only Secrets of namespace {} are read",
-                wanted.namespace
-            )
-        })
+fn other_namespace<'a, T>(
+    all: &'a BTreeMap<ObjectName, T>,
+    wanted: &ObjectName,
+) -> Option<&'a ObjectName> {
+    all.keys().find(|other| other.name == wanted.name)
 }

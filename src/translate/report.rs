@@ -1,8 +1,11 @@
 //! Collects everything that is wrong with one object, each entry with the path of its field.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
-use super::{ObjectRef, Problem};
+use tidegate_model::ObjectName;
+
+use super::{ObjectRef, Problem, Reference, ReferenceKind, Translation};
 use crate::api::conditions::{ConditionType, Reason};
 
 /// The path of a field, built while walking down and only written out when something is wrong.
@@ -59,6 +62,7 @@ impl fmt::Display for Field<'_> {
 pub(super) struct Report {
     object: ObjectRef,
     problems: Vec<Problem>,
+    references: BTreeSet<Reference>,
 }
 
 // === impl Report ===
@@ -68,7 +72,13 @@ impl Report {
         Self {
             object,
             problems: Vec::new(),
+            references: BTreeSet::new(),
         }
+    }
+
+    /// Notes that the object names something, whether it exists or not.
+    pub(super) fn names(&mut self, kind: ReferenceKind, name: ObjectName) {
+        self.references.insert(Reference { kind, name });
     }
 
     /// Notes a problem: what was found and how to mend it.
@@ -89,9 +99,13 @@ impl Report {
         });
     }
 
-    /// Notes a problem that was found apart.
-    pub(super) fn take(&mut self, problem: Problem) {
-        self.problems.push(problem);
+    /// Gives what was noted for one reason another.
+    pub(super) fn rename(&mut self, from: Reason, to: Reason) {
+        for problem in &mut self.problems {
+            if problem.reason == from {
+                problem.reason = to;
+            }
+        }
     }
 
     /// Notes a value that cannot be used.
@@ -137,6 +151,7 @@ impl Report {
 
     pub(super) fn append(&mut self, other: Report) {
         self.problems.extend(other.problems);
+        self.references.extend(other.references);
     }
 
     /// Drops what speaks of one condition.
@@ -145,8 +160,10 @@ impl Report {
             .retain(|problem| condition_of(problem.reason) != condition);
     }
 
-    pub(super) fn into_problems(self) -> Vec<Problem> {
-        self.problems
+    /// Hands over what was found.
+    pub(super) fn close(self, into: &mut Translation) {
+        into.problems.extend(self.problems);
+        into.references.extend(self.references);
     }
 }
 
@@ -168,6 +185,7 @@ pub(super) fn condition_of(reason: Reason) -> ConditionType {
         | Reason::OrderFailed => ConditionType::CertificateReady,
         Reason::NoticesNotDelivered => ConditionType::NotificationsDelivered,
         Reason::AddressLost => ConditionType::ClientAddressPreserved,
+        Reason::NoReadyEndpoints => ConditionType::BackendsReady,
         Reason::Suspended | Reason::NothingToServe => ConditionType::Programmed,
         _ => ConditionType::Accepted,
     }

@@ -20,11 +20,13 @@ use tokio::sync::watch;
 const SERVED_WITHIN: Duration = Duration::from_secs(30);
 
 /// One answer. Not secret from the authority or the network, but nobody else's business: not printed.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Answer {
     /// RFC 8555 §8.3.
     Http01 {
         /// The name that is proven.
+        #[serde(with = "host_text")]
         host: HostName,
         /// The last segment of the path.
         token: String,
@@ -34,6 +36,7 @@ pub enum Answer {
     /// RFC 8737 §3.
     TlsAlpn01 {
         /// The name that is proven; an address as itself.
+        #[serde(with = "host_text")]
         host: HostName,
         /// SHA-256 of the key authorization.
         digest: [u8; 32],
@@ -83,6 +86,21 @@ impl fmt::Debug for Answer {
             Self::Http01 { host, .. } => write!(f, "http-01 for {host}"),
             Self::TlsAlpn01 { host, .. } => write!(f, "tls-alpn-01 for {host}"),
         }
+    }
+}
+
+/// Host names as texts, for replicas that share answers.
+mod host_text {
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+    use tidegate_model::HostName;
+
+    pub(super) fn serialize<S: Serializer>(host: &HostName, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(host.as_str())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<HostName, D::Error> {
+        let text = String::deserialize(from)?;
+        HostName::parse(&text).map_err(D::Error::custom)
     }
 }
 
@@ -296,6 +314,26 @@ mod tests {
             let host = HostName::parse(host).unwrap();
             assert_eq!(server_name(&host).as_str(), expected);
         }
+    }
+
+    #[test]
+    fn replicas_share_answers_as_they_are() {
+        let answers = BTreeSet::from([
+            Answer::Http01 {
+                host: HostName::parse("a.example").unwrap(),
+                token: "t".to_owned(),
+                key_authorization: "t.key".to_owned(),
+            },
+            Answer::TlsAlpn01 {
+                host: HostName::parse("2001:db8::1").unwrap(),
+                digest: [7; 32],
+            },
+        ]);
+        let text = serde_json::to_string(&answers).unwrap();
+        assert!(text.contains(r#"{"http01":{"host":"a.example","token":"t","keyAuthorization":"t.key"}}"#), "{text}");
+        assert_eq!(serde_json::from_str::<BTreeSet<Answer>>(&text).unwrap(), answers);
+        let bad = r#"[{"http01":{"host":"..","token":"t","keyAuthorization":"t.key"}}]"#;
+        assert!(serde_json::from_str::<BTreeSet<Answer>>(bad).is_err());
     }
 
     #[tokio::test]

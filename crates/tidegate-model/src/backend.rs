@@ -78,7 +78,8 @@ pub enum Target {
         /// TCP port.
         port: u16,
     },
-    /// Addresses that the control side already knows.
+    /// Addresses that the control side already knows. They are not part of the cluster's identity: a snapshot
+    /// may bring others under the same key.
     Addresses(Vec<std::net::SocketAddr>),
 }
 

@@ -18,6 +18,7 @@ use tidegate_model::HostName;
 use x509_parser::prelude::FromDer as _;
 
 use super::facts::LoopbackAnswer;
+use crate::answers::Answer;
 use crate::oneshot::{self, Call, OneshotError, Reply};
 
 /// Bytes of an answer that are looked at; a key authorization has about 87.
@@ -111,39 +112,70 @@ impl OwnChallenge {
 
     /// Asks one address of the name by tls-alpn-01.
     pub async fn tls_alpn(&self, host: &HostName, address: IpAddr) -> LoopbackAnswer {
-        let (Ok(name), Some(config)) = (ServerName::try_from(sni(host)), config(&[b"acme-tls/1"]))
-        else {
-            return LoopbackAnswer::Silent("the name cannot be asked for by TLS".to_owned());
-        };
+        let digest = Sha256::digest(self.key_authorization.as_bytes()).into();
         let address = SocketAddr::new(address, self.tls_port);
-        match oneshot::certificate(address, config, name, self.timeout).await {
-            Ok(Some(certificate)) if self.is_answer(&certificate) => LoopbackAnswer::Ours,
-            Ok(Some(_)) => {
-                LoopbackAnswer::Stranger("a server without our challenge certificate".to_owned())
-            }
-            Ok(None) => LoopbackAnswer::Stranger("a server without certificate".to_owned()),
-            // Who refuses the protocol is there and is not us.
-            Err(OneshotError::Tls(_)) => {
-                LoopbackAnswer::Stranger("a server without acme-tls/1".to_owned())
-            }
-            Err(error) => failure(&error),
-        }
+        tls_alpn(host, address, &digest, self.timeout).await
     }
+}
 
-    /// The extension holds the hash of the key authorization as an OCTET STRING (RFC 8737 §3).
-    fn is_answer(&self, certificate: &[u8]) -> bool {
-        let Ok((_, certificate)) = x509_parser::certificate::X509Certificate::from_der(certificate)
-        else {
-            return false;
-        };
-        let hash = Sha256::digest(self.key_authorization.as_bytes());
-        let mut wanted = vec![0x04, 0x20];
-        wanted.extend_from_slice(&hash);
-        certificate
-            .extensions()
-            .iter()
-            .any(|e| e.oid.to_id_string() == ACME_IDENTIFIER && e.value == wanted)
+/// Asks this address for an answer as the authority will ask for it.
+pub async fn ask(answer: &Answer, address: SocketAddr, timeout: Duration) -> LoopbackAnswer {
+    match answer {
+        Answer::Http01 {
+            host,
+            token,
+            key_authorization,
+        } => {
+            let challenge = OwnChallenge {
+                token: token.clone(),
+                key_authorization: key_authorization.clone(),
+                http_port: address.port(),
+                // A redirect would be a wrong answer.
+                tls_port: 0,
+                timeout,
+            };
+            challenge.http(host, address.ip()).await
+        }
+        Answer::TlsAlpn01 { host, digest } => tls_alpn(host, address, digest, timeout).await,
     }
+}
+
+async fn tls_alpn(
+    host: &HostName,
+    address: SocketAddr,
+    digest: &[u8; 32],
+    timeout: Duration,
+) -> LoopbackAnswer {
+    let (Ok(name), Some(config)) = (ServerName::try_from(sni(host)), config(&[b"acme-tls/1"]))
+    else {
+        return LoopbackAnswer::Silent("the name cannot be asked for by TLS".to_owned());
+    };
+    match oneshot::certificate(address, config, name, timeout).await {
+        Ok(Some(certificate)) if is_answer(&certificate, digest) => LoopbackAnswer::Ours,
+        Ok(Some(_)) => {
+            LoopbackAnswer::Stranger("a server without our challenge certificate".to_owned())
+        }
+        Ok(None) => LoopbackAnswer::Stranger("a server without certificate".to_owned()),
+        // Who refuses the protocol is there and is not us.
+        Err(OneshotError::Tls(_)) => {
+            LoopbackAnswer::Stranger("a server without acme-tls/1".to_owned())
+        }
+        Err(error) => failure(&error),
+    }
+}
+
+/// The extension holds the hash of the key authorization as an OCTET STRING (RFC 8737 §3).
+fn is_answer(certificate: &[u8], digest: &[u8; 32]) -> bool {
+    let Ok((_, certificate)) = x509_parser::certificate::X509Certificate::from_der(certificate)
+    else {
+        return false;
+    };
+    let mut wanted = vec![0x04, 0x20];
+    wanted.extend_from_slice(digest);
+    certificate
+        .extensions()
+        .iter()
+        .any(|e| e.oid.to_id_string() == ACME_IDENTIFIER && e.value == wanted)
 }
 
 struct Target {

@@ -85,6 +85,9 @@ pub(crate) async fn watch(
         tasks.retain(|key, _| wanted.iter().any(|cluster| cluster.key == *key));
         for cluster in &wanted {
             let state = clusters.state(cluster);
+            if let Target::Addresses(addresses) = &cluster.target {
+                state.set_addresses(addresses);
+            }
             tasks
                 .entry(cluster.key.clone())
                 .or_insert_with(|| AbortOnDropHandle::new(tokio::spawn(follow(state))));

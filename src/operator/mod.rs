@@ -1,0 +1,28 @@
+//! The Kubernetes source: objects from an API server, certificates in Secrets, statuses back into the objects.
+//!
+//! ```text
+//! watches ─► caches ─► Source::refresh ─► translate ─┬─► Snapshot (every replica)
+//!    ▲                                               └─► statuses, Events, Secrets (whoever holds the Lease)
+//!    └──────────────── API server ◄──────────────────────────────┘
+//! ```
+//!
+//! Every replica watches and serves; only the holder of the [`lease`] orders certificates and writes. A lost
+//! API server changes nothing of what is served. Knows no data plane: `app` joins the two.
+
+mod addresses;
+mod cache;
+pub mod cluster;
+pub mod documents;
+pub mod events;
+pub mod lease;
+mod named;
+mod objects;
+pub mod replicas;
+mod services;
+mod source;
+pub mod status;
+mod watch;
+
+pub use cluster::{Cluster, ClusterError, ClusterOptions};
+pub use source::Source;
+pub use watch::World;

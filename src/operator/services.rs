@@ -1,0 +1,229 @@
+//! Services and EndpointSlices as backends: who is ready to serve a port.
+//!
+//! The edge speaks to the endpoints themselves, not to the Service's address: each has its own health,
+//! connections are kept, and no address translation comes between.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use tidegate_model::ObjectName;
+
+use crate::translate::{ServiceData, ServicePortData};
+
+/// Label by which a slice names its Service.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// What of a Service counts here.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct ServiceShape {
+    external_name: Option<String>,
+    ports: Vec<PortShape>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct PortShape {
+    port: u16,
+    /// Slices call their ports by the names of the Service's.
+    name: String,
+    app_protocol: Option<String>,
+}
+
+/// What of an EndpointSlice counts here.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct SliceShape {
+    /// The Service it belongs to.
+    pub(super) service: String,
+    /// TCP ports by name.
+    pub(super) ports: BTreeMap<String, u16>,
+    /// Addresses of endpoints that are ready.
+    ready: Vec<IpAddr>,
+    /// Addresses of endpoints that still serve while they end.
+    ending: Vec<IpAddr>,
+    /// Addresses of all endpoints.
+    pub(super) all: Vec<IpAddr>,
+}
+
+/// Reads a Service.
+pub(super) fn service_shape(service: &Service) -> ServiceShape {
+    let Some(spec) = &service.spec else {
+        return ServiceShape::default();
+    };
+    let is_tcp = |protocol: Option<&str>| matches!(protocol, None | Some("TCP"));
+    ServiceShape {
+        external_name: (spec.type_.as_deref() == Some("ExternalName"))
+            .then(|| spec.external_name.clone().unwrap_or_default()),
+        ports: spec
+            .ports
+            .iter()
+            .flatten()
+            .filter(|port| is_tcp(port.protocol.as_deref()))
+            .filter_map(|port| {
+                Some(PortShape {
+                    port: u16::try_from(port.port).ok()?,
+                    name: port.name.clone().unwrap_or_default(),
+                    app_protocol: port.app_protocol.clone(),
+                })
+            })
+            .collect(),
+    }
+}
+
+/// Reads a slice; None if it belongs to no Service or holds no addresses.
+pub(super) fn slice_shape(slice: &EndpointSlice) -> Option<SliceShape> {
+    let service = slice.metadata.labels.as_ref()?.get(SERVICE_NAME)?.clone();
+    if !matches!(slice.address_type.as_str(), "IPv4" | "IPv6") {
+        return None;
+    }
+    let mut shape = SliceShape {
+        service,
+        ..SliceShape::default()
+    };
+    for port in slice.ports.iter().flatten() {
+        if matches!(port.protocol.as_deref(), None | Some("TCP"))
+            && let Some(number) = port.port.and_then(|port| u16::try_from(port).ok())
+        {
+            let name = port.name.clone().unwrap_or_default();
+            shape.ports.insert(name, number);
+        }
+    }
+    for endpoint in &slice.endpoints {
+        let conditions = endpoint.conditions.as_ref();
+        // Unknown counts as ready (EndpointConditions).
+        let ready = conditions.and_then(|it| it.ready).unwrap_or(true);
+        let serving = conditions.and_then(|it| it.serving).unwrap_or(ready);
+        let addresses = endpoint.addresses.iter().filter_map(|it| it.parse().ok());
+        for address in addresses {
+            shape.all.push(address);
+            if ready {
+                shape.ready.push(address);
+            } else if serving {
+                shape.ending.push(address);
+            }
+        }
+    }
+    Some(shape)
+}
+
+/// Joins Services with the slices of their namespace.
+pub(super) fn join<'a>(
+    service: &ServiceShape,
+    slices: impl Iterator<Item = &'a SliceShape> + Clone,
+) -> ServiceData {
+    let ports = service.ports.iter().map(|port| {
+        let of = |pick: fn(&SliceShape) -> &Vec<IpAddr>| {
+            let mut addresses: Vec<SocketAddr> = slices
+                .clone()
+                .filter_map(|slice| {
+                    let number = slice.ports.get(&port.name).copied();
+                    // A slice that somebody wrote by hand may have one port without a name.
+                    let number = number.or_else(|| {
+                        let only = slice.ports.values().next();
+                        let lone = slice.ports.len() == 1 && service.ports.len() == 1;
+                        only.copied().filter(|_| lone)
+                    })?;
+                    Some((slice, number))
+                })
+                .flat_map(|(slice, number)| {
+                    pick(slice).iter().map(move |ip| SocketAddr::new(*ip, number))
+                })
+                .collect();
+            addresses.sort_unstable();
+            addresses.dedup();
+            addresses
+        };
+        let mut addresses = of(|slice| &slice.ready);
+        if addresses.is_empty() {
+            // Better than none, as kube-proxy does it: those that are ending but still answer.
+            addresses = of(|slice| &slice.ending);
+        }
+        ServicePortData {
+            port: port.port,
+            app_protocol: port.app_protocol.clone(),
+            addresses,
+        }
+    });
+    ServiceData {
+        external_name: service.external_name.clone(),
+        ports: ports.collect(),
+    }
+}
+
+/// Slices by Service.
+pub(super) fn by_service<'a>(
+    slices: impl Iterator<Item = (&'a ObjectName, &'a SliceShape)>,
+) -> BTreeMap<ObjectName, Vec<&'a SliceShape>> {
+    let mut all: BTreeMap<ObjectName, Vec<&SliceShape>> = BTreeMap::new();
+    for (name, slice) in slices {
+        let service = ObjectName::new(&*name.namespace, slice.service.as_str());
+        all.entry(service).or_default().push(slice);
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn service(ports: serde_json::Value) -> ServiceShape {
+        let service = json!({"metadata": {"name": "web"}, "spec": {"ports": ports}});
+        service_shape(&serde_json::from_value(service).unwrap())
+    }
+
+    fn slice(ports: serde_json::Value, endpoints: serde_json::Value) -> SliceShape {
+        let slice = json!({
+            "metadata": {"name": "web-1", "labels": {SERVICE_NAME: "web"}},
+            "addressType": "IPv4", "ports": ports, "endpoints": endpoints,
+        });
+        slice_shape(&serde_json::from_value(slice).unwrap()).unwrap()
+    }
+
+    fn addresses(data: &ServiceData, port: usize) -> Vec<String> {
+        let all = &data.ports[port].addresses;
+        all.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn ports_are_joined_by_name_and_only_ready_endpoints_serve() {
+        let web = service(json!([
+            {"name": "http", "port": 80, "targetPort": 8080},
+            {"name": "admin", "port": 81, "targetPort": "admin"},
+            {"name": "dns", "port": 53, "protocol": "UDP"},
+        ]));
+        let slices = [
+            slice(
+                json!([{"name": "http", "port": 8080}, {"name": "admin", "port": 9000}]),
+                json!([
+                    {"addresses": ["10.0.0.2"], "conditions": {"ready": true}},
+                    {"addresses": ["10.0.0.1"]},
+                    {"addresses": ["10.0.0.3"], "conditions": {"ready": false, "serving": true, "terminating": true}},
+                ]),
+            ),
+            slice(
+                json!([{"name": "http", "port": 8081}]),
+                json!([{"addresses": ["10.0.1.1"], "conditions": {"ready": true}}]),
+            ),
+        ];
+        let data = join(&web, slices.iter());
+        assert_eq!(data.ports.len(), 2, "UDP is no business of the edge's");
+        assert_eq!(
+            addresses(&data, 0),
+            ["10.0.0.1:8080", "10.0.0.2:8080", "10.0.1.1:8081"]
+        );
+        assert_eq!(addresses(&data, 1), ["10.0.0.1:9000", "10.0.0.2:9000"]);
+    }
+
+    #[test]
+    fn endpoints_that_end_serve_while_there_are_no_others() {
+        let web = service(json!([{"port": 80}]));
+        let ending = json!([{"addresses": ["10.0.0.3"], "conditions": {"ready": false, "serving": true}}]);
+        let slices = [slice(json!([{"name": "", "port": 8080}]), ending)];
+        assert_eq!(addresses(&join(&web, slices.iter()), 0), ["10.0.0.3:8080"]);
+        let gone = json!([{"addresses": ["10.0.0.3"], "conditions": {"ready": false, "serving": false}}]);
+        let slices = [slice(json!([{"name": "", "port": 8080}]), gone)];
+        assert!(addresses(&join(&web, slices.iter()), 0).is_empty());
+    }
+}

@@ -1,0 +1,253 @@
+//! The Kubernetes source: what is known of the cluster in, one translation out, again and again.
+//!
+//! Publishes and writes nothing: `app` calls [`Source::refresh`] when something may have changed and does with
+//! the result what it must. Blocks on the state folder, which holds the internal CA's certificates.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tidegate_acme::answers::for_data_plane;
+use tidegate_acme::record::{CertificateRecord, Issued};
+use tidegate_acme::store::Kind as DocumentKind;
+use tidegate_model::{Certificate, CertificateOrigin, ChallengeAnswers, RouteId};
+
+use super::documents::Document;
+use super::replicas::SharedAnswers;
+use super::watch::World;
+use crate::source::{Finding, InternalIssuer, Issuance, Refreshed, next_moment, wanted};
+use crate::translate::{
+    Environment, Inputs, Kind, LastGood, ObjectRef, Severity, parse_certificate, translate,
+};
+
+/// Everything between the watches and a translation.
+#[derive(Debug)]
+pub struct Source {
+    world: Arc<World>,
+    environment: Environment,
+    internal: Option<InternalIssuer>,
+    /// Only where this replica orders.
+    issuance: Option<Issuance>,
+    last_good: Arc<LastGood>,
+    records: BTreeMap<String, Read>,
+    challenges: Arc<ChallengeAnswers>,
+}
+
+/// A certificate's document as it was last read.
+#[derive(Debug)]
+struct Read {
+    document: Arc<Document>,
+    id: RouteId,
+    issued: Option<Arc<Issued>>,
+    certificate: Option<Arc<Certificate>>,
+}
+
+impl Source {
+    /// A source of what is known of this cluster.
+    pub fn new(world: Arc<World>, environment: Environment) -> Self {
+        Self {
+            world,
+            environment,
+            internal: None,
+            issuance: None,
+            last_good: Arc::default(),
+            records: BTreeMap::new(),
+            challenges: Arc::default(),
+        }
+    }
+
+    /// Issues certificates from this internal CA from now on.
+    pub fn set_internal(&mut self, internal: InternalIssuer) {
+        self.internal = Some(internal);
+    }
+
+    /// This replica orders from now on, or not any more.
+    pub fn set_acme(&mut self, issuance: Option<Issuance>) {
+        self.issuance = issuance;
+    }
+
+    /// Translates what is known now.
+    pub fn refresh(&mut self, now: SystemTime) -> Refreshed {
+        let mut inputs = Inputs {
+            environment: self.environment.clone(),
+            last_good: Arc::clone(&self.last_good),
+            ..Inputs::default()
+        };
+        self.world.fill(&mut inputs);
+        self.fill_issued(&mut inputs);
+        let answers = self.fill_answers(&mut inputs);
+        if let Some(issuance) = &mut self.issuance {
+            // Newer than what the watch has shown; its answers count once every replica can see them.
+            let challenges = Arc::clone(&inputs.challenges);
+            issuance.fill(&mut inputs);
+            inputs.challenges = challenges;
+        }
+        let mut findings = Vec::new();
+        let translation = match &mut self.internal {
+            Some(internal) => internal.translate(&mut inputs, now, &mut findings),
+            None => translate(&inputs, now),
+        };
+        self.last_good = Arc::new(translation.last_good.clone());
+        findings.extend(self.not_understood());
+        findings.extend(translation.problems.iter().map(|problem| Finding {
+            file: None,
+            line: None,
+            column: None,
+            document: None,
+            object: Some(problem.object.to_string()),
+            field: problem.field.clone(),
+            severity: problem.severity(),
+            reason: problem.reason.to_string(),
+            message: problem.message.clone(),
+            hint: problem.hint.clone(),
+            kept: false,
+        }));
+        findings.sort();
+        findings.dedup();
+        let renewals = self
+            .internal
+            .as_ref()
+            .and_then(InternalIssuer::next_renewal);
+        Refreshed {
+            next: next_moment(&translation.snapshot, renewals, now),
+            counts: self.world.counts(),
+            kept: BTreeMap::new(),
+            files: 0,
+            empty: false,
+            wanted: wanted(&translation),
+            answers,
+            translation,
+            findings,
+        }
+    }
+
+    /// Certificates that authorities have issued, from their documents.
+    fn fill_issued(&mut self, inputs: &mut Inputs) {
+        let mut before = std::mem::take(&mut self.records);
+        for document in self.world.documents(DocumentKind::Certificate) {
+            let name = document.name.clone();
+            let read = match before.remove(&name) {
+                Some(read) if Arc::ptr_eq(&read.document, &document) => read,
+                before => match read(document, before) {
+                    Some(read) => read,
+                    None => continue,
+                },
+            };
+            if let Some(certificate) = &read.certificate {
+                let certificate = Arc::clone(certificate);
+                inputs.issued.insert(read.id.clone(), certificate);
+            }
+            self.records.insert(name, read);
+        }
+    }
+
+    /// Answers to challenges, as every replica sees them. Returns their version.
+    fn fill_answers(&mut self, inputs: &mut Inputs) -> u64 {
+        let shared = SharedAnswers::of(&self.world);
+        match for_data_plane(&shared.answers, &self.challenges) {
+            Ok(challenges) if challenges != *self.challenges => {
+                self.challenges = Arc::new(challenges);
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::error!(error = %error, "cannot make the certificate of a challenge");
+            }
+        }
+        inputs.challenges = Arc::clone(&self.challenges);
+        shared.version
+    }
+
+    fn not_understood(&self) -> Vec<Finding> {
+        self.world
+            .not_understood()
+            .into_iter()
+            .map(|(object, error, kept)| Finding {
+                file: None,
+                line: None,
+                column: None,
+                document: None,
+                object: Some(object.to_string()),
+                field: String::new(),
+                severity: Severity::Error,
+                reason: "Invalid".to_owned(),
+                message: format!("this version of tidegate does not understand it: {error}"),
+                hint: Some(
+                    "apply the definitions that belong to this version, and the object again".to_owned(),
+                ),
+                kept,
+            })
+            .collect()
+    }
+}
+
+fn read(document: Arc<Document>, before: Option<Read>) -> Option<Read> {
+    let record: CertificateRecord = match serde_json::from_slice(document.content.expose()) {
+        Ok(record) => record,
+        Err(error) => {
+            let (line, column) = (error.line(), error.column());
+            tracing::error!(certificate = %document.name, line, column, "the document of a certificate is damaged; what was served stays in use");
+            // Known to be bad under this identity, so that it is told once.
+            return before.map(|before| Read { document, ..before });
+        }
+    };
+    let (namespace, name) = record.id.split_once('/')?;
+    let id = RouteId::new(namespace, name);
+    let issued = record.current.map(Arc::new);
+    let known = before.filter(|before| match (&before.issued, &issued) {
+        (Some(known), Some(issued)) => known.chain_pem == issued.chain_pem,
+        _ => false,
+    });
+    let certificate = match (known, &issued) {
+        (Some(known), _) => known.certificate,
+        (None, None) => None,
+        (None, Some(issued)) => parse(&record.id, issued),
+    };
+    Some(Read {
+        document,
+        id,
+        issued,
+        certificate,
+    })
+}
+
+fn parse(id: &str, issued: &Issued) -> Option<Arc<Certificate>> {
+    let parsed = parse_certificate(
+        issued.chain_pem.as_bytes(),
+        issued.key_pem.expose().as_bytes(),
+        CertificateOrigin::Acme(issued.issuer.clone().unwrap_or_default()),
+    );
+    match parsed {
+        Ok(parsed) => Some(Arc::new(parsed)),
+        Err(error) => {
+            tracing::error!(certificate = %id, error = %error, "the certificate in the store cannot be used");
+            None
+        }
+    }
+}
+
+impl World {
+    /// Objects that are not understood: which, why, and whether an earlier version is in use.
+    pub(super) fn not_understood(&self) -> Vec<(ObjectRef, String, bool)> {
+        fn of<K>(
+            kind: Kind,
+            all: Vec<(
+                tidegate_model::ObjectName,
+                Arc<super::objects::Guarded<K>>,
+            )>,
+        ) -> impl Iterator<Item = (ObjectRef, String, bool)> {
+            all.into_iter().filter_map(move |(name, object)| {
+                let wrong = object.wrong.as_ref()?;
+                let reference = ObjectRef {
+                    kind,
+                    namespace: (!name.namespace.is_empty()).then(|| name.namespace.to_string()),
+                    name: name.name.to_string(),
+                };
+                Some((reference, wrong.error.clone(), object.good.is_some()))
+            })
+        }
+        of(Kind::TlsRoute, self.routes.all())
+            .chain(of(Kind::TunnelAgent, self.agents.all()))
+            .chain(of(Kind::AcmeIssuer, self.issuers.all()))
+            .collect()
+    }
+}

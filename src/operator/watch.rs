@@ -1,0 +1,429 @@
+//! Follows the API server: one watch per kind and namespace, each for ever.
+//!
+//! Lists are read page by page, watches go on where they ended, and what cannot be reached is tried again with
+//! growing pauses. Whoever reads the [`World`] sees what was last known.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::SystemTime;
+
+use futures_util::StreamExt as _;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret as KubeSecret, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::PartialObjectMeta;
+use kube::core::DeserializeGuard;
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, Resource};
+use serde::de::DeserializeOwned;
+use tidegate_acme::store::Kind as DocumentKind;
+use tidegate_model::ObjectName;
+use tidegate_telemetry::{chain, spawn_named};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::addresses;
+use super::cache::{Cache, Feed};
+use super::cluster::Cluster;
+use super::documents::{self, Document};
+use super::named::Named;
+use super::objects::{Guarded, guarded, name_of};
+use super::services::{ServiceShape, SliceShape, by_service, join, service_shape, slice_shape};
+use crate::api::{AcmeIssuer, TlsRoute, TunnelAgent};
+use crate::translate::{Inputs, Reference, ServiceData};
+
+/// What is known of the cluster, kept up to date for as long as the tasks run.
+#[derive(Debug)]
+pub struct World {
+    pub(super) routes: Cache<Guarded<TlsRoute>>,
+    pub(super) agents: Cache<Guarded<TunnelAgent>>,
+    pub(super) issuers: Cache<Guarded<AcmeIssuer>>,
+    services: Cache<ServiceShape>,
+    slices: Cache<SliceShape>,
+    pub(super) documents: Cache<Document>,
+    pub(super) named: Named,
+    changes: watch::Sender<u64>,
+    trouble: AtomicU32,
+    /// Namespace of this program.
+    pub(super) namespace: String,
+}
+
+impl World {
+    /// Begins to watch. Ends with the token.
+    pub fn watch(cluster: &Cluster, stop: &CancellationToken, tasks: &TaskTracker) -> Arc<Self> {
+        let scopes = Scopes::of(&cluster.watched);
+        let world = Arc::new(Self {
+            routes: Cache::new(scopes.0.len()),
+            agents: Cache::new(scopes.0.len()),
+            issuers: Cache::new(1),
+            services: Cache::new(scopes.0.len()),
+            slices: Cache::new(scopes.with(&cluster.namespace).0.len()),
+            documents: Cache::new(1),
+            named: Named::new(
+                cluster.client.clone(),
+                scopes.with(&cluster.namespace).0.len(),
+                scopes.0.len(),
+            ),
+            changes: watch::Sender::new(0),
+            trouble: AtomicU32::new(0),
+            namespace: cluster.namespace.clone(),
+        });
+        let watches = Watches {
+            cluster,
+            world: &world,
+            stop,
+            tasks,
+        };
+        watches.ours(&scopes, |world| &world.routes);
+        watches.ours(&scopes, |world| &world.agents);
+        watches.issuers();
+        watches.each::<Service, _>(&scopes, |world| &world.services, |service, _| {
+            Some(service_shape(&service))
+        });
+        let also_own = scopes.with(&cluster.namespace);
+        watches.each::<EndpointSlice, _>(&also_own, |world| &world.slices, |slice, _| {
+            slice_shape(&slice)
+        });
+        watches.each::<PartialObjectMeta<KubeSecret>, _>(
+            &also_own,
+            |world| &world.named.secret_versions,
+            |secret, _| secret.metadata.resource_version.clone(),
+        );
+        watches.each::<PartialObjectMeta<ConfigMap>, _>(
+            &scopes,
+            |world| &world.named.map_versions,
+            |map, _| map.metadata.resource_version.clone(),
+        );
+        watches.documents();
+        world
+    }
+
+    /// Counts what changed; also tells when the first lists are complete.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Whether every list was read once.
+    pub fn is_complete(&self) -> bool {
+        self.routes.is_complete()
+            && self.agents.is_complete()
+            && self.issuers.is_complete()
+            && self.services.is_complete()
+            && self.slices.is_complete()
+            && self.documents.is_complete()
+            && self.named.is_complete()
+    }
+
+    /// Watches that cannot reach the API server at this moment.
+    pub fn trouble(&self) -> u32 {
+        self.trouble.load(Ordering::Relaxed)
+    }
+
+    /// Number of objects by kind.
+    pub fn counts(&self) -> BTreeMap<&'static str, usize> {
+        [
+            ("TlsRoute", self.routes.len()),
+            ("TunnelAgent", self.agents.len()),
+            ("AcmeIssuer", self.issuers.len()),
+        ]
+        .into()
+    }
+
+    /// Fills in the objects, and what was fetched of what they name.
+    pub(super) fn fill(&self, inputs: &mut Inputs) {
+        let good = |guarded: Vec<(ObjectName, Arc<Guarded<TlsRoute>>)>| {
+            guarded.into_iter().filter_map(|(_, it)| it.good.clone())
+        };
+        inputs.routes = good(self.routes.all()).collect();
+        inputs.agents = (self.agents.all().into_iter())
+            .filter_map(|(_, it)| it.good.clone())
+            .collect();
+        inputs.issuers = (self.issuers.all().into_iter())
+            .filter_map(|(_, it)| it.good.clone())
+            .collect();
+        inputs.services = self.services();
+        self.named.fill(inputs);
+    }
+
+    fn services(&self) -> BTreeMap<ObjectName, Arc<ServiceData>> {
+        let slices = self.slices.all();
+        let of = by_service(slices.iter().map(|(name, slice)| (name, &**slice)));
+        self.services
+            .all()
+            .into_iter()
+            .map(|(name, service)| {
+                let slices = of.get(&name).map(Vec::as_slice).unwrap_or_default();
+                let data = join(&service, slices.iter().copied());
+                (name, Arc::new(data))
+            })
+            .collect()
+    }
+
+    /// Addresses at which the named port of a Service is answered, by endpoints that are ready or not.
+    pub(super) fn endpoints(&self, service: &ObjectName, port: &str) -> Vec<(IpAddr, SocketAddr)> {
+        let slices = self.slices.all();
+        let of = by_service(slices.iter().map(|(name, slice)| (name, &**slice)));
+        addresses::of_port(of.get(service).map(Vec::as_slice).unwrap_or_default(), port)
+    }
+
+    /// What of these is known to exist and not fetched in its current version.
+    pub fn stale<'a>(&self, references: impl IntoIterator<Item = &'a Reference>) -> Vec<Reference> {
+        self.named.stale(references)
+    }
+
+    /// Fetches these, and forgets what is not among `wanted`.
+    pub async fn fetch(&self, stale: Vec<Reference>) {
+        self.named.fetch(stale).await;
+    }
+
+    /// The documents of a kind, by the name they have within it.
+    pub fn documents(&self, kind: DocumentKind) -> Vec<Arc<Document>> {
+        let all = self.documents.all().into_iter().map(|(_, it)| it);
+        all.filter(|document| document.is(kind)).collect()
+    }
+
+    /// The document of that Secret's name.
+    pub fn document(&self, namespace: &str, name: &str) -> Option<Arc<Document>> {
+        self.documents.get(&ObjectName::new(namespace, name))
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+}
+
+/// Namespaces to watch; None is all of them.
+#[derive(Debug, Clone)]
+struct Scopes(Vec<Option<String>>);
+
+impl Scopes {
+    fn of(watched: &[String]) -> Self {
+        if watched.is_empty() {
+            return Self(vec![None]);
+        }
+        let mut all: Vec<_> = watched.iter().cloned().map(Some).collect();
+        all.sort();
+        all.dedup();
+        Self(all)
+    }
+
+    fn with(&self, namespace: &str) -> Self {
+        let mut all = self.0.clone();
+        let known = |scope: &Option<String>| scope.as_deref().is_none_or(|it| it == namespace);
+        if !all.iter().any(known) {
+            all.push(Some(namespace.to_owned()));
+        }
+        Self(all)
+    }
+}
+
+struct Watches<'a> {
+    cluster: &'a Cluster,
+    world: &'a Arc<World>,
+    stop: &'a CancellationToken,
+    tasks: &'a TaskTracker,
+}
+
+impl Watches<'_> {
+    /// Watches one of our own namespaced kinds.
+    fn ours<K>(&self, scopes: &Scopes, cache: fn(&World) -> &Cache<Guarded<K>>)
+    where
+        K: Watched + PartialEq,
+        K: Resource<Scope = kube::core::NamespaceResourceScope>,
+    {
+        self.each::<DeserializeGuard<K>, _>(scopes, cache, |object, before| {
+            Some(guarded(object, before))
+        });
+    }
+
+    fn issuers(&self) {
+        let api = Api::<DeserializeGuard<AcmeIssuer>>::all(self.cluster.client.clone());
+        let feed = self.world.issuers.feeds();
+        for feed in feed {
+            self.spawn(
+                api.clone(),
+                watcher::Config::default(),
+                feed,
+                |world| &world.issuers,
+                |object, before| Some(guarded(object, before)),
+            );
+        }
+    }
+
+    fn documents(&self) {
+        let client = self.cluster.client.clone();
+        let api = Api::<KubeSecret>::namespaced(client, &self.cluster.namespace);
+        let config = watcher::Config::default().labels(documents::LABEL);
+        for feed in self.world.documents.feeds() {
+            self.spawn(
+                api.clone(),
+                config.clone(),
+                feed,
+                |world| &world.documents,
+                |secret, _| Document::of(&secret),
+            );
+        }
+    }
+
+    /// Watches a namespaced kind wherever we look.
+    fn each<K, T>(
+        &self,
+        scopes: &Scopes,
+        cache: fn(&World) -> &Cache<T>,
+        convert: fn(K, Option<&T>) -> Option<T>,
+    ) where
+        K: Watched + Resource<Scope = kube::core::NamespaceResourceScope>,
+        T: PartialEq + Send + Sync + 'static,
+    {
+        for (scope, feed) in scopes.0.iter().zip(cache(self.world).feeds()) {
+            let client = self.cluster.client.clone();
+            let api = match scope {
+                Some(namespace) => Api::<K>::namespaced(client, namespace),
+                None => Api::<K>::all(client),
+            };
+            self.spawn(api, watcher::Config::default(), feed, cache, convert);
+        }
+    }
+
+    fn spawn<K, T>(
+        &self,
+        api: Api<K>,
+        config: watcher::Config,
+        feed: Feed,
+        cache: fn(&World) -> &Cache<T>,
+        convert: fn(K, Option<&T>) -> Option<T>,
+    ) where
+        K: Watched,
+        T: PartialEq + Send + Sync + 'static,
+    {
+        let task = follow(
+            api,
+            config.any_semantic(),
+            Arc::clone(self.world),
+            feed,
+            cache,
+            convert,
+        );
+        let stop = self.stop.clone();
+        let task = async move {
+            stop.run_until_cancelled(task).await;
+        };
+        spawn_named("watch", self.tasks.track_future(task));
+    }
+}
+
+/// What can be watched.
+trait Watched:
+    Resource<DynamicType = ()> + Clone + fmt::Debug + DeserializeOwned + Send + Sync + 'static
+{
+}
+
+impl<K> Watched for K where
+    K: Resource<DynamicType = ()> + Clone + fmt::Debug + DeserializeOwned + Send + Sync + 'static
+{
+}
+
+async fn follow<K, T>(
+    api: Api<K>,
+    config: watcher::Config,
+    world: Arc<World>,
+    feed: Feed,
+    cache: fn(&World) -> &Cache<T>,
+    convert: fn(K, Option<&T>) -> Option<T>,
+) where
+    K: Watched,
+    T: PartialEq + Send + Sync,
+{
+    let kind = K::kind(&()).into_owned();
+    let cache = cache(&world);
+    let mut failing_since: Option<SystemTime> = None;
+    let mut events = std::pin::pin!(watcher(api, config).default_backoff());
+    while let Some(event) = events.next().await {
+        let event = match event {
+            Ok(event) => event,
+            Err(error) => {
+                if failing_since.is_none() {
+                    world.trouble.fetch_add(1, Ordering::Relaxed);
+                    failing_since = Some(SystemTime::now());
+                    tracing::warn!(kind, error = %chain(&error), hint = hint(&error), "cannot watch; what is known stays in use");
+                } else {
+                    tracing::debug!(kind, error = %chain(&error), "still cannot watch");
+                }
+                continue;
+            }
+        };
+        // The beginning of a list is told before the API server has answered.
+        if !matches!(event, watcher::Event::Init)
+            && let Some(since) = failing_since.take()
+        {
+            world.trouble.fetch_sub(1, Ordering::Relaxed);
+            let after = since.elapsed().unwrap_or_default();
+            tracing::info!(kind, ?after, "watching again");
+        }
+        let changed = match event {
+            watcher::Event::Init => {
+                cache.begin(feed);
+                false
+            }
+            watcher::Event::InitApply(object) => {
+                let name = name_of(&object);
+                let before = cache.get(&name);
+                if let Some(object) = convert(object, before.as_deref()) {
+                    cache.listed(feed, name, object);
+                }
+                false
+            }
+            watcher::Event::InitDone => cache.end(feed),
+            watcher::Event::Apply(object) => {
+                let name = name_of(&object);
+                let before = cache.get(&name);
+                match convert(object, before.as_deref()) {
+                    Some(object) => cache.apply(feed, name, object),
+                    None => cache.delete(feed, &name),
+                }
+            }
+            watcher::Event::Delete(object) => cache.delete(feed, &name_of(&object)),
+        };
+        if changed {
+            world.changed();
+        }
+    }
+}
+
+/// What a person can do about a watch that is refused.
+fn hint(error: &watcher::Error) -> Option<&'static str> {
+    let (watcher::Error::InitialListFailed(source) | watcher::Error::WatchStartFailed(source)) =
+        error
+    else {
+        return None;
+    };
+    match source {
+        kube::Error::Api(status) if status.code == 404 => {
+            Some("install the definitions: `tidegate crds | kubectl apply --server-side -f -`")
+        }
+        kube::Error::Api(status) if status.code == 403 => {
+            Some("the service account lacks a permission; the chart's roles name all that are needed")
+        }
+        kube::Error::Api(status) if status.code == 401 => {
+            Some("the credentials were refused; see the kubeconfig or the service account")
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_namespace_is_looked_at_too_and_none_twice() {
+        assert_eq!(Scopes::of(&[]).with("tidegate").0, [None]);
+        let two = Scopes::of(&["b".to_owned(), "a".to_owned(), "a".to_owned()]);
+        assert_eq!(two.0, [Some("a".to_owned()), Some("b".to_owned())]);
+        assert_eq!(two.with("a").0, two.0);
+        assert_eq!(two.with("c").0.len(), 3);
+    }
+}
