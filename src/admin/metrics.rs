@@ -4,6 +4,8 @@
 
 use std::fmt::Write as _;
 
+use tidegate_acme::observed::Observed;
+
 use super::{Admin, acme_metrics};
 
 /// Renders everything, with the closing `# EOF`.
@@ -67,7 +69,10 @@ fn configuration(out: &mut Exposition, admin: &Admin) {
             out.sample("tidegate_objects", &labels, count(number as u64));
         }
     }
-    let observed = admin.engine.borrow().observe();
+    let observed = match &*admin.engine.borrow() {
+        Some(engine) => engine.observe(),
+        None => Observed::default(),
+    };
     let routes = &control.routes;
     acme_metrics::certificates(out, &published.snapshot, routes, &observed);
     acme_metrics::engine(out, &observed);

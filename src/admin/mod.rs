@@ -42,8 +42,8 @@ pub struct Admin {
     pub control: watch::Receiver<Arc<ControlView>>,
     /// The data plane.
     pub edge: RunningEdge,
-    /// What orders certificates; another one after an upgrade that failed.
-    pub engine: watch::Receiver<Engine>,
+    /// What orders certificates, if this edge does; another one after an upgrade that failed.
+    pub engine: watch::Receiver<Option<Engine>>,
     /// The published configuration.
     pub store: Arc<SnapshotStore>,
     /// Which Host headers are answered.

@@ -1,20 +1,20 @@
-//! The ACME engine of a standalone edge: its start, its end, and what passes between it and a refresh.
+//! The ACME engine of an edge: its start, its end, and what passes between it and a refresh.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_acme::answers::AnswerSet;
 use tidegate_acme::engine::{Engine, State, Surroundings};
 use tidegate_acme::settings::{Issuer, Wanted};
-use tidegate_acme::store::StoreError;
+use tidegate_acme::store::{Store, StoreError};
 use tidegate_telemetry::chain;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::control;
-use crate::source::state::StateFolder;
-use crate::source::{AcmeStore, Refreshed};
+use crate::source::Refreshed;
 
 /// A running engine.
 pub(super) struct Acme {
@@ -33,19 +33,20 @@ pub(super) struct Asked {
 }
 
 impl Acme {
-    /// Starts on what the state folder holds.
+    /// Starts on what the store holds.
+    /// Answers commands on a socket in `folder`.
     pub(super) async fn start(
-        state: &Arc<StateFolder>,
+        store: Arc<dyn Store>,
+        folder: &Path,
         surroundings: Surroundings,
     ) -> Result<Self, StoreError> {
         let stop = CancellationToken::new();
-        let store = Arc::new(AcmeStore::new(Arc::clone(state)));
         let (engine, problems) = Engine::start(store, surroundings, stop.clone()).await?;
         for problem in problems {
-            tracing::error!(error = %chain(&problem), "a document of the state folder is lost; the rest is used");
+            tracing::error!(error = %chain(&problem), "a document of the store is lost; the rest is used");
         }
         let tasks = TaskTracker::new();
-        control::serve(state.path(), engine.clone(), stop.clone(), &tasks);
+        control::serve(folder, engine.clone(), stop.clone(), &tasks);
         Ok(Self {
             control: tasks,
             state: engine.state(),
@@ -74,9 +75,14 @@ impl Acme {
         }
     }
 
-    /// To be called when the snapshot is published: from now on its answers are served.
-    pub(super) fn tell(&self, asked: Asked) {
+    /// To be called when the snapshot is published, and this is the only edge: from now on its answers are
+    /// served.
+    pub(super) fn served(&self, asked: &Asked) {
         self.engine.answers().mark_served(asked.answers);
+    }
+
+    /// To be called when the snapshot is published.
+    pub(super) fn tell(&self, asked: Asked) {
         self.engine.know(asked.issuers);
         self.engine.want(asked.wanted);
     }

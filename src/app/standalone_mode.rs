@@ -8,7 +8,6 @@
 //! The control side has a small runtime of its own; the edge brings its worker threads. Order of the end:
 //! not ready any more, edge drains, admin stops.
 
-use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,27 +16,23 @@ use std::time::{Duration, SystemTime};
 use sd_notify::NotifyState;
 use tidegate_acme::engine::{Engine, Surroundings};
 use tidegate_acme::store::StoreError;
-use tidegate_model::{HostName, HostPattern, SnapshotStore};
-use tidegate_proxy::{Edge, RunningEdge, Settings, StartError};
-use tidegate_telemetry::{chain, spawn_named};
+use tidegate_model::{HostName, SnapshotStore};
+use tidegate_proxy::{RunningEdge, Settings};
+use tidegate_telemetry::chain;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::acme::Acme;
-use super::ports;
-use super::report::{Process, control_view};
+use super::process::{self, RunError};
+use super::publish::Tracked;
+use super::report::Process;
 use super::signals::{Asked, Signals};
 use super::upgrade::{self, Predecessor, UpgradeError};
 use crate::admin::{Admin, ControlView, HostGuard, Readiness};
 use crate::api::TlsRoute;
-use crate::source::ca::CaError;
-use crate::source::state::{StateError, StateFolder};
-use crate::source::{Finding, Issuance, Refreshed};
+use crate::source::state::StateFolder;
+use crate::source::{AcmeStore, Issuance, Refreshed};
 use crate::standalone::{FolderWatch, Source};
-use crate::translate::Severity;
-
-/// Name of the status file in the state folder.
-pub const STATUS_FILE: &str = "status.json";
 
 /// Where the objects come from.
 #[derive(Debug, Clone)]
@@ -76,58 +71,9 @@ pub struct Serving {
     pub root_certificate: PathBuf,
 }
 
-/// Why the edge could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// The folder cannot be read at the start; later this would be told and survived.
-    #[error("read the folder {0:?}: {1}")]
-    Folder(PathBuf, String),
-    /// The state folder cannot be used.
-    #[error(transparent)]
-    State(#[from] StateError),
-    /// The internal CA cannot be used.
-    #[error("start the internal CA")]
-    Ca(#[from] CaError),
-    /// What is known of certificates cannot be read.
-    #[error("read the certificates of the state folder")]
-    Acme(#[from] StoreError),
-    /// A listener cannot be bound.
-    #[error("listen on {address} for {flag}: {source}; {advice}")]
-    Bind {
-        /// `--http`, `--https` or `--admin`.
-        flag: &'static str,
-        /// The address.
-        address: SocketAddr,
-        /// What to do.
-        advice: String,
-        /// What the system said; part of the text.
-        source: std::io::Error,
-    },
-    /// The edge cannot start for another reason.
-    #[error("start the edge")]
-    Start(#[source] StartError),
-    /// The control side's runtime or signal handlers cannot be set up.
-    #[error("set up the process")]
-    Process(#[source] std::io::Error),
-    /// The process that should be taken over from does not answer.
-    #[error("take over from the running process")]
-    Upgrade(#[source] Box<dyn std::error::Error + Send + Sync>),
-}
-
 /// Runs until the process is asked to end. `on_serving` is called once everything is bound and published.
 pub fn run(options: RunOptions, on_serving: impl FnOnce(&Serving)) -> Result<(), RunError> {
-    raise_file_limit();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_name("control")
-        .enable_all()
-        .build()
-        .map_err(RunError::Process)?;
-    let outcome =
-        runtime.block_on(async { Running::start(options, on_serving).await?.run().await });
-    // Blocking file operations on a hung network file system must not hold up the end.
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    outcome
+    process::run(async { Running::start(options, on_serving).await?.run().await })
 }
 
 struct Running {
@@ -142,8 +88,8 @@ struct Running {
     admin_stop: CancellationToken,
     signals: Signals,
     acme: Acme,
-    engine: watch::Sender<Engine>,
-    told: BTreeSet<Finding>,
+    engine: watch::Sender<Option<Engine>>,
+    tracked: Tracked,
     next: SystemTime,
 }
 
@@ -161,26 +107,14 @@ impl Running {
         let (state, inherited, predecessor) = take_state(&options.state, predecessor)?;
         let shared = inherited.is_some();
         let source = new_source(&options, &state, started_at)?;
-        let acme = Acme::start(&state, options.surroundings.clone()).await?;
+        let acme = start_acme(&state, &options.surroundings).await?;
         let source = source.with_acme(Issuance::new(&acme.engine));
         let source = Arc::new(Mutex::new(source));
         let refreshed = refresh(&source, started_at);
         let store = Arc::new(SnapshotStore::new());
-        let edge = bind_edge(&options.settings, &store, inherited)?;
+        let edge = process::bind_edge(&options.settings, &store, inherited)?;
         let listeners = edge.addresses();
-        let admin_listener = match options.admin {
-            Some(address) => {
-                Some(
-                    ports::bind_admin(address, shared).map_err(|source| RunError::Bind {
-                        flag: "--admin",
-                        address,
-                        advice: ports::advice("--admin", address, &source),
-                        source,
-                    })?,
-                )
-            }
-            None => None,
-        };
+        let admin_listener = process::bind_admin(options.admin, shared)?;
         let admin_address = admin_listener
             .as_ref()
             .and_then(|listener| listener.local_addr().ok());
@@ -193,12 +127,13 @@ impl Running {
             admin: admin_address.map(|address| address.to_string()),
             listeners: listeners.clone(),
         };
-        let engine = watch::Sender::new(acme.engine.clone());
+        let engine = watch::Sender::new(Some(acme.engine.clone()));
         let (control, control_receiver) = watch::channel(Arc::new(ControlView::default()));
         let mut tracked = Tracked::default();
         let next = refreshed.next;
         let asked = Acme::asked_by(&refreshed);
         tracked.apply(refreshed, &process, &store, &state, &control, started_at);
+        acme.served(&asked);
         acme.tell(asked);
         let edge = edge.start().map_err(RunError::Start)?;
         let readiness = Readiness::default();
@@ -212,22 +147,11 @@ impl Running {
                 store: Arc::clone(&store),
                 hosts: HostGuard::new(options.admin_hosts.iter().cloned()),
             };
-            let listener =
-                tokio::net::TcpListener::from_std(listener).map_err(RunError::Process)?;
-            let stop = admin_stop.clone().cancelled_owned();
-            spawn_named("admin", crate::admin::serve(listener, admin, stop));
+            process::serve_admin(listener, admin, &admin_stop)?;
         }
-        for (name, address) in &listeners {
-            tracing::info!(listener = name, %address, "listening");
-        }
-        if let Some(address) = admin_address {
-            tracing::info!(listener = "admin", %address, "listening");
-            if !address.ip().is_loopback() {
-                tracing::warn!(%address, "the admin listener has no login and can be reached from other machines");
-            }
-        }
+        process::tell_listeners(&listeners, admin_address);
         readiness.set_ready();
-        notify_manager(&[NotifyState::Ready]);
+        process::notify_manager(&[NotifyState::Ready]);
         on_serving(&Serving {
             listeners,
             root_certificate: state.path().join("ca/ca.crt"),
@@ -251,7 +175,7 @@ impl Running {
             signals,
             acme,
             engine,
-            told: tracked.told,
+            tracked,
             next,
         })
     }
@@ -286,9 +210,9 @@ impl Running {
                         tracing::info!("reloading");
                         let mut state = vec![NotifyState::Reloading];
                         state.extend(NotifyState::monotonic_usec_now().ok());
-                        notify_manager(&state);
+                        process::notify_manager(&state);
                         self.reload().await;
-                        notify_manager(&[NotifyState::Ready]);
+                        process::notify_manager(&[NotifyState::Ready]);
                     }
                     Asked::Upgrade => {
                         if let Some(pid) = self.upgrade().await {
@@ -300,7 +224,7 @@ impl Running {
                 () = changed(watch.as_mut()) => due = true,
                 () = self.acme.changed() => due = true,
                 () = tokio::time::sleep(pause) => due = SystemTime::now() >= self.next,
-                () = sleep_if(watchdog) => notify_manager(&[NotifyState::Watchdog]),
+                () = sleep_if(watchdog) => process::notify_manager(&[NotifyState::Watchdog]),
             }
         }
     }
@@ -315,11 +239,7 @@ impl Running {
         };
         self.next = refreshed.next;
         let asked = Acme::asked_by(&refreshed);
-        let mut tracked = Tracked {
-            told: std::mem::take(&mut self.told),
-            loaded_before: true,
-        };
-        tracked.apply(
+        self.tracked.apply(
             refreshed,
             &self.process,
             &self.store,
@@ -327,7 +247,7 @@ impl Running {
             &self.control,
             now,
         );
-        self.told = tracked.told;
+        self.acme.served(&asked);
         self.acme.tell(asked);
     }
 
@@ -362,10 +282,10 @@ impl Running {
 
     /// Orders go on in this process after all.
     async fn resume_acme(&mut self) {
-        match Acme::start(&self.state, self.options.surroundings.clone()).await {
+        match start_acme(&self.state, &self.options.surroundings).await {
             Ok(acme) => {
                 let issuance = Issuance::new(&acme.engine);
-                self.engine.send_replace(acme.engine.clone());
+                self.engine.send_replace(Some(acme.engine.clone()));
                 self.acme = acme;
                 self.source
                     .lock()
@@ -384,111 +304,18 @@ impl Running {
         tracing::info!(deadline = ?deadline, "draining; a second signal ends at once");
         self.readiness.set_draining();
         self.acme.stop().await;
-        notify_manager(&[said]);
+        process::notify_manager(&[said]);
         tokio::select! {
             cut = self.edge.drain(deadline) => {
                 if cut > 0 {
                     tracing::warn!(connections = cut, "connections were cut at the deadline");
                 }
             }
-            () = stop_again(&mut self.signals) => tracing::warn!("ending at once"),
+            () = process::stop_again(&mut self.signals) => tracing::warn!("ending at once"),
         }
         self.admin_stop.cancel();
         tracing::info!("stopped");
     }
-}
-
-/// What was told before, so that nothing is told twice.
-#[derive(Default)]
-struct Tracked {
-    told: BTreeSet<Finding>,
-    loaded_before: bool,
-}
-
-impl Tracked {
-    fn apply(
-        &mut self,
-        mut refreshed: Refreshed,
-        process: &Process,
-        store: &SnapshotStore,
-        state: &StateFolder,
-        control: &watch::Sender<Arc<ControlView>>,
-        now: SystemTime,
-    ) {
-        let revision = store.load().revision;
-        // Before the store takes the hosts that the view names.
-        let mut view = control_view(process, &refreshed, revision, now);
-        let findings: BTreeSet<Finding> = refreshed.findings.iter().cloned().collect();
-        let published = store.publish(std::mem::take(&mut refreshed.translation.snapshot));
-        if let Some(revision) = published {
-            view.revision = revision;
-            tracing::info!(
-                revision,
-                hosts = store.load().snapshot.hosts.len(),
-                problems = findings.len(),
-                "published"
-            );
-        }
-        for finding in findings.difference(&self.told) {
-            tell(finding);
-        }
-        let mended = self.told.difference(&findings);
-        for mended in mended.filter(|finding| finding.severity != Severity::Progress) {
-            tracing::info!(
-                object = mended.object.as_deref(),
-                field = %mended.field,
-                reason = %mended.reason,
-                "mended"
-            );
-        }
-        if refreshed.empty && (published.is_some() || !self.loaded_before) {
-            tracing::warn!(
-                folder = process.folder.as_deref(),
-                "the folder holds no objects: nothing is served until it does; a first TlsRoute is shown by `tidegate run --help`"
-            );
-        }
-        self.told = findings;
-        let previous = control.borrow().clone();
-        let same = ControlView {
-            updated_at: view.updated_at.clone(),
-            ..(*previous).clone()
-        } == view;
-        if same && self.loaded_before {
-            return;
-        }
-        if let Ok(text) = serde_json::to_string(&view)
-            && let Err(error) = state.write_unsynced(STATUS_FILE, &text)
-        {
-            tracing::warn!(error = %chain(&error), "cannot write the status file");
-        }
-        control.send_replace(Arc::new(view));
-    }
-}
-
-fn tell(finding: &Finding) {
-    if finding.severity == Severity::Progress {
-        tracing::info!(
-            object = finding.object.as_deref(),
-            reason = %finding.reason,
-            "{}",
-            finding.message
-        );
-        return;
-    }
-    let place = finding.file.as_ref().map(|file| match finding.line {
-        Some(line) => format!("{}:{line}", file.display()),
-        None => file.display().to_string(),
-    });
-    tracing::warn!(
-        place = place.as_deref(),
-        object = finding.object.as_deref(),
-        field = Some(finding.field.as_str()).filter(|field| !field.is_empty()),
-        reason = %finding.reason,
-        hint = finding.hint.as_deref(),
-        kept = finding.kept,
-        "{}",
-        finding.message
-    );
 }
 
 type Taken = (
@@ -527,6 +354,14 @@ fn check_folder(objects: &ObjectsFrom) -> Result<(), RunError> {
     Ok(())
 }
 
+async fn start_acme(
+    state: &Arc<StateFolder>,
+    surroundings: &Surroundings,
+) -> Result<Acme, StoreError> {
+    let store = Arc::new(AcmeStore::new(Arc::clone(state)));
+    Acme::start(store, state.path(), surroundings.clone()).await
+}
+
 fn new_source(
     options: &RunOptions,
     state: &Arc<StateFolder>,
@@ -537,53 +372,8 @@ fn new_source(
         ObjectsFrom::Given(routes) => Source::given(routes.clone()),
     };
     let source = source.with_name_servers(options.surroundings.name_servers.clone());
-    let names = default_names(&options.settings);
+    let names = process::default_names(&options.settings);
     Ok(source.with_ca(Arc::clone(state), options.certificate_lifetime, names, now)?)
-}
-
-/// Names that clients without SNI may have meant: this machine.
-fn default_names(settings: &Settings) -> Vec<HostPattern> {
-    let bound = settings
-        .https
-        .iter()
-        .map(SocketAddr::ip)
-        .filter(|ip| !ip.is_unspecified())
-        .map(|ip| ip.to_string());
-    ["localhost", "127.0.0.1", "::1"]
-        .map(str::to_owned)
-        .into_iter()
-        .chain(bound)
-        .filter_map(|name| HostPattern::parse(&name).ok())
-        .collect()
-}
-
-fn bind_edge(
-    settings: &Settings,
-    store: &Arc<SnapshotStore>,
-    inherited: Option<Vec<(String, TcpListener)>>,
-) -> Result<Edge, RunError> {
-    let settings = settings.clone();
-    let bound = match inherited {
-        Some(inherited) => Edge::bind_inherited(settings, Arc::clone(store), inherited),
-        None => Edge::bind(settings, Arc::clone(store)),
-    };
-    bound.map_err(|error| {
-        let StartError::Bind {
-            name,
-            address,
-            source,
-        } = error
-        else {
-            return RunError::Start(error);
-        };
-        let flag = if name == "http" { "--http" } else { "--https" };
-        RunError::Bind {
-            flag,
-            address,
-            advice: ports::advice(flag, address, &source),
-            source,
-        }
-    })
 }
 
 fn refresh(source: &Mutex<Source>, now: SystemTime) -> Refreshed {
@@ -604,30 +394,5 @@ async fn sleep_if(pause: Option<Duration>) {
     match pause {
         Some(pause) => tokio::time::sleep(pause).await,
         None => std::future::pending().await,
-    }
-}
-
-async fn stop_again(signals: &mut Signals) {
-    while signals.next().await != Asked::Stop {}
-}
-
-/// Tells systemd, if it asked to be told.
-fn notify_manager(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::debug!(error = %error, "cannot notify the service manager");
-    }
-}
-
-/// Two descriptors per proxied connection soon pass the usual soft limit of 1024; the hard limit is what the
-/// administrator allows.
-fn raise_file_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::debug!(error = %error, "cannot raise the limit of open files");
     }
 }

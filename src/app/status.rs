@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::standalone_mode::STATUS_FILE;
+use super::publish::STATUS_FILE;
 use crate::admin::{ControlView, StatusView};
 use crate::source::state::{StateError, StateFolder};
 

@@ -11,9 +11,11 @@ mod check;
 mod completions;
 mod crds;
 mod doctor;
+mod edge;
 mod explain;
 mod export;
 mod notify_test;
+mod operator;
 mod passphrase;
 mod reference;
 mod renew;
@@ -73,6 +75,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(Box<run::RunArgs>),
+    Operator(Box<operator::OperatorArgs>),
     Check(check::CheckArgs),
     Explain(explain::ExplainArgs),
     Status(status::StatusArgs),
@@ -100,6 +103,7 @@ impl Cli {
         let mut terminal = Terminal::standard();
         let outcome = match self.command {
             Command::Run(args) => args.run(&mut terminal),
+            Command::Operator(args) => args.run(),
             Command::Check(args) => args.run(&mut terminal),
             Command::Explain(args) => args.run(&mut terminal),
             Command::Status(args) => args.run(&mut terminal),

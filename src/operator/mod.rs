@@ -14,6 +14,7 @@ mod cache;
 pub mod cluster;
 pub mod documents;
 pub mod events;
+pub mod internal_ca;
 pub mod lease;
 mod named;
 mod objects;

@@ -35,7 +35,8 @@ pub const MIN_LIFETIME: Duration = Duration::from_secs(10);
 const ROOT_LIFETIME: Duration = Duration::from_hours(10 * 365 * 24);
 /// Clocks of clients that are a little behind must not see a certificate of the future.
 const CLOCK_SKEW: Duration = Duration::from_hours(1);
-const ROOT: &str = "ca/ca.pem";
+/// File of the root in the state folder: key and certificate.
+pub const ROOT: &str = "ca/ca.pem";
 /// Folder of the leaves.
 const LEAVES: &str = "certificates";
 const ROOT_CERTIFICATE: &str = "ca/ca.crt";

@@ -1,0 +1,491 @@
+//! `tidegate operator`: the Kubernetes source and the data plane in one process.
+//!
+//! ```text
+//! watches, Lease, engine, clock ─► refresh ─► publish ─► edge          (every replica)
+//!                                     └─────► statuses, orders, Secrets (whoever leads)
+//! ```
+//!
+//! Nothing is published before every list was read; from then on a lost API server changes nothing of what is
+//! served. Order of the end: not ready any more, the Lease is given back, the edge drains, the admin stops.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tidegate_acme::engine::{Engine, Surroundings};
+use tidegate_model::{HostName, ObjectName, SnapshotStore};
+use tidegate_proxy::{RunningEdge, Settings};
+use tidegate_telemetry::{chain, spawn_named};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::acme::Acme;
+use super::process::{self, RunError};
+use super::publish::Tracked;
+use super::report::Process;
+use super::signals::{Asked, Signals};
+use crate::admin::{Admin, ControlView, HostGuard, Readiness};
+use crate::operator::documents::DocumentStore;
+use crate::operator::internal_ca;
+use crate::operator::lease::{Elector, Leadership};
+use crate::operator::replicas::{Presenter, Replicas};
+use crate::operator::status::StatusWriter;
+use crate::operator::{Cluster, ClusterOptions, Source, World};
+use crate::source::state::StateFolder;
+use crate::source::{InternalIssuer, Issuance, Refreshed};
+use crate::translate::{
+    Environment, ProgramPolicy, ServiceResolution, StaticFilesPolicy, Statuses,
+};
+
+/// Quiet time before a refresh, so that many changes become one.
+const HOLD_OFF: Duration = Duration::from_millis(50);
+/// Longest time that changes wait for quiet.
+const LONGEST_HOLD_OFF: Duration = Duration::from_millis(500);
+/// Rounds of fetching what objects name before something is published all the same.
+const ROUNDS: usize = 4;
+/// Pause before a lost engine is tried again.
+const ENGINE_RETRY: Duration = Duration::from_secs(5);
+
+/// Everything that is fixed when the operator starts.
+#[derive(Debug, Clone)]
+pub struct OperatorOptions {
+    /// The API server.
+    pub cluster: ClusterOptions,
+    /// The class of objects that are served.
+    pub class: Option<String>,
+    /// Name of the Lease.
+    pub lease: String,
+    /// Service whose endpoints are the replicas.
+    pub replicas_service: Option<String>,
+    /// Addresses of this replica.
+    pub own_addresses: Vec<IpAddr>,
+    /// Folder of `static` backends.
+    pub static_files: PathBuf,
+    /// The state folder; it may be empty at each start.
+    pub state: PathBuf,
+    /// The data plane.
+    pub settings: Settings,
+    /// The admin listener, unless it is off.
+    pub admin: Option<SocketAddr>,
+    /// Host headers that the admin listener answers besides `localhost` and addresses.
+    pub admin_hosts: Vec<HostName>,
+    /// Life of certificates of the internal CA.
+    pub certificate_lifetime: Duration,
+    /// How ACME authorities see this edge, and whom it asks about names.
+    pub surroundings: Surroundings,
+}
+
+/// Runs until the process is asked to end.
+pub fn run(options: OperatorOptions) -> Result<(), RunError> {
+    process::run(async {
+        let mut running = Running::start(options).await?;
+        running.run().await;
+        running.stop().await;
+        Ok(())
+    })
+}
+
+struct Running {
+    options: OperatorOptions,
+    cluster: Cluster,
+    process: Process,
+    world: Arc<World>,
+    source: Arc<Mutex<Source>>,
+    state: Arc<StateFolder>,
+    documents: Arc<DocumentStore>,
+    store: Arc<SnapshotStore>,
+    edge: RunningEdge,
+    readiness: Readiness,
+    control: watch::Sender<Arc<ControlView>>,
+    engine: watch::Sender<Option<Engine>>,
+    statuses: watch::Sender<Arc<Statuses>>,
+    served_answers: watch::Sender<u64>,
+    tracked: Tracked,
+    signals: Signals,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    admin_stop: CancellationToken,
+    leadership: watch::Receiver<Leadership>,
+    leader: Option<Leader>,
+    next: SystemTime,
+}
+
+/// What runs while this replica leads.
+struct Leader {
+    acme: Acme,
+    stop: CancellationToken,
+}
+
+/// What woke the loop.
+enum Woken {
+    /// Something changed, or it is time.
+    Refresh,
+    Leadership,
+    Stop,
+}
+
+impl Running {
+    async fn start(options: OperatorOptions) -> Result<Self, RunError> {
+        let started_at = SystemTime::now();
+        let signals = Signals::new().map_err(RunError::Process)?;
+        let state = Arc::new(StateFolder::open(&options.state)?);
+        let cluster = Cluster::connect(&options.cluster).await?;
+        let store = Arc::new(SnapshotStore::new());
+        let edge = process::bind_edge(&options.settings, &store, None)?;
+        let listeners = edge.addresses();
+        let admin_listener = process::bind_admin(options.admin, false)?;
+        let admin_address = admin_listener
+            .as_ref()
+            .and_then(|listener| listener.local_addr().ok());
+        let (control, control_receiver) = watch::channel(Arc::new(ControlView::default()));
+        let engine = watch::Sender::new(None);
+        let edge = edge.start().map_err(RunError::Start)?;
+        let readiness = Readiness::default();
+        let admin_stop = CancellationToken::new();
+        if let Some(listener) = admin_listener {
+            let admin = Admin {
+                readiness: readiness.clone(),
+                control: control_receiver,
+                edge: edge.clone(),
+                engine: engine.subscribe(),
+                store: Arc::clone(&store),
+                hosts: HostGuard::new(options.admin_hosts.iter().cloned()),
+            };
+            process::serve_admin(listener, admin, &admin_stop)?;
+        }
+        process::tell_listeners(&listeners, admin_address);
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let world = World::watch(&cluster, &stop, &tasks);
+        let elector = Elector::new(
+            cluster.client.clone(),
+            &cluster.namespace,
+            &options.lease,
+            &cluster.identity,
+        );
+        let leadership = elector.leadership();
+        spawn_named("lease", tasks.track_future(elector.run(stop.clone())));
+        tracing::info!(
+            namespace = cluster.namespace,
+            identity = cluster.identity,
+            watched = if cluster.watched.is_empty() { "every namespace".to_owned() } else { cluster.watched.join(",") },
+            "watching the API server"
+        );
+        let environment = Environment {
+            class_name: options.class.clone(),
+            services: ServiceResolution::Objects,
+            static_files: StaticFilesPolicy::Within(options.static_files.clone()),
+            programs: ProgramPolicy::Refused,
+            name_servers: options.surroundings.name_servers.clone(),
+            system_namespace: cluster.namespace.clone(),
+        };
+        Ok(Self {
+            process: Process {
+                started_at,
+                folder: None,
+                admin: admin_address.map(|address| address.to_string()),
+                listeners,
+            },
+            source: Arc::new(Mutex::new(Source::new(Arc::clone(&world), environment))),
+            documents: Arc::new(DocumentStore::new(
+                cluster.client.clone(),
+                cluster.namespace.clone(),
+            )),
+            options,
+            cluster,
+            world,
+            state,
+            store,
+            edge,
+            readiness,
+            control,
+            engine,
+            statuses: watch::Sender::default(),
+            served_answers: watch::Sender::default(),
+            tracked: Tracked::default(),
+            signals,
+            stop,
+            tasks,
+            admin_stop,
+            leadership,
+            leader: None,
+            next: started_at,
+        })
+    }
+
+    /// Returns when the process is asked to end.
+    async fn run(&mut self) {
+        let mut changes = self.world.changes();
+        if !self.complete(&mut changes).await {
+            return;
+        }
+        self.open_internal_ca().await;
+        self.refresh().await;
+        self.readiness.set_ready();
+        self.lead_or_not().await;
+        loop {
+            match self.woken(&mut changes).await {
+                Woken::Stop => return,
+                Woken::Leadership => {
+                    self.lead_or_not().await;
+                    self.refresh().await;
+                }
+                Woken::Refresh => {
+                    hold_off(&mut changes).await;
+                    self.refresh().await;
+                    self.lead_or_not().await;
+                }
+            }
+        }
+    }
+
+    /// Waits until every list was read; false when the process is asked to end before.
+    async fn complete(&mut self, changes: &mut watch::Receiver<u64>) -> bool {
+        while !self.world.is_complete() {
+            tokio::select! {
+                asked = self.signals.next() => {
+                    if asked == Asked::Stop {
+                        return false;
+                    }
+                }
+                changed = changes.changed() => {
+                    if changed.is_err() {
+                        return false;
+                    }
+                }
+            }
+        }
+        tracing::info!(objects = ?self.world.counts(), "every list was read");
+        true
+    }
+
+    async fn woken(&mut self, changes: &mut watch::Receiver<u64>) -> Woken {
+        let pause = self
+            .next
+            .duration_since(SystemTime::now())
+            .unwrap_or_default()
+            .clamp(Duration::from_secs(1), Duration::from_secs(60));
+        let leader = self.leader.as_mut();
+        // Whoever should lead and does not, tries again soon.
+        let pause = match (&leader, self.leadership.borrow().leading) {
+            (None, true) => pause.min(ENGINE_RETRY),
+            _ => pause,
+        };
+        let engine = async {
+            match leader {
+                Some(leader) => leader.acme.changed().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            asked = self.signals.next() => match asked {
+                Asked::Stop => Woken::Stop,
+                Asked::Reload | Asked::Upgrade => Woken::Refresh,
+            },
+            changed = self.leadership.changed() => match changed {
+                Ok(()) => Woken::Leadership,
+                Err(_) => Woken::Stop,
+            },
+            changed = changes.changed() => match changed {
+                Ok(()) => Woken::Refresh,
+                Err(_) => Woken::Stop,
+            },
+            () = engine => Woken::Refresh,
+            () = tokio::time::sleep(pause) => Woken::Refresh,
+        }
+    }
+
+    /// The internal CA's root is the same for all replicas.
+    async fn open_internal_ca(&mut self) {
+        let now = SystemTime::now();
+        if let Err(error) = internal_ca::share_root(&self.documents, &self.state, now).await {
+            tracing::error!(error = %chain(&error), "cannot share the internal CA's root; this replica uses one of its own until its next start");
+        }
+        let opened = InternalIssuer::open(
+            Arc::clone(&self.state),
+            self.options.certificate_lifetime,
+            process::default_names(&self.options.settings),
+            now,
+        );
+        match opened {
+            Ok(internal) => self.lock_source().set_internal(internal),
+            Err(error) => {
+                tracing::error!(error = %chain(&error), "no internal CA; hosts without a certificate refuse connections");
+            }
+        }
+    }
+
+    /// Fetches what is named, translates, publishes.
+    async fn refresh(&mut self) {
+        let now = SystemTime::now();
+        let mut refreshed = None;
+        for _ in 0..ROUNDS {
+            let source = Arc::clone(&self.source);
+            let task = tokio::task::spawn_blocking(move || {
+                source
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .refresh(now)
+            });
+            let Ok(new) = task.await else {
+                tracing::error!(
+                    "the refresh panicked; what was served before is still served"
+                );
+                self.next = now + Duration::from_secs(60);
+                return;
+            };
+            let stale = self.world.stale(&new.translation.references);
+            let done = stale.is_empty();
+            refreshed = Some(new);
+            if done {
+                break;
+            }
+            self.world.fetch(stale).await;
+        }
+        if let Some(refreshed) = refreshed {
+            self.publish(refreshed, now);
+        }
+    }
+
+    fn publish(&mut self, mut refreshed: Refreshed, now: SystemTime) {
+        self.next = refreshed.next;
+        let asked = Acme::asked_by(&refreshed);
+        let answers = refreshed.answers;
+        let statuses = std::mem::take(&mut refreshed.translation.statuses);
+        let statuses = Arc::new(statuses);
+        refreshed.translation.statuses.clone_from(&statuses);
+        self.tracked.apply(
+            refreshed,
+            &self.process,
+            &self.store,
+            &self.state,
+            &self.control,
+            now,
+        );
+        self.served_answers.send_replace(answers);
+        self.statuses.send_if_modified(|known| {
+            let changed = *known != statuses;
+            *known = statuses;
+            changed
+        });
+        if let Some(leader) = &self.leader {
+            leader.acme.tell(asked);
+        }
+    }
+
+    /// Begins or ends what only the leader does.
+    async fn lead_or_not(&mut self) {
+        let leading = self.leadership.borrow_and_update().leading;
+        match (leading, self.leader.take()) {
+            (true, None) => {
+                self.leader = self.lead().await;
+                if self.leader.is_some() {
+                    self.refresh().await;
+                }
+            }
+            (false, Some(leader)) => self.follow(leader).await,
+            (_, leader) => self.leader = leader,
+        }
+    }
+
+    async fn lead(&mut self) -> Option<Leader> {
+        let store = Arc::new(DocumentStore::new(
+            self.cluster.client.clone(),
+            self.cluster.namespace.clone(),
+        ));
+        let surroundings = self.options.surroundings.clone();
+        let acme = match Acme::start(store, self.state.path(), surroundings).await {
+            Ok(acme) => acme,
+            Err(error) => {
+                tracing::error!(error = %chain(&error), "cannot begin to order certificates; trying again");
+                return None;
+            }
+        };
+        let stop = self.stop.child_token();
+        self.engine.send_replace(Some(acme.engine.clone()));
+        self.lock_source()
+            .set_acme(Some(Issuance::new(&acme.engine)));
+        let writer = StatusWriter {
+            cluster: self.cluster.clone(),
+            world: Arc::clone(&self.world),
+            wanted: self.statuses.subscribe(),
+        };
+        spawn_named(
+            "status-writer",
+            self.tasks.track_future(writer.run(stop.clone())),
+        );
+        let presenter = Presenter {
+            answers: acme.engine.answers().clone(),
+            store: Arc::new(DocumentStore::new(
+                self.cluster.client.clone(),
+                self.cluster.namespace.clone(),
+            )),
+            world: Arc::clone(&self.world),
+            served: self.served_answers.subscribe(),
+            replicas: self.options.replicas_service.as_ref().map(|name| Replicas {
+                service: ObjectName::new(self.cluster.namespace.as_str(), name.as_str()),
+                own: self.options.own_addresses.clone(),
+            }),
+        };
+        spawn_named(
+            "challenge-answers",
+            self.tasks.track_future(presenter.run(stop.clone())),
+        );
+        Some(Leader { acme, stop })
+    }
+
+    async fn follow(&mut self, leader: Leader) {
+        leader.stop.cancel();
+        self.engine.send_replace(None);
+        self.lock_source().set_acme(None);
+        leader.acme.stop().await;
+    }
+
+    async fn stop(mut self) {
+        let deadline = self.options.settings.timeouts.drain;
+        tracing::info!(deadline = ?deadline, "draining; a second signal ends at once");
+        self.readiness.set_draining();
+        if let Some(leader) = self.leader.take() {
+            self.follow(leader).await;
+        }
+        self.stop.cancel();
+        tokio::select! {
+            cut = self.edge.drain(deadline) => {
+                if cut > 0 {
+                    tracing::warn!(connections = cut, "connections were cut at the deadline");
+                }
+            }
+            () = process::stop_again(&mut self.signals) => tracing::warn!("ending at once"),
+        }
+        self.tasks.close();
+        // The Lease is given back by now; a dead API server must not hold up the end.
+        if tokio::time::timeout(Duration::from_secs(3), self.tasks.wait())
+            .await
+            .is_err()
+        {
+            tracing::debug!("tasks were still under way at the end");
+        }
+        self.admin_stop.cancel();
+        tracing::info!("stopped");
+    }
+
+    fn lock_source(&self) -> std::sync::MutexGuard<'_, Source> {
+        self.source.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Waits until nothing changes for a moment.
+async fn hold_off(changes: &mut watch::Receiver<u64>) {
+    let quiet = async {
+        loop {
+            changes.mark_unchanged();
+            let change = tokio::time::timeout(HOLD_OFF, changes.changed()).await;
+            if !matches!(change, Ok(Ok(()))) {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(LONGEST_HOLD_OFF, quiet).await;
+    changes.mark_unchanged();
+}

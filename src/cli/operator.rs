@@ -1,0 +1,142 @@
+//! `tidegate operator`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::edge::EdgeArgs;
+use super::values::StateArgs;
+use crate::app::operator_mode::{self, OperatorOptions};
+use crate::operator::ClusterOptions;
+
+const AFTER: &str = "\
+Finds the API server by the pod's service account, or outside of a cluster by KUBECONFIG or ~/.kube/config.
+
+Every replica watches and serves; the one that holds the Lease orders certificates and writes statuses. The \
+definitions of the objects are installed by `tidegate crds | kubectl apply --server-side -f -`, or by the chart.
+
+Signals:
+  TERM, INT  drain: finish what runs (see --drain-timeout), then end; a second one ends at once";
+
+/// Serve the TlsRoutes of a Kubernetes cluster over HTTPS.
+///
+/// Watches TlsRoute, AcmeIssuer and TunnelAgent objects, the Services they lead to and the Secrets they name;
+/// gets and renews certificates; writes into each object's status what is served and what is wrong. What is
+/// served goes on when the API server is away.
+#[derive(Debug, Args)]
+#[command(after_long_help = AFTER)]
+pub(super) struct OperatorArgs {
+    /// Namespace whose objects are served; default: every namespace. May be given several times.
+    #[arg(
+        long,
+        env = "TIDEGATE_WATCH_NAMESPACE",
+        value_name = "NAMESPACE",
+        value_delimiter = ',',
+        help_heading = "Kubernetes"
+    )]
+    watch_namespace: Vec<String>,
+
+    /// Name of this edge, where several run side by side: only objects with that className are served.
+    #[arg(
+        long,
+        env = "TIDEGATE_CLASS",
+        value_name = "NAME",
+        help_heading = "Kubernetes"
+    )]
+    class: Option<String>,
+
+    /// Namespace of this program, for its Lease, its documents and the Secrets that AcmeIssuers name; default:
+    /// that of the pod, or of the kubeconfig's context.
+    #[arg(
+        long,
+        env = "POD_NAMESPACE",
+        value_name = "NAMESPACE",
+        help_heading = "Kubernetes"
+    )]
+    namespace: Option<String>,
+
+    /// What this replica is called, different from all others; default: the machine's name.
+    #[arg(
+        long,
+        env = "POD_NAME",
+        value_name = "NAME",
+        help_heading = "Kubernetes"
+    )]
+    identity: Option<String>,
+
+    /// Name of the Lease that replicas compete for. Edges of different classes need different ones.
+    #[arg(
+        long,
+        env = "TIDEGATE_LEASE",
+        value_name = "NAME",
+        default_value = "tidegate",
+        help_heading = "Kubernetes"
+    )]
+    lease: String,
+
+    /// Service whose endpoints are the replicas, with ports named http and https: each of them must serve the
+    /// answer to a challenge before the authority is told to look.
+    #[arg(
+        long,
+        env = "TIDEGATE_REPLICAS_SERVICE",
+        value_name = "NAME",
+        help_heading = "Kubernetes"
+    )]
+    replicas_service: Option<String>,
+
+    /// Addresses of this replica.
+    #[arg(long, env = "POD_IPS", value_name = "IP", value_delimiter = ',', hide = true)]
+    pod_ip: Vec<std::net::IpAddr>,
+
+    /// Context of the kubeconfig, outside of a cluster.
+    #[arg(
+        long,
+        env = "TIDEGATE_CONTEXT",
+        value_name = "NAME",
+        help_heading = "Kubernetes"
+    )]
+    context: Option<String>,
+
+    /// Folder that backends of kind static lie in.
+    #[arg(
+        long,
+        env = "TIDEGATE_STATIC_FILES",
+        value_name = "DIR",
+        default_value = "/srv/tidegate",
+        help_heading = "Kubernetes"
+    )]
+    static_files: PathBuf,
+
+    #[command(flatten)]
+    state: StateArgs,
+
+    #[command(flatten)]
+    edge: EdgeArgs,
+}
+
+impl OperatorArgs {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        self.edge.start_log()?;
+        operator_mode::run(OperatorOptions {
+            cluster: ClusterOptions {
+                context: self.context,
+                namespace: self.namespace,
+                watched: self.watch_namespace,
+                identity: self.identity,
+            },
+            class: self.class,
+            lease: self.lease,
+            replicas_service: self.replicas_service,
+            own_addresses: self.pod_ip,
+            static_files: self.static_files,
+            state: self.state.resolve(None)?,
+            settings: self.edge.settings(),
+            admin: self.edge.admin(),
+            admin_hosts: self.edge.admin_hosts(),
+            certificate_lifetime: self.edge.certificate_lifetime(),
+            surroundings: self.edge.surroundings(),
+        })?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
