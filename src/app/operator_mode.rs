@@ -169,7 +169,11 @@ impl Running {
         tracing::info!(
             namespace = cluster.namespace,
             identity = cluster.identity,
-            watched = if cluster.watched.is_empty() { "every namespace".to_owned() } else { cluster.watched.join(",") },
+            watched = if cluster.watched.is_empty() {
+                "every namespace".to_owned()
+            } else {
+                cluster.watched.join(",")
+            },
             "watching the API server"
         );
         let environment = Environment {
@@ -249,8 +253,8 @@ impl Running {
                         return false;
                     }
                 }
-                changed = changes.changed() => {
-                    if changed.is_err() {
+                more = changes.changed() => {
+                    if more.is_err() {
                         return false;
                     }
                 }
@@ -283,11 +287,11 @@ impl Running {
                 Asked::Stop => Woken::Stop,
                 Asked::Reload | Asked::Upgrade => Woken::Refresh,
             },
-            changed = self.leadership.changed() => match changed {
+            another = self.leadership.changed() => match another {
                 Ok(()) => Woken::Leadership,
                 Err(_) => Woken::Stop,
             },
-            changed = changes.changed() => match changed {
+            more = changes.changed() => match more {
                 Ok(()) => Woken::Refresh,
                 Err(_) => Woken::Stop,
             },
@@ -329,9 +333,7 @@ impl Running {
                     .refresh(now)
             });
             let Ok(new) = task.await else {
-                tracing::error!(
-                    "the refresh panicked; what was served before is still served"
-                );
+                tracing::error!("the refresh panicked; what was served before is still served");
                 self.next = now + Duration::from_secs(60);
                 return;
             };

@@ -75,7 +75,6 @@ pub(super) fn run(mode: impl Future<Output = Result<(), RunError>>) -> Result<()
     outcome
 }
 
-
 /// Binds the admin listener, if it is on.
 pub(super) fn bind_admin(
     address: Option<SocketAddr>,
@@ -107,10 +106,7 @@ pub(super) fn serve_admin(
 }
 
 /// Says what is listened on.
-pub(super) fn tell_listeners(
-    listeners: &[(&'static str, SocketAddr)],
-    admin: Option<SocketAddr>,
-) {
+pub(super) fn tell_listeners(listeners: &[(&'static str, SocketAddr)], admin: Option<SocketAddr>) {
     for (name, address) in listeners {
         tracing::info!(listener = name, %address, "listening");
     }

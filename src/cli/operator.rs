@@ -86,7 +86,13 @@ pub(super) struct OperatorArgs {
     replicas_service: Option<String>,
 
     /// Addresses of this replica.
-    #[arg(long, env = "POD_IPS", value_name = "IP", value_delimiter = ',', hide = true)]
+    #[arg(
+        long,
+        env = "POD_IPS",
+        value_name = "IP",
+        value_delimiter = ',',
+        hide = true
+    )]
     pod_ip: Vec<std::net::IpAddr>,
 
     /// Context of the kubeconfig, outside of a cluster.

@@ -53,7 +53,9 @@ impl<T: PartialEq> Cache<T> {
     /// The object of that name.
     pub(super) fn get(&self, name: &ObjectName) -> Option<Arc<T>> {
         let feeds = self.lock();
-        feeds.iter().find_map(|slot| slot.objects.get(name).cloned())
+        feeds
+            .iter()
+            .find_map(|slot| slot.objects.get(name).cloned())
     }
 
     /// Everything, in the order of names within each feed.
@@ -82,9 +84,7 @@ impl<T: PartialEq> Cache<T> {
                 Some(known) if **known == object => Arc::clone(known),
                 _ => Arc::new(object),
             };
-            slot.coming
-                .get_or_insert_default()
-                .insert(name, object);
+            slot.coming.get_or_insert_default().insert(name, object);
         });
     }
 

@@ -350,6 +350,9 @@ mod tests {
         secret.data = Some([(CONTENT.to_owned(), ByteString(b"{}".to_vec()))].into());
         let document = Document::of(&secret).unwrap();
         assert!(document.is(Kind::Ledger) && !document.is(Kind::Account));
-        assert!(!format!("{document:?}").contains("123"), "nothing of the content is shown");
+        assert!(
+            !format!("{document:?}").contains("123"),
+            "nothing of the content is shown"
+        );
     }
 }

@@ -46,18 +46,26 @@ pub async fn share_root(
             if kept == text {
                 return Ok(());
             }
-            match documents.put(KIND, NAME, Secret::new(kept.into_bytes())).await {
+            match documents
+                .put(KIND, NAME, Secret::new(kept.into_bytes()))
+                .await
+            {
                 Err(DocumentError::Outdated(_)) => continue,
                 other => return Ok(other?),
             }
         }
         InternalCa::open(state, Duration::ZERO, now)?;
         let made = state.read(ca::ROOT)?.unwrap_or_default();
-        match documents.put(KIND, NAME, Secret::new(made.into_bytes())).await {
+        match documents
+            .put(KIND, NAME, Secret::new(made.into_bytes()))
+            .await
+        {
             // Another replica was faster: its root is taken.
             Err(DocumentError::Outdated(_)) => {}
             other => return Ok(other?),
         }
     }
-    Err(ShareError::Document(DocumentError::Outdated(NAME.to_owned())))
+    Err(ShareError::Document(DocumentError::Outdated(
+        NAME.to_owned(),
+    )))
 }

@@ -304,14 +304,14 @@ mod tests {
             transitions: 0,
             version: None,
         };
-        let second = Duration::from_secs(1);
+        let almost = Duration::from_millis(14_999);
         for (lease, unchanged, expected) in [
             (None, Duration::ZERO, Step::Take),
             (Some(seen(None)), Duration::ZERO, Step::Take),
             (Some(seen(Some(""))), Duration::ZERO, Step::Take),
             (Some(seen(Some("me"))), DURATION * 9, Step::Renew),
             (Some(seen(Some("you"))), Duration::ZERO, Step::Wait),
-            (Some(seen(Some("you"))), DURATION - second, Step::Wait),
+            (Some(seen(Some("you"))), almost, Step::Wait),
             (Some(seen(Some("you"))), DURATION, Step::Take),
         ] {
             assert_eq!(

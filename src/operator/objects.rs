@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use kube::Resource;
-use kube::core::error_boundary::InvalidObject;
 use kube::core::DeserializeGuard;
+use kube::core::error_boundary::InvalidObject;
 use tidegate_model::ObjectName;
 
 /// An object of one of our kinds.

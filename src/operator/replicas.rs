@@ -100,7 +100,12 @@ impl Presenter {
                     let set = wanted.borrow_and_update().clone();
                     let version = base + set.version;
                     self.share(&set, version).await;
-                    if self.served.wait_for(|served| *served >= version).await.is_err() {
+                    if self
+                        .served
+                        .wait_for(|served| *served >= version)
+                        .await
+                        .is_err()
+                    {
                         return;
                     }
                     let new: Vec<Answer> = set.answers.difference(&before).cloned().collect();
@@ -122,7 +127,10 @@ impl Presenter {
             return;
         };
         loop {
-            let written = self.store.put(KIND, NAME, Secret::new(content.clone())).await;
+            let written = self
+                .store
+                .put(KIND, NAME, Secret::new(content.clone()))
+                .await;
             let Err(error) = written else { return };
             tracing::warn!(error = %chain(&error), "cannot share answers to challenges; trying again");
             tokio::time::sleep(Duration::from_secs(1)).await;

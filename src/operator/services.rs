@@ -1,4 +1,4 @@
-//! Services and EndpointSlices as backends: who is ready to serve a port.
+//! Services and `EndpointSlices` as backends: who is ready to serve a port.
 //!
 //! The edge speaks to the endpoints themselves, not to the Service's address: each has its own health,
 //! connections are kept, and no address translation comes between.
@@ -30,7 +30,7 @@ struct PortShape {
     app_protocol: Option<String>,
 }
 
-/// What of an EndpointSlice counts here.
+/// What of an `EndpointSlice` counts here.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct SliceShape {
     /// The Service it belongs to.
@@ -109,7 +109,7 @@ pub(super) fn slice_shape(slice: &EndpointSlice) -> Option<SliceShape> {
 /// Joins Services with the slices of their namespace.
 pub(super) fn join<'a>(
     service: &ServiceShape,
-    slices: impl Iterator<Item = &'a SliceShape> + Clone,
+    slices: &(impl Iterator<Item = &'a SliceShape> + Clone),
 ) -> ServiceData {
     let ports = service.ports.iter().map(|port| {
         let of = |pick: fn(&SliceShape) -> &Vec<IpAddr>| {
@@ -126,7 +126,9 @@ pub(super) fn join<'a>(
                     Some((slice, number))
                 })
                 .flat_map(|(slice, number)| {
-                    pick(slice).iter().map(move |ip| SocketAddr::new(*ip, number))
+                    pick(slice)
+                        .iter()
+                        .map(move |ip| SocketAddr::new(*ip, number))
                 })
                 .collect();
             addresses.sort_unstable();
@@ -168,12 +170,12 @@ mod tests {
 
     use super::*;
 
-    fn service(ports: serde_json::Value) -> ServiceShape {
+    fn service(ports: &serde_json::Value) -> ServiceShape {
         let service = json!({"metadata": {"name": "web"}, "spec": {"ports": ports}});
         service_shape(&serde_json::from_value(service).unwrap())
     }
 
-    fn slice(ports: serde_json::Value, endpoints: serde_json::Value) -> SliceShape {
+    fn slice(ports: &serde_json::Value, endpoints: &serde_json::Value) -> SliceShape {
         let slice = json!({
             "metadata": {"name": "web-1", "labels": {SERVICE_NAME: "web"}},
             "addressType": "IPv4", "ports": ports, "endpoints": endpoints,
@@ -188,26 +190,26 @@ mod tests {
 
     #[test]
     fn ports_are_joined_by_name_and_only_ready_endpoints_serve() {
-        let web = service(json!([
+        let web = service(&json!([
             {"name": "http", "port": 80, "targetPort": 8080},
             {"name": "admin", "port": 81, "targetPort": "admin"},
             {"name": "dns", "port": 53, "protocol": "UDP"},
         ]));
         let slices = [
             slice(
-                json!([{"name": "http", "port": 8080}, {"name": "admin", "port": 9000}]),
-                json!([
+                &json!([{"name": "http", "port": 8080}, {"name": "admin", "port": 9000}]),
+                &json!([
                     {"addresses": ["10.0.0.2"], "conditions": {"ready": true}},
                     {"addresses": ["10.0.0.1"]},
                     {"addresses": ["10.0.0.3"], "conditions": {"ready": false, "serving": true, "terminating": true}},
                 ]),
             ),
             slice(
-                json!([{"name": "http", "port": 8081}]),
-                json!([{"addresses": ["10.0.1.1"], "conditions": {"ready": true}}]),
+                &json!([{"name": "http", "port": 8081}]),
+                &json!([{"addresses": ["10.0.1.1"], "conditions": {"ready": true}}]),
             ),
         ];
-        let data = join(&web, slices.iter());
+        let data = join(&web, &slices.iter());
         assert_eq!(data.ports.len(), 2, "UDP is no business of the edge's");
         assert_eq!(
             addresses(&data, 0),
@@ -218,12 +220,14 @@ mod tests {
 
     #[test]
     fn endpoints_that_end_serve_while_there_are_no_others() {
-        let web = service(json!([{"port": 80}]));
-        let ending = json!([{"addresses": ["10.0.0.3"], "conditions": {"ready": false, "serving": true}}]);
-        let slices = [slice(json!([{"name": "", "port": 8080}]), ending)];
-        assert_eq!(addresses(&join(&web, slices.iter()), 0), ["10.0.0.3:8080"]);
-        let gone = json!([{"addresses": ["10.0.0.3"], "conditions": {"ready": false, "serving": false}}]);
-        let slices = [slice(json!([{"name": "", "port": 8080}]), gone)];
-        assert!(addresses(&join(&web, slices.iter()), 0).is_empty());
+        let web = service(&json!([{"port": 80}]));
+        let ending =
+            json!([{"addresses": ["10.0.0.3"], "conditions": {"ready": false, "serving": true}}]);
+        let slices = [slice(&json!([{"name": "", "port": 8080}]), &ending)];
+        assert_eq!(addresses(&join(&web, &slices.iter()), 0), ["10.0.0.3:8080"]);
+        let gone =
+            json!([{"addresses": ["10.0.0.3"], "conditions": {"ready": false, "serving": false}}]);
+        let slices = [slice(&json!([{"name": "", "port": 8080}]), &gone)];
+        assert!(addresses(&join(&web, &slices.iter()), 0).is_empty());
     }
 }

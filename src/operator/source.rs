@@ -172,7 +172,8 @@ impl Source {
                 reason: "Invalid".to_owned(),
                 message: format!("this version of tidegate does not understand it: {error}"),
                 hint: Some(
-                    "apply the definitions that belong to this version, and the object again".to_owned(),
+                    "apply the definitions that belong to this version, and the object again"
+                        .to_owned(),
                 ),
                 kept,
             })
@@ -230,10 +231,7 @@ impl World {
     pub(super) fn not_understood(&self) -> Vec<(ObjectRef, String, bool)> {
         fn of<K>(
             kind: Kind,
-            all: Vec<(
-                tidegate_model::ObjectName,
-                Arc<super::objects::Guarded<K>>,
-            )>,
+            all: Vec<(tidegate_model::ObjectName, Arc<super::objects::Guarded<K>>)>,
         ) -> impl Iterator<Item = (ObjectRef, String, bool)> {
             all.into_iter().filter_map(move |(name, object)| {
                 let wrong = object.wrong.as_ref()?;

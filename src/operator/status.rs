@@ -71,10 +71,10 @@ impl StatusWriter {
                     }
                     pause = FIRST_PAUSE;
                     tokio::select! {
-                        changed = self.wanted.changed() => if changed.is_err() { return },
+                        another = self.wanted.changed() => if another.is_err() { return },
                         // Somebody may have written over it.
-                        changed = changes.changed() => {
-                            if changed.is_err() { return }
+                        more = changes.changed() => {
+                            if more.is_err() { return }
                             // What follows from the change is wanted soon.
                             tokio::time::sleep(Duration::from_millis(200)).await;
                         }
@@ -99,7 +99,13 @@ impl StatusWriter {
             {
                 let before = good.status.as_ref().map(|status| &status.conditions[..]);
                 let object = reference(Kind::TlsRoute, Some(&name.namespace), &name.name);
-                all.extend(difference(object, &**good, before, &status.conditions, status));
+                all.extend(difference(
+                    object,
+                    &**good,
+                    before,
+                    &status.conditions,
+                    status,
+                ));
             }
         }
         for (name, object) in self.world.agents.all() {
@@ -113,7 +119,13 @@ impl StatusWriter {
             {
                 let before = good.status.as_ref().map(|status| &status.conditions[..]);
                 let object = reference(Kind::TunnelAgent, Some(&name.namespace), &name.name);
-                all.extend(difference(object, &**good, before, &status.conditions, status));
+                all.extend(difference(
+                    object,
+                    &**good,
+                    before,
+                    &status.conditions,
+                    status,
+                ));
             }
         }
         for (name, object) in self.world.issuers.all() {
@@ -127,7 +139,13 @@ impl StatusWriter {
             {
                 let before = good.status.as_ref().map(|status| &status.conditions[..]);
                 let object = reference(Kind::AcmeIssuer, None, &name.name);
-                all.extend(difference(object, &**good, before, &status.conditions, status));
+                all.extend(difference(
+                    object,
+                    &**good,
+                    before,
+                    &status.conditions,
+                    status,
+                ));
             }
         }
         all
@@ -201,11 +219,12 @@ fn difference<K: Resource<DynamicType = ()>>(
 ) -> Option<Difference> {
     let ready = |conditions: &[Condition]| {
         let mut all = conditions.iter();
-        all.find(|it| it.type_ == ConditionType::Ready.as_str()).cloned()
+        all.find(|it| it.type_ == ConditionType::Ready.as_str())
+            .cloned()
     };
     let status = serde_json::to_value(status).ok()?;
     Some(Difference {
-        body: body(&object, status),
+        body: body(&object, &status),
         uid: good.meta().uid.clone(),
         before: before.and_then(ready),
         after: ready(after),
@@ -239,7 +258,7 @@ fn not_understood(
     (conditions != before).then(|| {
         let status = json!({"observedGeneration": wrong.generation, "conditions": conditions});
         Difference {
-            body: body(&object, status),
+            body: body(&object, &status),
             uid: None,
             before: None,
             after: None,
@@ -248,7 +267,7 @@ fn not_understood(
     })
 }
 
-fn body(object: &ObjectRef, status: serde_json::Value) -> serde_json::Value {
+fn body(object: &ObjectRef, status: &serde_json::Value) -> serde_json::Value {
     json!({
         "apiVersion": format!("{}/{}", crate::api::GROUP, crate::api::VERSION),
         "kind": object.kind.to_string(),

@@ -80,13 +80,17 @@ impl World {
         watches.ours(&scopes, |world| &world.routes);
         watches.ours(&scopes, |world| &world.agents);
         watches.issuers();
-        watches.each::<Service, _>(&scopes, |world| &world.services, |service, _| {
-            Some(service_shape(&service))
-        });
+        watches.each::<Service, _>(
+            &scopes,
+            |world| &world.services,
+            |service, _| Some(service_shape(&service)),
+        );
         let also_own = scopes.with(&cluster.namespace);
-        watches.each::<EndpointSlice, _>(&also_own, |world| &world.slices, |slice, _| {
-            slice_shape(&slice)
-        });
+        watches.each::<EndpointSlice, _>(
+            &also_own,
+            |world| &world.slices,
+            |slice, _| slice_shape(&slice),
+        );
         watches.each::<PartialObjectMeta<KubeSecret>, _>(
             &also_own,
             |world| &world.named.secret_versions,
@@ -156,7 +160,7 @@ impl World {
             .into_iter()
             .map(|(name, service)| {
                 let slices = of.get(&name).map(Vec::as_slice).unwrap_or_default();
-                let data = join(&service, slices.iter().copied());
+                let data = join(&service, &slices.iter().copied());
                 (name, Arc::new(data))
             })
             .collect()
@@ -191,7 +195,8 @@ impl World {
     }
 
     fn changed(&self) {
-        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+        self.changes
+            .send_modify(|count| *count = count.wrapping_add(1));
     }
 }
 
@@ -404,9 +409,9 @@ fn hint(error: &watcher::Error) -> Option<&'static str> {
         kube::Error::Api(status) if status.code == 404 => {
             Some("install the definitions: `tidegate crds | kubectl apply --server-side -f -`")
         }
-        kube::Error::Api(status) if status.code == 403 => {
-            Some("the service account lacks a permission; the chart's roles name all that are needed")
-        }
+        kube::Error::Api(status) if status.code == 403 => Some(
+            "the service account lacks a permission; the chart's roles name all that are needed",
+        ),
         kube::Error::Api(status) if status.code == 401 => {
             Some("the credentials were refused; see the kubeconfig or the service account")
         }

@@ -21,8 +21,8 @@ use super::solvers::Made;
 use super::status::{Conditions, certificate_status, joined};
 use super::trackers::TrackerGroups;
 use super::{
-    GoodRoute, Inputs, IssuerChoice, Kind, ObjectRef, SecretData, ServiceResolution, Translation, WantedCertificate,
-    agents, issuance, issuers,
+    GoodRoute, Inputs, IssuerChoice, Kind, ObjectRef, SecretData, ServiceResolution, Translation,
+    WantedCertificate, agents, issuance, issuers,
 };
 use crate::api::conditions::{Condition, ConditionType, Reason, timestamp};
 use crate::api::{CertificateStatus, TlsRoute, TlsRouteSpec, TlsRouteStatus};

@@ -48,7 +48,7 @@ pub use inputs::{
     ServiceData, ServicePortData, ServiceResolution, StaticFilesPolicy,
 };
 pub use outputs::{
-    GoodRoute, IssuerChoice, Kind, LastGood, ObjectRef, Problem, Reference, ReferenceKind, Severity,
-    Statuses, Translation, WantedCertificate,
+    GoodRoute, IssuerChoice, Kind, LastGood, ObjectRef, Problem, Reference, ReferenceKind,
+    Severity, Statuses, Translation, WantedCertificate,
 };
 pub use quantities::{QuantityError, parse_quantity};

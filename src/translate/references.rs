@@ -9,8 +9,8 @@ use tidegate_model::{BasicAuth, Fingerprint, ObjectName, RouteId, Secret};
 use super::certificates::parse_roots;
 use super::report::{Field, Report};
 use super::{Inputs, ReferenceKind, SecretData, ServicePortData, ServiceResolution};
-use crate::api::{BasicAuthFilter, ServiceRef};
 use crate::api::conditions::Reason;
+use crate::api::{BasicAuthFilter, ServiceRef};
 
 /// Looks things up for one object and notes what is missing.
 pub(super) struct References<'a> {
@@ -52,14 +52,15 @@ impl References<'_> {
                 field,
                 Reason::SecretNotFound,
                 format!("Secret {full} does not exist"),
-                other_namespace(&self.inputs.secrets, &full)
-                    .map(|other| {
+                other_namespace(&self.inputs.secrets, &full).map_or_else(
+                    || format!("create it in namespace {}", full.namespace),
+                    |other| {
                         format!(
                             "Secret {other} exists, but only Secrets of namespace {} are read",
                             full.namespace
                         )
-                    })
-                    .unwrap_or_else(|| format!("create it in namespace {}", full.namespace)),
+                    },
+                ),
             );
         }
         found
@@ -103,10 +104,7 @@ impl References<'_> {
         field: &Field<'_>,
         wire: &ServiceRef,
     ) -> Option<&ServicePortData> {
-        debug_assert_eq!(
-            self.inputs.environment.services,
-            ServiceResolution::Objects
-        );
+        debug_assert_eq!(self.inputs.environment.services, ServiceResolution::Objects);
         let full = self.sibling(&wire.name);
         report.names(ReferenceKind::Service, full.clone());
         let at = field.at("name");
@@ -124,7 +122,10 @@ impl References<'_> {
                 at,
                 Reason::BackendNotFound,
                 format!("Service {full} is but another name of {name:?} (type ExternalName)"),
-                format!("write address: \"{name}:{}\" in place of service", wire.port),
+                format!(
+                    "write address: \"{name}:{}\" in place of service",
+                    wire.port
+                ),
             );
             return None;
         }
@@ -151,7 +152,10 @@ impl References<'_> {
             report.add(
                 field,
                 Reason::NoReadyEndpoints,
-                format!("Service {full} has no endpoint for port {} that is ready", wire.port),
+                format!(
+                    "Service {full} has no endpoint for port {} that is ready",
+                    wire.port
+                ),
                 "see whether its selector names pods and whether those are ready",
             );
         }

@@ -330,8 +330,16 @@ mod tests {
             },
         ]);
         let text = serde_json::to_string(&answers).unwrap();
-        assert!(text.contains(r#"{"http01":{"host":"a.example","token":"t","keyAuthorization":"t.key"}}"#), "{text}");
-        assert_eq!(serde_json::from_str::<BTreeSet<Answer>>(&text).unwrap(), answers);
+        assert!(
+            text.contains(
+                r#"{"http01":{"host":"a.example","token":"t","keyAuthorization":"t.key"}}"#
+            ),
+            "{text}"
+        );
+        assert_eq!(
+            serde_json::from_str::<BTreeSet<Answer>>(&text).unwrap(),
+            answers
+        );
         let bad = r#"[{"http01":{"host":"..","token":"t","keyAuthorization":"t.key"}}]"#;
         assert!(serde_json::from_str::<BTreeSet<Answer>>(bad).is_err());
     }
