@@ -89,16 +89,18 @@ impl Presenter {
         let base = left.version + 1;
         let _ = stop
             .run_until_cancelled(async {
-                if !left.answers.is_empty() {
-                    self.share(&AnswerSet::default(), base).await;
-                }
                 let mut before = Arc::new(BTreeSet::new());
                 loop {
-                    if wanted.changed().await.is_err() {
-                        return;
-                    }
                     let set = wanted.borrow_and_update().clone();
                     let version = base + set.version;
+                    // At the beginning there may be answers to an order that goes on, or none and old ones
+                    // that must go.
+                    if set.version == 0 && set.answers == before && left.answers.is_empty() {
+                        if wanted.changed().await.is_err() {
+                            return;
+                        }
+                        continue;
+                    }
                     self.share(&set, version).await;
                     if self
                         .served
@@ -112,6 +114,9 @@ impl Presenter {
                     self.ask_replicas(&new).await;
                     before = Arc::clone(&set.answers);
                     self.answers.mark_served(set.version);
+                    if wanted.changed().await.is_err() {
+                        return;
+                    }
                 }
             })
             .await;

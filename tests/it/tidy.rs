@@ -24,7 +24,17 @@ const AREAS: &[(&str, &[&str])] = &[
             "translate",
         ],
     ),
-    ("cli", &["api", "app", "source", "standalone", "translate"]),
+    (
+        "cli",
+        &[
+            "api",
+            "app",
+            "operator",
+            "source",
+            "standalone",
+            "translate",
+        ],
+    ),
     ("codegen", &["api"]),
 ];
 
