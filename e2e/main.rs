@@ -12,5 +12,6 @@
 
 mod control_plane;
 mod definitions;
+mod pods;
 mod support;
 mod validation;

@@ -30,7 +30,8 @@ import (
 	_ "k8s.io/component-base/metrics/prometheus/version"
 )
 
-const usage = "usage: tidegate-test-cluster etcd|kube-apiserver|kube-controller-manager|kube-scheduler|kubelet|kube-proxy|kubectl [OPTIONS]"
+const usage = "usage: tidegate-test-cluster etcd|kube-apiserver|kube-controller-manager|kube-scheduler|" +
+	"kubelet|kube-proxy|kubectl|machine [OPTIONS]"
 
 func main() {
 	if len(os.Args) < 2 {
@@ -59,6 +60,10 @@ func main() {
 		if err := cli.RunNoErrOutput(kubectl.NewDefaultKubectlCommand()); err != nil {
 			kubectlutil.CheckErr(err)
 		}
+	case "machine":
+		finish(machine(os.Args[1:]))
+	case "machine-inside":
+		finish(machineInside(os.Args[1:]))
 	default:
 		fmt.Fprintln(os.Stderr, usage)
 		os.Exit(2)
@@ -68,6 +73,13 @@ func main() {
 func serve(command *cobra.Command) {
 	endWithInput()
 	os.Exit(cli.Run(command))
+}
+
+func finish(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 }
 
 // endWithInput ends this process when nobody holds the other end of its standard input any more.

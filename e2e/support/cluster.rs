@@ -58,25 +58,34 @@ impl Cluster {
 
     /// A cluster for one test, whose parts it may stop. `None` where none can be had.
     pub(crate) fn own() -> Option<Self> {
-        if std::env::var_os(GIVEN).is_some() {
+        if Self::is_given() {
             eprintln!("SKIPPED: a story that stops its control plane, because {GIVEN} is set");
             return None;
         }
         if missing(&[everything()]) {
             return None;
         }
-        let folder = new_folder();
-        let site = Site {
+        Some(Self::at(Site {
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
             prefix: Vec::new(),
-        };
+        }))
+    }
+
+    /// A cluster somewhere else than on loopback; `Node` is the one who needs it.
+    pub(crate) fn at(site: Site) -> Self {
+        let folder = new_folder();
         let plane = ControlPlane::start(site, &folder);
         let kubeconfig = plane.admin_kubeconfig();
         let cluster = Self::connect(kubeconfig, folder, Some(plane));
         cluster.wait_until_ready();
         cluster.plane().start_part(Part::ControllerManager);
         cluster.install_definitions();
-        Some(cluster)
+        cluster
+    }
+
+    /// Whether somebody gave a cluster, which is to be used as it is.
+    pub(crate) fn is_given() -> bool {
+        std::env::var_os(GIVEN).is_some()
     }
 
     fn given(kubeconfig: &Path) -> Self {
@@ -101,7 +110,7 @@ impl Cluster {
     /// A namespace that is deleted when it is dropped.
     #[track_caller]
     pub(crate) fn namespace(&self) -> Namespace {
-        Namespace::create(&self.kubectl)
+        Namespace::create(&self.kubectl, &self.client)
     }
 
     /// An administrator's client.
@@ -221,8 +230,9 @@ impl Cluster {
         ]);
     }
 
+    /// The servers; panics where the cluster is somebody's.
     #[track_caller]
-    fn plane(&self) -> &ControlPlane {
+    pub(crate) fn plane(&self) -> &ControlPlane {
         self.plane.as_ref().expect("a cluster of our own")
     }
 }

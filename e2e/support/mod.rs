@@ -19,8 +19,10 @@ pub(crate) mod cluster;
 pub(crate) mod control_plane;
 #[path = "../../tests/it/support/eventually.rs"]
 pub(crate) mod eventually;
+pub(crate) mod image;
 pub(crate) mod kubectl;
 pub(crate) mod namespace;
+pub(crate) mod node;
 #[path = "../../tests/it/support/ports.rs"]
 pub(crate) mod ports;
 #[path = "../../tests/it/support/program.rs"]
@@ -30,4 +32,5 @@ pub(crate) mod runtime;
 pub(crate) use cluster::Cluster;
 pub(crate) use control_plane::Part;
 pub(crate) use eventually::eventually;
+pub(crate) use node::{Node, POD_IMAGE};
 pub(crate) use runtime::block_on;

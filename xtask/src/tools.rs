@@ -26,6 +26,13 @@ const TEST_PACKAGES: &[Package] = &[
     ("opentracker", "opentracker"),
     ("openssl", "openssl"),
     ("named", "bind9"),
+    ("containerd", "containerd"),
+    ("runc", "runc"),
+    ("conntrack", "conntrack"),
+    ("iptables", "iptables"),
+    ("ip", "iproute2"),
+    ("nsenter", "util-linux"),
+    ("/usr/lib/cni/ptp", "containernetworking-plugins"),
 ];
 
 const BENCH_PACKAGES: &[Package] = &[
@@ -60,10 +67,13 @@ const GO_PROGRAMS: &[GoProgram] = &[
 ];
 
 /// What is built from `e2e/cluster`: program and package.
-const CLUSTER_PROGRAMS: &[(&str, &str)] = &[("tidegate-test-cluster", ".")];
+const CLUSTER_PROGRAMS: &[(&str, &str)] = &[
+    ("tidegate-test-cluster", "."),
+    ("tidegate-test-pod", "./pod"),
+];
 
 /// What these are made of; a change builds them again.
-const CLUSTER_FILES: &[&str] = &["go.mod", "go.sum", "main.go"];
+const CLUSTER_FILES: &[&str] = &["go.mod", "go.sum", "main.go", "machine.go", "pod/main.go"];
 
 /// Without a version, clients such as kubectl and Helm take the server for one of the year 2014.
 const CLUSTER_FLAGS: &str = "-s -w \

@@ -51,6 +51,13 @@ impl Program {
         Self { name, child, log }
     }
 
+    /// Ends a program that was started held and waits until it has tidied up.
+    #[track_caller]
+    pub(crate) fn release(&mut self, patience: Duration) -> std::process::ExitStatus {
+        drop(self.child.stdin.take());
+        self.wait(patience)
+    }
+
     /// Waits until somebody listens on the port.
     #[track_caller]
     pub(crate) fn wait_for_port(mut self, port: u16) -> Self {
