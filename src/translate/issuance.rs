@@ -18,8 +18,8 @@ use super::{Inputs, OrderReport};
 use crate::api::conditions::{Reason, timestamp};
 use crate::api::{AcmeIssuerSpec, OrderStatus, PreflightStatus};
 
-/// The settings of an issuer whose fields were checked; None when a Secret is missing or unusable, which
-/// the report says then.
+/// The settings of an issuer whose fields were checked; None when a Secret that every order needs is missing
+/// or unusable, which the report says then.
 pub(super) fn settings(
     inputs: &Inputs,
     report: &mut Report,
@@ -78,10 +78,13 @@ pub(super) fn settings(
     let mut solvers: Vec<Solver> = Vec::new();
     let at = field.at("solvers");
     for (index, wire) in spec.solvers.iter().enumerate() {
-        match solvers::build(&references, report, &at.index(index), wire, made) {
-            Some(solver) => solvers.push(solver),
-            None => complete = false,
-        }
+        solvers.push(solvers::build(
+            &references,
+            report,
+            &at.index(index),
+            wire,
+            made,
+        ));
     }
     if spec.solvers.is_empty() {
         solvers = [("tls-alpn", Method::TlsAlpn01), ("http", Method::Http01)]

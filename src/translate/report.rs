@@ -149,6 +149,11 @@ impl Report {
         self.problems.len()
     }
 
+    /// What was noted after there were so many.
+    pub(super) fn since(&mut self, count: usize) -> &mut [Problem] {
+        self.problems.get_mut(count..).unwrap_or_default()
+    }
+
     pub(super) fn append(&mut self, other: Report) {
         self.problems.extend(other.problems);
         self.references.extend(other.references);

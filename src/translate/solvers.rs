@@ -15,6 +15,7 @@ use sha2::{Digest as _, Sha256};
 use tidegate_acme::dns::rfc2136::{self, Rfc2136, TsigAlgorithm};
 use tidegate_acme::dns::webhook::{self, Credentials, Webhook};
 use tidegate_acme::dns::{DnsSolver, SolverError, exec, propagation, providers};
+use tidegate_acme::plan::challenge::{Broken, ChallengeType};
 use tidegate_acme::settings::{DnsMethod, Method, Solver};
 use tidegate_model::{HostPattern, Secret};
 
@@ -93,14 +94,15 @@ impl Fields {
     }
 }
 
-/// The solver; None when the report says why not.
+/// The solver. One that cannot be used is left out, which the report says: only names that it alone is for
+/// are harmed, and they are told by what stays of it.
 pub(super) fn build(
     references: &References<'_>,
     report: &mut Report,
     field: &Field<'_>,
     wire: &WireSolver,
     made: &mut Made<'_>,
-) -> Option<Solver> {
+) -> Solver {
     let before = report.count();
     let set = [
         wire.http01.is_some(),
@@ -134,13 +136,49 @@ pub(super) fn build(
     } else {
         Some(Method::Http01)
     };
-    let method = method.filter(|_| report.count() == before)?;
-    Some(Solver {
+    let method = match method {
+        Some(method) if report.count() == before => method,
+        _ => Method::Broken(kind(wire), broken(report, before, &wire.name)),
+    };
+    Solver {
         name: wire.name.clone(),
         zones,
         names,
         method,
-    })
+    }
+}
+
+/// What the solver would answer, as far as it says.
+fn kind(wire: &WireSolver) -> ChallengeType {
+    if wire.dns01.is_some() {
+        ChallengeType::Dns01
+    } else if wire.dns_persist01.is_some() {
+        ChallengeType::DnsPersist01
+    } else if wire.tls_alpn01.is_some() {
+        ChallengeType::TlsAlpn01
+    } else {
+        ChallengeType::Http01
+    }
+}
+
+/// What was reported of the solver since `before`, for the names that it is for; the report says that it is
+/// left out.
+fn broken(report: &mut Report, before: usize, name: &str) -> Broken {
+    let found = report.since(before);
+    let texts = found
+        .iter()
+        .map(|problem| format!("{}: {}", problem.field, problem.message));
+    let broken = Broken {
+        why: texts.collect::<Vec<_>>().join(", "),
+        fix: found
+            .iter()
+            .find_map(|problem| problem.hint.clone())
+            .unwrap_or_else(|| "mend the solver in the AcmeIssuer".to_owned()),
+    };
+    for problem in found {
+        problem.message = format!("solver {name:?} is left out: {}", problem.message);
+    }
+    broken
 }
 
 fn patterns(report: &mut Report, field: &Field<'_>, names: &[String]) -> Vec<HostPattern> {

@@ -14,6 +14,7 @@ use crate::book;
 use crate::client::{AcmeClient, ClientError, Directory};
 use crate::dns::DnsClient;
 use crate::dns::persist::PersistRecord;
+use crate::error::OrderError;
 use crate::order::choose;
 use crate::plan::challenge::ChallengeType;
 use crate::plan::ledger::{Ledger, Limits, OrderKind};
@@ -193,13 +194,7 @@ pub(crate) async fn check(
         let failed = failed.map_or(&[][..], Vec::as_slice);
         match choose(subject.issuer, &name.to_string(), None, failed) {
             Ok(method) => looks.push(look(name, method, subject, meta)),
-            Err(error) => unprovable.push(Finding {
-                check: crate::preflight::Check::Challenge,
-                name: Some(name.to_string()),
-                state: crate::preflight::State::Blocking,
-                message: error.to_string(),
-                fix: Some("give the issuer a solver that can prove this name".to_owned()),
-            }),
+            Err(error) => unprovable.push(cannot_prove(name, error)),
         }
     }
     let own = OwnChallenge {
@@ -271,6 +266,26 @@ pub(crate) async fn check(
     }
 }
 
+/// That no solver of the issuer will do for a name.
+fn cannot_prove(name: &HostPattern, error: OrderError) -> Finding {
+    let (message, fix) = match error {
+        OrderError::NoSolver { name, why, fix } => {
+            (format!("no way to prove control of {name}: {why}"), fix)
+        }
+        other => (
+            other.to_string(),
+            "give the issuer a solver that can prove this name".to_owned(),
+        ),
+    };
+    Finding {
+        check: crate::preflight::Check::Challenge,
+        name: Some(name.to_string()),
+        state: crate::preflight::State::Blocking,
+        message,
+        fix: Some(fix),
+    }
+}
+
 fn look(
     name: &HostPattern,
     method: &Method,
@@ -281,7 +296,8 @@ fn look(
         HostPattern::Exact(host) | HostPattern::Wildcard(host) => host,
     };
     let (solver, persist) = match method {
-        Method::Http01 | Method::TlsAlpn01 => (None, None),
+        // What is broken is never chosen.
+        Method::Http01 | Method::TlsAlpn01 | Method::Broken(..) => (None, None),
         Method::Dns01(with) => (Some(Arc::clone(&with.solver)), None),
         Method::DnsPersist01 => {
             let identity = meta.and_then(|meta| meta.caa_identities.first());

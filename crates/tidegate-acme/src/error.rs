@@ -51,12 +51,14 @@ pub enum OrderError {
         refusal: Refusal,
     },
     /// No solver of the issuer can prove control of a name.
-    #[error("no way to prove control of {name}: {why}")]
+    #[error("no way to prove control of {name}: {why}; {fix}")]
     NoSolver {
         /// The name.
         name: String,
         /// For each solver, why not.
         why: String,
+        /// How to mend it.
+        fix: String,
     },
     /// The authority looked for the answer to a challenge and did not like what it found.
     #[error("prove control of {name} by {challenge}: {detail}")]

@@ -554,11 +554,13 @@ pub(crate) fn choose<'a>(
     offered: Option<&[ChallengeType]>,
     failed: &[challenge::ChallengeType],
 ) -> Result<&'a Method, OrderError> {
-    let refused = |why: String| OrderError::NoSolver {
+    let refused = |why: String, fix: &str| OrderError::NoSolver {
         name: name.to_owned(),
         why,
+        fix: fix.to_owned(),
     };
-    let pattern = HostPattern::parse(name).map_err(|error| refused(error.to_string()))?;
+    let pattern = HostPattern::parse(name)
+        .map_err(|error| refused(error.to_string(), "correct the hostname of the route"))?;
     let facts = challenge::Facts {
         offered: offered.map(|offered| {
             offered
@@ -571,7 +573,7 @@ pub(crate) fn choose<'a>(
     };
     let solvers: Vec<challenge::Solver> = issuer.solvers.iter().map(Solver::plan).collect();
     let choice = challenge::choose(&pattern, &solvers, &facts)
-        .map_err(|error| refused(format!("{}; {}", error.why, error.mend)))?;
+        .map_err(|error| refused(error.why, &error.mend))?;
     let best = choice.candidates.first();
     let solver = best.and_then(|best| {
         let mut all = issuer.solvers.iter();
@@ -579,15 +581,17 @@ pub(crate) fn choose<'a>(
     });
     solver
         .map(|solver| &solver.method)
-        .ok_or_else(|| refused("the issuer has no solver".to_owned()))
+        .ok_or_else(|| refused("the issuer has no solver".to_owned(), "give it one"))
 }
 
 fn challenge_type(method: &Method) -> ChallengeType {
-    match method {
-        Method::Http01 => ChallengeType::Http01,
-        Method::TlsAlpn01 => ChallengeType::TlsAlpn01,
-        Method::Dns01(_) => ChallengeType::Dns01,
-        Method::DnsPersist01 => ChallengeType::Unknown("dns-persist-01".to_owned()),
+    match method.kind() {
+        challenge::ChallengeType::Http01 => ChallengeType::Http01,
+        challenge::ChallengeType::TlsAlpn01 => ChallengeType::TlsAlpn01,
+        challenge::ChallengeType::Dns01 => ChallengeType::Dns01,
+        kind @ challenge::ChallengeType::DnsPersist01 => {
+            ChallengeType::Unknown(kind.as_str().to_owned())
+        }
     }
 }
 

@@ -163,6 +163,8 @@ pub enum Method {
     Dns01(DnsMethod),
     /// A TXT record that stays, written by a person once.
     DnsPersist01,
+    /// One that cannot be used as it is written. It is kept to say so to names that only it is for.
+    Broken(ChallengeType, challenge::Broken),
 }
 
 impl Method {
@@ -173,6 +175,7 @@ impl Method {
             Self::TlsAlpn01 => ChallengeType::TlsAlpn01,
             Self::Dns01(_) => ChallengeType::Dns01,
             Self::DnsPersist01 => ChallengeType::DnsPersist01,
+            Self::Broken(kind, _) => *kind,
         }
     }
 
@@ -228,6 +231,10 @@ impl Solver {
                 .collect(),
             names: self.names.clone(),
             kind: self.method.kind(),
+            broken: match &self.method {
+                Method::Broken(_, broken) => Some(broken.clone()),
+                _ => None,
+            },
         }
     }
 }
@@ -284,8 +291,10 @@ impl Wanted {
                 for pattern in solver.zones.iter().chain(&solver.names) {
                     field(&pattern.to_string());
                 }
-                if let Method::Dns01(with) = &solver.method {
-                    field(&hex(&with.fingerprint));
+                match &solver.method {
+                    Method::Dns01(with) => field(&hex(&with.fingerprint)),
+                    Method::Broken(_, broken) => field(&broken.why),
+                    _ => {}
                 }
             }
         }

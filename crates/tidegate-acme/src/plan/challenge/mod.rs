@@ -78,6 +78,17 @@ pub struct Solver {
     pub names: Vec<HostPattern>,
     /// What it answers.
     pub kind: ChallengeType,
+    /// Why it cannot be used as it is written; none when it can.
+    pub broken: Option<Broken>,
+}
+
+/// Why a solver cannot be used as it is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Broken {
+    /// What is wrong, with its field.
+    pub why: String,
+    /// How to mend it.
+    pub fix: String,
 }
 
 impl Solver {
@@ -104,6 +115,7 @@ pub fn default_solvers() -> Vec<Solver> {
             zones: Vec::new(),
             names: Vec::new(),
             kind,
+            broken: None,
         })
         .collect()
 }
@@ -157,6 +169,8 @@ pub struct Excluded {
     pub solver: String,
     /// Why not, in a sentence.
     pub why: String,
+    /// How to mend it, if it only must be written differently.
+    pub fix: Option<String>,
 }
 
 /// The ways to prove control over one name, best first.
@@ -177,7 +191,7 @@ pub struct NoUsableSolver {
     /// What was found.
     pub why: String,
     /// How to mend it.
-    pub mend: &'static str,
+    pub mend: String,
     /// Every solver that was looked at.
     pub excluded: Vec<Excluded>,
 }
@@ -209,10 +223,11 @@ pub fn choose(
     let (mut ranked, mut excluded) = (Vec::new(), Vec::new());
     for (index, solver) in solvers.iter().enumerate() {
         match look_at(name, solver, facts) {
-            Err(why) => excluded.push(Excluded {
+            Err(Left { why, fix }) => excluded.push(Excluded {
                 kind: solver.kind,
                 solver: solver.name.clone(),
                 why,
+                fix,
             }),
             Ok(rank) => ranked.push((rank, index, solver)),
         }
@@ -251,27 +266,45 @@ enum Rank {
     FailedBefore(usize),
 }
 
-fn look_at(name: &HostPattern, solver: &Solver, facts: &Facts) -> Result<Rank, String> {
+/// Why a solver is not used.
+struct Left {
+    why: String,
+    fix: Option<String>,
+}
+
+impl From<String> for Left {
+    fn from(why: String) -> Self {
+        Self { why, fix: None }
+    }
+}
+
+fn look_at(name: &HostPattern, solver: &Solver, facts: &Facts) -> Result<Rank, Left> {
     let kind = solver.kind;
     if !solver.selects(name) {
-        return Err(format!("solver {:?} is not for {name}", solver.name));
+        return Err(format!("solver {:?} is not for {name}", solver.name).into());
     }
     match name {
         HostPattern::Wildcard(_) if !kind.is_dns() => {
-            return Err(format!("{kind} cannot prove control over a wildcard"));
+            return Err(format!("{kind} cannot prove control over a wildcard").into());
         }
         HostPattern::Exact(host) if host.ip().is_some() && kind.is_dns() => {
-            return Err(format!("{kind} cannot prove control over an IP address"));
+            return Err(format!("{kind} cannot prove control over an IP address").into());
         }
         _ => {}
+    }
+    if let Some(broken) = &solver.broken {
+        return Err(Left {
+            why: format!("solver {:?} cannot be used: {}", solver.name, broken.why),
+            fix: Some(broken.fix.clone()),
+        });
     }
     if let Some(offered) = &facts.offered
         && !offered.contains(&kind)
     {
-        return Err(format!("the authority does not offer {kind} for this name"));
+        return Err(format!("the authority does not offer {kind} for this name").into());
     }
     let rank = match reach(kind, facts) {
-        Reach::Impossible(why) => return Err(why.clone()),
+        Reach::Impossible(why) => return Err(why.clone().into()),
         Reach::Doubtful(_) => Rank::Doubtful,
         Reach::Works | Reach::Unknown => Rank::Fits,
     };
@@ -294,27 +327,11 @@ fn reach(kind: ChallengeType, facts: &Facts) -> &Reach {
 }
 
 fn none_left(name: &HostPattern, excluded: Vec<Excluded>) -> NoUsableSolver {
-    let fits = |solver: &&Excluded| !solver.why.ends_with(&format!("is not for {name}"));
-    let mend = match name {
-        HostPattern::Wildcard(_) if !excluded.iter().any(|solver| solver.kind.is_dns()) => {
-            "a wildcard needs a dns01 solver in the AcmeIssuer"
-        }
-        HostPattern::Exact(host)
-            if host.ip().is_some() && excluded.iter().all(|solver| solver.kind.is_dns()) =>
-        {
-            "an IP address needs an http01 or tlsAlpn01 solver in the AcmeIssuer"
-        }
-        _ if !excluded.iter().any(|solver| fits(&solver)) => {
-            "add a solver to the AcmeIssuer whose selector fits, or one without a selector"
-        }
-        HostPattern::Wildcard(_) => "mend the dns01 solver",
-        HostPattern::Exact(_) => {
-            "open port 80 or 443 to the internet, or add a dns01 solver to the AcmeIssuer"
-        }
-    };
+    let broken = excluded.iter().find_map(|solver| solver.fix.clone());
+    let mend = broken.unwrap_or_else(|| mend(name, &excluded).to_owned());
     let shown: Vec<String> = excluded
         .iter()
-        .filter(fits)
+        .filter(|solver| fits(name, solver))
         .take(4)
         .map(|solver| solver.why.clone())
         .collect();
@@ -328,6 +345,31 @@ fn none_left(name: &HostPattern, excluded: Vec<Excluded>) -> NoUsableSolver {
         why,
         mend,
         excluded,
+    }
+}
+
+/// Whether the selector let it be looked at.
+fn fits(name: &HostPattern, solver: &Excluded) -> bool {
+    !solver.why.ends_with(&format!("is not for {name}"))
+}
+
+fn mend(name: &HostPattern, excluded: &[Excluded]) -> &'static str {
+    match name {
+        HostPattern::Wildcard(_) if !excluded.iter().any(|solver| solver.kind.is_dns()) => {
+            "a wildcard needs a dns01 solver in the AcmeIssuer"
+        }
+        HostPattern::Exact(host)
+            if host.ip().is_some() && excluded.iter().all(|solver| solver.kind.is_dns()) =>
+        {
+            "an IP address needs an http01 or tlsAlpn01 solver in the AcmeIssuer"
+        }
+        _ if !excluded.iter().any(|solver| fits(name, solver)) => {
+            "add a solver to the AcmeIssuer whose selector fits, or one without a selector"
+        }
+        HostPattern::Wildcard(_) => "mend the dns01 solver",
+        HostPattern::Exact(_) => {
+            "open port 80 or 443 to the internet, or add a dns01 solver to the AcmeIssuer"
+        }
     }
 }
 

@@ -26,6 +26,7 @@ fn solvers(text: &str) -> Vec<Solver> {
                     .into_iter()
                     .collect(),
                 kind: ChallengeType::parse(&word[..end]).unwrap(),
+                broken: None,
             }
         })
         .collect()
@@ -234,6 +235,33 @@ fn what_cannot_work_is_said_with_its_mend() {
             solvers(list).len().max(usize::from(list.is_empty()) * 2)
         );
     }
+}
+
+#[test]
+fn a_broken_solver_harms_only_the_names_that_it_alone_is_for() {
+    let mut all = solvers("dns-01@b.example http-01");
+    all[0].broken = Some(Broken {
+        why: "Secret default/tsig does not exist".to_owned(),
+        fix: "create it in namespace default".to_owned(),
+    });
+    let chosen = |host: &str| {
+        let choice = choose(&name(host), &all, &Facts::default());
+        choice.map(|choice| choice.candidates[0].kind)
+    };
+    assert_eq!(chosen("a.example"), Ok(Http01));
+    assert_eq!(chosen("www.b.example"), Ok(Http01));
+    assert_eq!(
+        chosen("*.b.example").unwrap_err().to_string(),
+        "choose a challenge for \"*.b.example\": solver \"dns-01@b.example\" cannot be used: Secret \
+         default/tsig does not exist, http-01 cannot prove control over a wildcard; create it in \
+         namespace default"
+    );
+    assert!(
+        chosen("*.c.example")
+            .unwrap_err()
+            .to_string()
+            .ends_with("a wildcard needs a dns01 solver in the AcmeIssuer"),
+    );
 }
 
 #[test]
