@@ -4,8 +4,9 @@
 //! wanted, state, clock ─► NoticeMemory::due ─► store ─► a notifier per receiver ─► counts, issuers' state
 //! ```
 //!
-//! What was told is in the store before it is sent, so that a restart never tells it twice. A receiver that
-//! is unchanged keeps its queue when objects change. Nothing here holds up a renewal.
+//! What is due is in the store before it is sent, and what has not arrived stays there: a restart neither
+//! decides it twice nor loses it. A receiver that is unchanged keeps its queue when objects change; one that
+//! was changed begins anew with what the old one had not got. Nothing here holds up a renewal.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +19,8 @@ use tokio::time::Instant;
 
 use crate::engine::{Shared, State};
 use crate::notices::{
-    DeliveryState, Notice, NoticeError, NoticeMemory, Notifier, NotifierSettings, Subject,
+    DeliveryState, Notice, NoticeError, NoticeMemory, Notifier, NotifierSettings, Pending, Subject,
+    pending,
 };
 use crate::settings::{Issuer, Notification, Wanted};
 use crate::store::{Key, Kind, StoreError, load, save};
@@ -73,8 +75,9 @@ impl Lanes {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts what is new or differs, ends what is gone.
-    fn adjust(&self, issuers: &[Arc<Issuer>]) {
+    /// Starts what is new or differs, ends what is gone. Which were started.
+    fn adjust(&self, issuers: &[Arc<Issuer>]) -> Vec<(String, String)> {
+        let mut started = Vec::new();
         let mut all = self.lock();
         let mut gone: BTreeSet<_> = all.keys().cloned().collect();
         for issuer in issuers {
@@ -95,20 +98,55 @@ impl Lanes {
                     notifier,
                     tasks,
                 };
+                started.push(key.clone());
                 all.insert(key, Arc::new(lane));
             }
         }
         for key in gone {
             all.remove(&key);
         }
+        started
     }
 
-    fn tell(&self, issuer: &str, notice: &Notice) {
-        for ((of, _), lane) in self.lock().iter() {
-            if of == issuer && lane.notification.wants(notice.kind) {
-                lane.notifier.tell(notice.clone());
+    /// The notice for each receiver that wants it.
+    fn addressed(&self, issuer: &str, notice: &Notice) -> Vec<Pending> {
+        let all = self.lock();
+        let receivers = all.iter().filter(|((of, _), lane)| {
+            of == issuer
+                && lane.notification.wants(notice.kind)
+                && notice.severity >= lane.notification.target.least()
+        });
+        receivers
+            .map(|((issuer, target), _)| Pending {
+                issuer: issuer.clone(),
+                target: target.clone(),
+                notice: notice.clone(),
+            })
+            .collect()
+    }
+
+    fn tell(&self, pending: &Pending) {
+        let key = (pending.issuer.clone(), pending.target.clone());
+        if let Some(lane) = self.lock().get(&key) {
+            lane.notifier.tell(pending.notice.clone());
+        }
+    }
+
+    /// Keeps of what is on its way what has not arrived yet.
+    fn settle(&self, pending: &mut Vec<Pending>, now: SystemTime) {
+        let all = self.lock();
+        let mut waiting = Vec::new();
+        for ((issuer, _), lane) in all.iter() {
+            for (target, notices) in lane.notifier.waiting() {
+                waiting.extend(notices.into_iter().map(|notice| Pending {
+                    issuer: issuer.clone(),
+                    target: target.clone(),
+                    notice,
+                }));
             }
         }
+        let exists = |one: &Pending| all.contains_key(&(one.issuer.clone(), one.target.clone()));
+        *pending = pending::kept(std::mem::take(pending), waiting, exists, now);
     }
 
     /// What became of the notices so far, by issuer.
@@ -206,11 +244,19 @@ impl Watchman {
                 }
                 () = changed_delivery.notified() => {
                     self.publish();
+                    let before = memory.clone();
+                    shared.lanes.settle(&mut memory.pending, SystemTime::now());
+                    self.keep(&before, &memory).await;
                     continue;
                 }
                 changed = self.issuers.changed() => {
                     let issuers = Arc::clone(&self.issuers.borrow_and_update());
-                    shared.lanes.adjust(&issuers);
+                    shared.lanes.settle(&mut memory.pending, SystemTime::now());
+                    for (issuer, target) in shared.lanes.adjust(&issuers) {
+                        let left = memory.pending.iter();
+                        left.filter(|one| one.issuer == issuer && one.target == target)
+                            .for_each(|one| shared.lanes.tell(one));
+                    }
                     self.publish();
                     changed.is_err()
                 }
@@ -281,15 +327,8 @@ impl Watchman {
             })
             .collect();
         let before = memory.clone();
-        let notices = memory.due(&subjects, now);
-        if *memory != before {
-            let key = Key::new(Kind::Notices, MEMORY);
-            // A full disk is no reason to keep silent about it.
-            if let Err(error) = save(self.shared.store.as_ref(), &key, memory).await {
-                tracing::error!(error = %chain(&error), "what was told cannot be kept; it will be told again after a restart");
-            }
-        }
-        for notice in notices {
+        let mut addressed = Vec::new();
+        for notice in memory.due(&subjects, now) {
             let about = watched.iter().find(|want| want.id == notice.subject);
             if let Some(want) = about {
                 tracing::info!(
@@ -299,10 +338,27 @@ impl Watchman {
                     issuer = want.issuer.name,
                     "notice"
                 );
-                self.shared.lanes.tell(&want.issuer.name, &notice);
+                addressed.extend(self.shared.lanes.addressed(&want.issuer.name, &notice));
             }
         }
+        self.shared.lanes.settle(&mut memory.pending, now);
+        memory.pending.extend(addressed.iter().cloned());
+        self.keep(&before, memory).await;
+        for pending in &addressed {
+            self.shared.lanes.tell(pending);
+        }
         next_stage(&subjects, now).unwrap_or(LOOK).min(LOOK)
+    }
+
+    async fn keep(&self, before: &NoticeMemory, memory: &NoticeMemory) {
+        if memory == before {
+            return;
+        }
+        let key = Key::new(Kind::Notices, MEMORY);
+        // A full disk is no reason to keep silent about it.
+        if let Err(error) = save(self.shared.store.as_ref(), &key, memory).await {
+            tracing::error!(error = %chain(&error), "what was told cannot be kept; it will be told again after a restart");
+        }
     }
 
     /// Makes known what became of the notices.
@@ -418,7 +474,9 @@ mod tests {
                 .collect()
         };
         let named = |name: &str, count| (name.to_owned(), count);
-        lanes.adjust(&[issuer(&[("a", nobody.clone()), ("b", nobody.clone())])]);
+        let named_lane = |name: &str| ("le".to_owned(), name.to_owned());
+        let started = lanes.adjust(&[issuer(&[("a", nobody.clone()), ("b", nobody.clone())])]);
+        assert_eq!(started.len(), 2);
         let notice = Notice::test("edge", SystemTime::now());
         assert_eq!(lanes.test(Some("other"), &notice).await, []);
         let tested = lanes.test(None, &notice).await;
@@ -436,12 +494,51 @@ mod tests {
             [("a", "TargetUnreachable"), ("b", "TargetUnreachable")]
         );
         let other = format!("{nobody}other");
-        lanes.adjust(&[issuer(&[("a", nobody.clone()), ("b", other)])]);
+        let started = lanes.adjust(&[issuer(&[("a", nobody.clone()), ("b", other)])]);
+        assert_eq!(started, [named_lane("b")]);
         assert_eq!(counts(), [named("a", 1), named("b", 0)]);
         lanes.adjust(&[issuer(&[("a", nobody)])]);
         assert_eq!(counts(), [named("a", 1)]);
         lanes.adjust(&[]);
         assert_eq!(counts(), []);
+    }
+
+    #[tokio::test]
+    async fn what_did_not_arrive_is_what_is_kept() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let nobody = format!("http://{}/", listener.local_addr().unwrap());
+        drop(listener);
+        let lanes = Lanes::default();
+        lanes.adjust(&[issuer(&[("a", nobody.clone())])]);
+        let now = SystemTime::now();
+        let notice = Notice {
+            kind: NoticeKind::Expired,
+            ..Notice::test("edge", now)
+        };
+        let addressed = lanes.addressed("le", &notice);
+        assert_eq!(addressed.len(), 1);
+        assert_eq!(lanes.addressed("other", &notice), []);
+        let recovered = Notice {
+            kind: NoticeKind::Recovered,
+            ..notice.clone()
+        };
+        assert_eq!(lanes.addressed("le", &recovered), [], "nobody asked for it");
+        lanes.tell(&addressed[0]);
+        let mut pending = addressed.clone();
+        lanes.settle(&mut pending, now);
+        assert_eq!(pending, addressed, "it waits for the next attempt");
+        // The receiver is edited: the new one has nothing, and is told what the old one had not got.
+        let started = lanes.adjust(&[issuer(&[("a", format!("{nobody}other"))])]);
+        assert_eq!(started.len(), 1);
+        lanes.tell(&pending[0]);
+        lanes.settle(&mut pending, now);
+        assert_eq!(pending, addressed);
+        // While its issuer is away nothing is forgotten, but for ever.
+        lanes.adjust(&[]);
+        lanes.settle(&mut pending, now);
+        assert_eq!(pending, addressed);
+        lanes.settle(&mut pending, now + Duration::from_secs(86_401));
+        assert_eq!(pending, []);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::Mode;
+use crate::notices::NoticeMemory;
 use crate::plan::ledger::Ledger;
 use crate::plan::moment;
 use crate::record::{AccountRecord, CertificateRecord, Issued};
@@ -179,28 +180,29 @@ impl<'a> Merge<'a> {
         self.put(key, &merged, Done::Merged, why).await
     }
 
-    /// The memory of notices: that of the store, because what was told since is in it.
+    /// The memory of notices: what was told from either is told.
     pub(crate) async fn notices(
         &mut self,
         name: String,
         theirs: serde_json::Value,
     ) -> Result<(), StoreError> {
         let key = Key::new(Kind::Notices, name);
-        match self.read::<serde_json::Value>(&key).await? {
-            None => self.put(key, &theirs, Done::Added, String::new()).await,
-            Some(mine) if mine == theirs => {
-                self.say(key, Done::Same, String::new());
-                Ok(())
-            }
-            Some(_) => {
-                self.say(
-                    key,
-                    Done::Kept,
-                    "notices were sent from here since".to_owned(),
-                );
-                Ok(())
-            }
+        let Ok(theirs) = serde_json::from_value::<NoticeMemory>(theirs) else {
+            let why = "that of the export cannot be understood".to_owned();
+            self.say(key, Done::Kept, why);
+            return Ok(());
+        };
+        let Some(mine) = self.read::<NoticeMemory>(&key).await? else {
+            return self.put(key, &theirs, Done::Added, String::new()).await;
+        };
+        let mut merged = mine.clone();
+        merged.merge(&theirs);
+        if merged == mine {
+            self.say(key, Done::Same, String::new());
+            return Ok(());
         }
+        let why = "what was told there is not told again".to_owned();
+        self.put(key, &merged, Done::Merged, why).await
     }
 
     /// What the store has. What cannot be understood is set aside, unless this only tells what would be done.

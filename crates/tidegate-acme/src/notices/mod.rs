@@ -5,6 +5,7 @@
 //!                                                                             │
 //!          target (pure: the request or mail for each kind of receiver) ◄─────┘
 //!               └─► send (bounded queues, retries, never in the way of a renewal)
+//!                     └─► pending (what has not arrived yet, kept for after a restart)
 //! ```
 //!
 //! Messages hold names, times and the authority's words; tokens and passwords are in no message, error
@@ -12,9 +13,11 @@
 
 pub mod decide;
 mod mail;
+pub mod pending;
 pub mod send;
 pub mod target;
 
 pub use decide::{Notice, NoticeKind, NoticeMemory, Severity, Stage, Subject};
+pub use pending::Pending;
 pub use send::{DeliveryState, Notifier, NotifierSettings, deliver};
 pub use target::{NoticeError, SmtpSecurity, SmtpTarget, Target, Template, WebhookTarget};

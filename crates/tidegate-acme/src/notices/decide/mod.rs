@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use tidegate_model::HostPattern;
 
+use super::pending::{self, Pending};
 use crate::plan::moment::{self, DAY, HOUR, between, span, stamp};
 use crate::plan::renewal::listed;
 use crate::plan::retry::{Attempts, LONG_TERM};
@@ -134,7 +135,8 @@ impl fmt::Display for NoticeKind {
 }
 
 /// A message to people.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Notice {
     /// The object it is about, such as `default/blog`.
     pub subject: String,
@@ -147,6 +149,7 @@ pub struct Notice {
     /// Some lines, plain text.
     pub body: String,
     /// When it was decided.
+    #[serde(with = "moment::rfc3339")]
     pub at: SystemTime,
 }
 
@@ -190,6 +193,9 @@ pub struct NoticeMemory {
     /// By object; only objects about which something was told.
     #[serde(default)]
     told: BTreeMap<String, Told>,
+    /// What is on its way.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) pending: Vec<Pending>,
 }
 
 impl Default for NoticeMemory {
@@ -197,6 +203,7 @@ impl Default for NoticeMemory {
         Self {
             version: VERSION,
             told: BTreeMap::new(),
+            pending: Vec::new(),
         }
     }
 }
@@ -239,6 +246,36 @@ impl NoticeMemory {
             }
         }
         notices
+    }
+
+    /// Takes over what another edge told, when state is imported: nothing is told twice, and what did not
+    /// arrive there is told from here.
+    pub fn merge(&mut self, other: &Self) {
+        for (id, theirs) in &other.told {
+            match self.told.get_mut(id) {
+                None => {
+                    self.told.insert(id.clone(), theirs.clone());
+                }
+                Some(mine) => mine.merge(theirs),
+            }
+        }
+        self.pending = pending::joined(&self.pending, &other.pending);
+    }
+}
+
+impl Told {
+    /// Of two certificates the later one counts, of the stages of one the last.
+    fn merge(&mut self, other: &Self) {
+        match other.not_after.cmp(&self.not_after) {
+            std::cmp::Ordering::Less => {}
+            std::cmp::Ordering::Equal => self.stage = self.stage.max(other.stage),
+            std::cmp::Ordering::Greater => {
+                self.not_after = other.not_after;
+                self.stage = other.stage;
+            }
+        }
+        self.failing_at = self.failing_at.max(other.failing_at);
+        self.long_term |= other.long_term;
     }
 }
 

@@ -264,3 +264,47 @@ fn a_notice_says_what_is_needed() {
     assert!(memory.due(&[], hours(1442)).is_empty());
     assert_eq!(memory, NoticeMemory::default());
 }
+
+#[test]
+fn joined_memories_tell_nothing_twice() {
+    let told = |hour: u64| {
+        let (mut memory, mut attempts, names) =
+            (NoticeMemory::default(), Attempts::default(), hosts());
+        fail(&mut attempts, hours(60));
+        let subject = Subject {
+            id: "default/blog",
+            names: &names,
+            issuer: "le",
+            validity: Some((start(), hours(90))),
+            renew_at: Some(hours(60)),
+            attempts: &attempts,
+        };
+        let count = |memory: &mut NoticeMemory, now| memory.due(&[subject], now).len();
+        assert_eq!(count(&mut memory, hours(hour)), 1);
+        let again = move |mut memory: NoticeMemory, hour| {
+            let mut attempts = Attempts::default();
+            fail(&mut attempts, hours(60));
+            let names = hosts();
+            let subject = Subject {
+                id: "default/blog",
+                names: &names,
+                issuer: "le",
+                validity: Some((start(), hours(90))),
+                renew_at: Some(hours(60)),
+                attempts: &attempts,
+            };
+            memory.due(&[subject], hours(hour)).len()
+        };
+        (memory, again)
+    };
+    let ((third, again), (sixth, _)) = (told(61), told(76));
+    for (mut mine, theirs) in [(third.clone(), &sixth), (sixth.clone(), &third)] {
+        mine.merge(theirs);
+        assert_eq!(again(mine.clone(), 77), 0, "the sixth was told there or here");
+        assert_eq!(again(mine, 86), 1, "the twentieth was not");
+    }
+    assert_eq!(again(third.clone(), 77), 1);
+    let mut empty = NoticeMemory::default();
+    empty.merge(&sixth);
+    assert_eq!(empty, sixth);
+}

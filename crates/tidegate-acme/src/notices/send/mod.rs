@@ -1,11 +1,12 @@
 //! Delivers notices: one bounded queue for each target, retries that grow apart, no influence on renewals.
 //!
 //! A target that does not answer holds up nobody else; when its queue is full the newest notice is dropped
-//! and that is logged. Nothing here is stored: a notice that was not delivered when the process ends is
-//! told again by its next stage or the next day.
+//! and that is logged. Nothing here is stored: whoever hands notices out asks what has not arrived yet
+//! ([`Notifier::waiting`]), and keeps it.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -77,7 +78,15 @@ pub struct Notifier {
 struct Lane {
     target: Arc<Target>,
     queue: mpsc::Sender<Arc<Notice>>,
+    /// Queued or being delivered, oldest first.
+    waiting: Waiting,
     state: watch::Sender<DeliveryState>,
+}
+
+type Waiting = Arc<Mutex<VecDeque<Arc<Notice>>>>;
+
+fn lock(waiting: &Waiting) -> MutexGuard<'_, VecDeque<Arc<Notice>>> {
+    waiting.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Notifier {
@@ -88,7 +97,7 @@ impl Notifier {
         let lanes = targets
             .into_iter()
             .map(|target| {
-                let (queue, waiting) = mpsc::channel(QUEUE);
+                let (queue, queued) = mpsc::channel(QUEUE);
                 let lane = Lane {
                     state: watch::Sender::new(DeliveryState {
                         target: target.name().to_owned(),
@@ -96,10 +105,12 @@ impl Notifier {
                     }),
                     target: Arc::new(target),
                     queue,
+                    waiting: Waiting::default(),
                 };
                 let work = run(
                     Arc::clone(&lane.target),
-                    waiting,
+                    queued,
+                    Arc::clone(&lane.waiting),
                     settings.clone(),
                     lane.state.clone(),
                 );
@@ -118,7 +129,10 @@ impl Notifier {
             if notice.severity < lane.target.least() {
                 continue;
             }
+            // Noted first, for it may have arrived by the time that the next line would be reached.
+            lock(&lane.waiting).push_back(Arc::clone(&notice));
             if lane.queue.try_send(Arc::clone(&notice)).is_err() {
+                lock(&lane.waiting).pop_back();
                 lane.state.send_modify(|state| state.dropped += 1);
                 self.changed.notify_one();
                 tracing::warn!(
@@ -152,6 +166,18 @@ impl Notifier {
         outcomes
     }
 
+    /// What has neither arrived nor been given up, by target.
+    pub fn waiting(&self) -> Vec<(String, Vec<Notice>)> {
+        self.lanes
+            .iter()
+            .map(|lane| {
+                let waiting = lock(&lane.waiting);
+                let notices = waiting.iter().map(|notice| notice.as_ref().clone());
+                (lane.target.name().to_owned(), notices.collect())
+            })
+            .collect()
+    }
+
     /// What became of the notices so far, by target.
     pub fn states(&self) -> Vec<DeliveryState> {
         self.lanes
@@ -163,15 +189,17 @@ impl Notifier {
 
 async fn run(
     target: Arc<Target>,
-    mut waiting: mpsc::Receiver<Arc<Notice>>,
+    mut queued: mpsc::Receiver<Arc<Notice>>,
+    waiting: Waiting,
     settings: NotifierSettings,
     state: watch::Sender<DeliveryState>,
 ) {
-    while let Some(notice) = waiting.recv().await {
+    while let Some(notice) = queued.recv().await {
         let mut waits = settings.retries.iter();
         loop {
             let outcome = deliver(&target, &notice).await;
             let Err(error) = outcome else {
+                lock(&waiting).pop_front();
                 state.send_modify(|state| {
                     state.delivered += 1;
                     state.last_error = None;
@@ -189,6 +217,7 @@ async fn run(
             settings.changed.notify_one();
             let wait = waits.next().filter(|_| error.is_temporary());
             let Some(wait) = wait else {
+                lock(&waiting).pop_front();
                 state.send_modify(|state| state.failed += 1);
                 settings.changed.notify_one();
                 tracing::error!(
