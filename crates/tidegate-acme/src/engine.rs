@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use tidegate_telemetry::spawn_named;
+use tidegate_telemetry::{chain, spawn_named};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -20,6 +20,7 @@ use crate::answers::{Answer, Answers, StoredAnswer};
 use crate::book::Book;
 pub use crate::checks::{Surroundings, preflight};
 use crate::client::{AcmeClient, ClientError, Directory};
+use crate::import;
 use crate::keeper::Keeper;
 use crate::notices::{DeliveryState, Notice};
 use crate::observed::{Observed, ObservedCertificate, Tally};
@@ -29,7 +30,7 @@ use crate::record::{CertificateRecord, Issued};
 use crate::revocation::RevocationReason;
 use crate::rollback::RollbackError;
 use crate::settings::{Issuer, Wanted};
-use crate::store::{Kind, Store, StoreError, load, tested};
+use crate::store::{Key, Kind, Store, StoreError, load, tested};
 use crate::watchman::{Lanes, Tested, Watchman};
 
 /// Orders that are under way at one time, over all issuers.
@@ -147,6 +148,9 @@ impl Engine {
         let mut records = BTreeMap::new();
         for key in store.list(Kind::Certificate).await? {
             match load::<CertificateRecord>(store.as_ref(), &key).await {
+                Ok(Some(record)) if import::is_waiting(&key.name) => {
+                    forget_expired(store.as_ref(), &key, &record).await;
+                }
                 Ok(Some(record)) => {
                     records.insert(record.id.clone(), record);
                 }
@@ -184,6 +188,7 @@ impl Engine {
         let shared = Arc::new(Shared {
             store,
             answers: answers.clone(),
+            imports: tokio::sync::Mutex::default(),
             state: watch::Sender::new(Arc::new(state)),
             orders: Semaphore::new(PARALLEL_ORDERS),
             authorities: Mutex::default(),
@@ -343,6 +348,8 @@ impl Engine {
 pub(crate) struct Shared {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) answers: Answers,
+    /// Held while a waiting import is taken.
+    pub(crate) imports: tokio::sync::Mutex<()>,
     state: watch::Sender<Arc<State>>,
     pub(crate) orders: Semaphore,
     authorities: Mutex<BTreeMap<String, Arc<Authority>>>,
@@ -451,6 +458,21 @@ impl Shared {
             state.certificates.contains_key(id)
                 && Arc::make_mut(state).certificates.remove(id).is_some()
         });
+    }
+}
+
+/// An import that nobody can use any more is removed; one that waits for a route is left for it.
+async fn forget_expired(store: &dyn Store, key: &Key, record: &CertificateRecord) {
+    let now = SystemTime::now();
+    let current = record.current.as_ref();
+    if current.is_some_and(|issued| issued.not_after > now) {
+        return;
+    }
+    match store.remove(key).await {
+        Ok(()) => tracing::info!(import = %key.name, "an imported certificate expired unused"),
+        Err(error) => {
+            tracing::warn!(import = %key.name, error = %chain(&error), "an imported certificate that expired stays");
+        }
     }
 }
 

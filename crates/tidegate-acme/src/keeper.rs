@@ -21,7 +21,7 @@ use crate::plan::renewal::{AriFailure, AriState, RenewReason, lifetime_renewal};
 use crate::plan::retry::{self, Failure, RetryBounds};
 use crate::preflight::facts::Budget;
 use crate::preflight::{self, Check, Finding, State};
-use crate::record::{AccountRecord, CertificateRecord};
+use crate::record::{AccountRecord, CertificateRecord, Issued};
 use crate::revocation::RevocationReason;
 use crate::rollback::{RollbackError, roll_back};
 use crate::settings::{Issuer, Method, Wanted};
@@ -91,7 +91,8 @@ impl Keeper {
         if self.unread {
             self.load().await;
         }
-        self.adopt().await;
+        let wanted = self.wanted.borrow().clone();
+        self.adopt(&wanted).await;
         self.publish(self.report());
         loop {
             let wanted = self.wanted.borrow_and_update().clone();
@@ -122,7 +123,11 @@ impl Keeper {
                     self.rest(until.min(now + DNS_PAUSE)).await;
                     self.look_at_dns(&wanted).await;
                 }
-                Plan::Order(need) => self.order(&wanted, need).await,
+                Plan::Order(need) => {
+                    if !self.adopt(&wanted).await {
+                        self.order(&wanted, need).await;
+                    }
+                }
             }
         }
     }
@@ -161,24 +166,48 @@ impl Keeper {
         }
     }
 
-    /// Takes a certificate that was imported before anything here was wanted, instead of ordering one.
-    async fn adopt(&mut self) {
-        if self.record.current.is_some() {
-            return;
+    /// Takes a certificate that was imported and that no route wanted then, instead of ordering one; whether
+    /// there was one.
+    async fn adopt(&mut self, wanted: &Wanted) -> bool {
+        let now = SystemTime::now();
+        let names = &wanted.names;
+        let current = self.record.current.as_ref();
+        if current.is_some_and(|current| current.not_after > now && current.covers(names)) {
+            return false;
         }
-        let names = self.wanted.borrow().names.clone();
-        let store = self.shared.store.as_ref();
-        match import::waiting(store, &names, SystemTime::now()).await {
-            Ok(Some(issued)) => {
-                tracing::info!(certificate = %self.record.id, "an imported certificate is used");
-                self.record.current = Some(issued);
-                self.save().await;
-            }
-            Ok(None) => {}
+        let shared = Arc::clone(&self.shared);
+        let _one_at_a_time = shared.imports.lock().await;
+        let store = shared.store.as_ref();
+        let (key, issued) = match import::waiting(store, names, now).await {
+            Ok(Some(found)) => found,
+            Ok(None) => return false,
             Err(error) => {
                 tracing::warn!(certificate = %self.record.id, error = %chain(&error), "imported certificates cannot be read");
+                return false;
             }
+        };
+        let before = self.record.clone();
+        self.replace(issued);
+        if !self.save().await {
+            self.record = before;
+            return false;
         }
+        tracing::info!(certificate = %self.record.id, import = %key.name, "an imported certificate is used");
+        if let Err(error) = import::taken(store, &key, names).await {
+            tracing::warn!(import = %key.name, error = %chain(&error), "an imported certificate that is used stays");
+        }
+        true
+    }
+
+    /// A new certificate takes the place of the one that is served.
+    fn replace(&mut self, issued: Issued) {
+        self.record.previous = self.record.current.take();
+        self.record.current = Some(issued);
+        self.record.rolled_back = None;
+        self.record.forced = None;
+        self.record.ari = None;
+        self.record.failed_challenges.clear();
+        self.record.attempts.succeeded();
     }
 
     /// Sleeps until that time, or until something is asked or changed.
@@ -390,13 +419,7 @@ impl Keeper {
                 "certificate issued"
             );
             self.issued_at = Some(now);
-            self.record.previous = self.record.current.take();
-            self.record.current = Some(certificate);
-            self.record.rolled_back = None;
-            self.record.forced = None;
-            self.record.ari = None;
-            self.record.failed_challenges.clear();
-            self.record.attempts.succeeded();
+            self.replace(certificate);
         }
         save(store, &self.key, &self.record).await?;
         let account_url = self.account_url(issuer, &issuer.directory).await;

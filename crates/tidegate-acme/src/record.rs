@@ -59,6 +59,9 @@ pub struct CertificateRecord {
     /// What the authority said about when to renew what is served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ari: Option<AriState>,
+    /// Of an imported certificate that waits for routes: the names that routes have taken it for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub taken: Vec<String>,
     /// What was found before the last order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub preflight: Vec<Finding>,
@@ -79,6 +82,7 @@ impl CertificateRecord {
             attempts: Attempts::default(),
             failed_challenges: BTreeMap::new(),
             ari: None,
+            taken: Vec::new(),
             preflight: Vec::new(),
         }
     }

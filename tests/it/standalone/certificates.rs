@@ -326,6 +326,67 @@ fn without_an_edge_the_commands_say_how_to_start_one() {
 }
 
 #[test]
+fn a_name_that_is_added_later_takes_its_import_without_a_restart() {
+    let (chain_pem, key_pem) = {
+        let key = KeyPair::generate().unwrap();
+        let names = ["blog.example.com", "www.example.com", "shop.example.com"];
+        let mut params = CertificateParams::new(names.map(str::to_owned).to_vec()).unwrap();
+        params.not_before = (SystemTime::now() - DAY).into();
+        params.not_after = (SystemTime::now() + DAY * 89).into();
+        (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+    };
+    let of_many = tidegate_acme::issued::inspect(&chain_pem, &Secret::new(key_pem)).unwrap();
+    let edge = Edge::builder()
+        .object(issuer())
+        .object(route("blog", "blog.example.com"))
+        .prepare(|folder| {
+            let state = folder.join("state");
+            keep_certificate(&state, "default/blog", Some(issued("blog.example.com", 10)));
+            keep_certificate(&state, "imported:many", Some(of_many.clone()));
+            keep_certificate(
+                &state,
+                "imported:over",
+                Some(issued("over.example.com", 100)),
+            );
+        })
+        .start();
+    let file = |name: &str| edge.folder().join("state/acme/certificate").join(name);
+    assert!(
+        !file("imported%3Aover.json").exists(),
+        "nobody could use it any more"
+    );
+    let record = |name: &str| -> Option<CertificateRecord> {
+        serde_json::from_slice(&fs::read(file(name)).ok()?).ok()
+    };
+    let wait_for_chain = |name: &str| {
+        eventually("the imported chain", PATIENCE, || match record(name) {
+            Some(record) if record.current.as_ref() == Some(&of_many) => Ok(record),
+            other => Err(format!("{other:?}; log:\n{}", edge.log())),
+        })
+    };
+    edge.write(
+        "object-1.yaml",
+        &route("blog", "blog.example.com, www.example.com"),
+    );
+    let taken = wait_for_chain("default%2Fblog.json");
+    assert!(
+        taken.previous.is_some(),
+        "the one of before is kept for a rollback"
+    );
+    assert!(file("imported%3Amany.json").exists(), "shop may come");
+    edge.write("shop.yaml", &route("shop", "shop.example.com"));
+    wait_for_chain("default%2Fshop.json");
+    eventually("the import to be gone", PATIENCE, || {
+        match record("imported%3Amany.json") {
+            None => Ok(()),
+            Some(record) => Err(format!("{:?}", record.taken)),
+        }
+    });
+    let log = edge.log();
+    assert!(!log.contains("ordering a certificate"), "{log}");
+}
+
+#[test]
 fn an_export_moves_an_edge_to_another_machine_without_an_order() {
     let folder = tempfile::tempdir().unwrap();
     let state = folder.path().join("old");
@@ -530,6 +591,14 @@ fn what_certbot_left_is_served_without_an_order() {
     let log = edge.log();
     assert!(!log.contains("ordering a certificate"), "{log}");
     assert!(log.contains("an imported certificate is used"), "{log}");
+    // It waits no longer.
+    let import = "state/acme/certificate/imported%3Alater.example.com.json";
+    eventually("the import to be gone", PATIENCE, || {
+        match edge.folder().join(import).exists() {
+            false => Ok(()),
+            true => Err("it is still there"),
+        }
+    });
     let (_, table) = run(&mut tidegate("certs", &edge.folder().join("state")));
     assert!(table.contains("imported"), "{table}");
 }

@@ -19,7 +19,7 @@ use std::time::SystemTime;
 
 use tidegate_model::Secret;
 
-pub(crate) use place::waiting;
+pub(crate) use place::{is_waiting, taken, waiting};
 pub use place::{Target, TargetRoute, place};
 
 use crate::issued::inspect;

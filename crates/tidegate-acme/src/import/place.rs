@@ -2,7 +2,8 @@
 //! issuer with its directory.
 //!
 //! A certificate without a route is kept under [`WAITING`] and its name: a route that needs one takes a
-//! copy of it before it orders ([`waiting`]), so that routes can be written after the import.
+//! copy of it before it orders ([`waiting`]), so that routes can be written after the import. It is gone once
+//! each of its names was taken, or it has expired.
 
 use std::collections::BTreeSet;
 use std::time::SystemTime;
@@ -14,7 +15,7 @@ use crate::account::key_of;
 use crate::bundle::merge::Merge;
 use crate::bundle::{Mode, Outcome};
 use crate::record::{AccountRecord, CertificateRecord, Issued};
-use crate::store::{Kind, Store, StoreError, load};
+use crate::store::{Key, Kind, Store, StoreError, load, save};
 
 /// Begins the ids of certificates without a route. No route's id has a colon.
 const WAITING: &str = "imported:";
@@ -94,25 +95,53 @@ pub async fn place(
     Ok(merge.outcomes)
 }
 
-/// A certificate that was imported before there was a route for these names.
+/// Whether this is the id of a certificate that waits for a route.
+pub(crate) fn is_waiting(id: &str) -> bool {
+    id.starts_with(WAITING)
+}
+
+/// A certificate that was imported before there was a route for these names, with its place in the store.
 pub(crate) async fn waiting(
     store: &dyn Store,
     names: &[HostPattern],
     now: SystemTime,
-) -> Result<Option<Issued>, StoreError> {
-    let mut best: Option<Issued> = None;
+) -> Result<Option<(Key, Issued)>, StoreError> {
+    let mut best: Option<(Key, Issued)> = None;
     for key in store.list(Kind::Certificate).await? {
-        if !key.name.starts_with(WAITING) {
+        if !is_waiting(&key.name) {
             continue;
         }
         let record: Option<CertificateRecord> = load(store, &key).await?;
+        let found = record.and_then(|record| record.current);
         best = best
             .into_iter()
-            .chain(record.and_then(|record| record.current))
-            .filter(|issued| issued.not_after > now && issued.covers(names))
-            .max_by_key(|issued| issued.not_after);
+            .chain(found.map(|issued| (key, issued)))
+            .filter(|(_, issued)| issued.not_after > now && issued.covers(names))
+            .max_by_key(|(_, issued)| issued.not_after);
     }
     Ok(best)
+}
+
+/// Notes that a route with these names has taken it. Others may still want the rest of its names.
+pub(crate) async fn taken(
+    store: &dyn Store,
+    key: &Key,
+    names: &[HostPattern],
+) -> Result<(), StoreError> {
+    let record: Option<CertificateRecord> = load(store, key).await?;
+    let Some(mut record) = record else {
+        return Ok(());
+    };
+    let taken: BTreeSet<String> = std::mem::take(&mut record.taken)
+        .into_iter()
+        .chain(names.iter().map(ToString::to_string))
+        .collect();
+    let issued = record.current.as_ref();
+    if issued.is_none_or(|issued| issued.names.iter().all(|name| taken.contains(name))) {
+        return store.remove(key).await;
+    }
+    record.taken = taken.into_iter().collect();
+    save(store, key, &record).await
 }
 
 fn same(one: &str, other: &str) -> bool {

@@ -481,7 +481,8 @@ async fn certificates_go_to_their_routes_and_the_rest_waits() {
     let later = waiting(&store, &names(&["later.example.org"]), now())
         .await
         .unwrap();
-    assert_eq!(later.unwrap().names, ["later.example.org"]);
+    let (key, later) = later.unwrap();
+    assert_eq!(later.names, ["later.example.org"]);
     let after = now() + Duration::from_secs(365 * 86_400);
     for (list, at) in [
         (&["none.example.org"][..], now()),
@@ -493,6 +494,34 @@ async fn certificates_go_to_their_routes_and_the_rest_waits() {
             "{list:?}"
         );
     }
+    taken(&store, &key, &names(&["later.example.org"]))
+        .await
+        .unwrap();
+    assert!(store.read(&key).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn what_was_imported_waits_until_each_of_its_names_was_taken() {
+    let store = MemoryStore::default();
+    let mut all = Found {
+        certificates: vec![found(&["a.example.org", "*.b.example.org"])],
+        ..Found::default()
+    };
+    place(&store, &mut all, &Target::default(), Mode::Apply, now())
+        .await
+        .unwrap();
+    let find = async |list: &[&str]| waiting(&store, &names(list), now()).await.unwrap();
+    for list in [&["a.example.org"][..], &["x.b.example.org"]] {
+        let (key, _) = find(list).await.unwrap();
+        taken(&store, &key, &names(list)).await.unwrap();
+    }
+    // Another name below b may come to be served.
+    let (key, _) = find(&["y.b.example.org"]).await.unwrap();
+    taken(&store, &key, &names(&["*.b.example.org"]))
+        .await
+        .unwrap();
+    assert!(find(&["y.b.example.org"]).await.is_none());
+    assert!(store.list(Kind::Certificate).await.unwrap().is_empty());
 }
 
 #[tokio::test]
