@@ -12,6 +12,7 @@ mod notices;
 mod refused;
 mod renew;
 mod rollback;
+mod solvers;
 mod take_over;
 mod tap;
 

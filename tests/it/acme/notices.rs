@@ -256,6 +256,47 @@ fn danger_is_told_once_for_each_stage_and_so_is_its_end() {
 }
 
 #[test]
+fn what_nobody_took_is_told_after_a_restart() {
+    let behaviour = Behaviour {
+        lifetime: 30,
+        ..Behaviour::default()
+    };
+    let Some(authority) = Authority::start(&behaviour) else {
+        return;
+    };
+    let (way, phone) = (Way::to(authority.port), Phone::on());
+    let mut edge = edge_with(&authority, way.port, &phone);
+    wait_for(&edge, "app", "CertificateReady", "True", "CertificateReady");
+    phone.status.store(503, Ordering::SeqCst);
+    way.cut();
+    let memory = edge.folder().join("state/acme/notices/told.json");
+    let pending = || -> Vec<String> {
+        let text = std::fs::read_to_string(&memory).unwrap_or_default();
+        let memory: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        let all = memory["pending"].as_array().cloned().unwrap_or_default();
+        let titles = all.iter().map(|one| one["notice"]["title"].to_string());
+        titles.collect()
+    };
+    let waits = |pending: &[String]| pending.iter().any(|title| title.contains("has expired"));
+    eventually("a notice that waits", PATIENCE, || {
+        let pending = pending();
+        waits(&pending).then_some(()).ok_or(pending)
+    });
+    edge.program().signal("KILL");
+    edge.program().wait(PATIENCE);
+    assert!(waits(&pending()));
+    phone.status.store(200, Ordering::SeqCst);
+    edge.start_again();
+    phone.wait_for("has expired", &edge);
+    eventually("nothing waits", PATIENCE, || {
+        let pending = pending();
+        pending.is_empty().then_some(()).ok_or(pending)
+    });
+    assert_eq!(phone.heard("has expired"), 1);
+    nothing_secret(&edge);
+}
+
+#[test]
 fn a_test_notice_shows_whether_anybody_hears() {
     let Some(authority) = Authority::start(&Behaviour::default()) else {
         return;

@@ -19,8 +19,8 @@ use std::time::SystemTime;
 
 use tidegate_model::Secret;
 
-pub(crate) use place::{is_waiting, taken, waiting};
 pub use place::{Target, TargetRoute, place};
+pub(crate) use place::{is_waiting, taken, waiting};
 
 use crate::issued::inspect;
 use crate::plan::moment;

@@ -300,7 +300,11 @@ fn joined_memories_tell_nothing_twice() {
     let ((third, again), (sixth, _)) = (told(61), told(76));
     for (mut mine, theirs) in [(third.clone(), &sixth), (sixth.clone(), &third)] {
         mine.merge(theirs);
-        assert_eq!(again(mine.clone(), 77), 0, "the sixth was told there or here");
+        assert_eq!(
+            again(mine.clone(), 77),
+            0,
+            "the sixth was told there or here"
+        );
         assert_eq!(again(mine, 86), 1, "the twentieth was not");
     }
     assert_eq!(again(third.clone(), 77), 1);
