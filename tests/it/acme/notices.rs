@@ -280,7 +280,7 @@ fn what_nobody_took_is_told_after_a_restart() {
     let waits = |pending: &[String]| pending.iter().any(|title| title.contains("has expired"));
     eventually("a notice that waits", PATIENCE, || {
         let pending = pending();
-        waits(&pending).then_some(()).ok_or(pending)
+        waits(&pending).then_some(()).ok_or(pending.join(", "))
     });
     edge.program().signal("KILL");
     edge.program().wait(PATIENCE);
@@ -290,7 +290,7 @@ fn what_nobody_took_is_told_after_a_restart() {
     phone.wait_for("has expired", &edge);
     eventually("nothing waits", PATIENCE, || {
         let pending = pending();
-        pending.is_empty().then_some(()).ok_or(pending)
+        pending.is_empty().then_some(()).ok_or(pending.join(", "))
     });
     assert_eq!(phone.heard("has expired"), 1);
     nothing_secret(&edge);

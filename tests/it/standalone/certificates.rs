@@ -336,13 +336,14 @@ fn a_name_that_is_added_later_takes_its_import_without_a_restart() {
         (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
     };
     let of_many = tidegate_acme::issued::inspect(&chain_pem, &Secret::new(key_pem)).unwrap();
+    let imported = of_many.clone();
     let edge = Edge::builder()
         .object(issuer())
         .object(route("blog", "blog.example.com"))
-        .prepare(|folder| {
+        .prepare(move |folder| {
             let state = folder.join("state");
             keep_certificate(&state, "default/blog", Some(issued("blog.example.com", 10)));
-            keep_certificate(&state, "imported:many", Some(of_many.clone()));
+            keep_certificate(&state, "imported:many", Some(imported));
             keep_certificate(
                 &state,
                 "imported:over",
@@ -594,10 +595,8 @@ fn what_certbot_left_is_served_without_an_order() {
     // It waits no longer.
     let import = "state/acme/certificate/imported%3Alater.example.com.json";
     eventually("the import to be gone", PATIENCE, || {
-        match edge.folder().join(import).exists() {
-            false => Ok(()),
-            true => Err("it is still there"),
-        }
+        let there = edge.folder().join(import).exists();
+        (!there).then_some(()).ok_or_else(|| edge.log())
     });
     let (_, table) = run(&mut tidegate("certs", &edge.folder().join("state")));
     assert!(table.contains("imported"), "{table}");

@@ -366,6 +366,13 @@ fn mend(name: &HostPattern, excluded: &[Excluded]) -> &'static str {
         _ if !excluded.iter().any(|solver| fits(name, solver)) => {
             "add a solver to the AcmeIssuer whose selector fits, or one without a selector"
         }
+        HostPattern::Wildcard(_)
+            if !excluded
+                .iter()
+                .any(|solver| solver.kind.is_dns() && fits(name, solver)) =>
+        {
+            "a wildcard needs a dns01 solver for its zone in the AcmeIssuer"
+        }
         HostPattern::Wildcard(_) => "mend the dns01 solver",
         HostPattern::Exact(_) => {
             "open port 80 or 443 to the internet, or add a dns01 solver to the AcmeIssuer"

@@ -260,7 +260,7 @@ fn a_broken_solver_harms_only_the_names_that_it_alone_is_for() {
         chosen("*.c.example")
             .unwrap_err()
             .to_string()
-            .ends_with("a wildcard needs a dns01 solver in the AcmeIssuer"),
+            .ends_with("a wildcard needs a dns01 solver for its zone in the AcmeIssuer"),
     );
 }
 
