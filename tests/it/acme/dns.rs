@@ -51,9 +51,12 @@ fn a_wildcard_and_its_apex_by_dynamic_update() {
         .object(authority.issuer("zone", &solver))
         .object(route("all", "app.example", "zone"))
         .start();
-    // Without the Secret the issuer cannot be used; with another key the server refuses.
+    // Without the Secret its only solver cannot be used; with another key the server refuses.
     let message = wait_for(&edge, "all", "CertificateReady", "False", "OrderFailed");
-    assert!(message.contains("cannot be asked"), "{message}");
+    assert!(
+        message.contains("solver \"zone\" cannot be used"),
+        "{message}"
+    );
     let problems = edge.admin("/api/v1/status").unwrap();
     assert!(
         problems.contains("Secret default/tsig does not exist"),
