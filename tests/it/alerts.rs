@@ -51,7 +51,7 @@ fn alerts_use_what_is_documented() {
 #[test]
 fn prometheus_takes_the_rules_and_their_tests_pass() {
     if Command::new("promtool").arg("--version").output().is_err() {
-        eprintln!("SKIPPED: promtool is not installed; it is in Debian's package prometheus");
+        program::skipped("promtool is not installed; it is in Debian's package prometheus");
         return;
     }
     for args in [

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex};
 
 use crate::support::edge::PATIENCE;
-use crate::support::program::{not_root, run};
+use crate::support::program::{not_root, run, skipped};
 use crate::support::{Edge, Origin, eventually, missing, route};
 
 const HOST: &str = "names.test";
@@ -69,7 +69,7 @@ fn a_name_whose_address_changes_leads_to_the_new_one_without_a_failed_request() 
         || missing(&["unshare"])
         || !run(std::process::Command::new("unshare").args(["--mount", "true"])).0
     {
-        eprintln!("SKIPPED: there are no mount namespaces here");
+        skipped("there are no mount namespaces here");
         return;
     }
     let (old, new) = (Ipv4Addr::new(127, 0, 0, 2), Ipv4Addr::new(127, 0, 0, 3));

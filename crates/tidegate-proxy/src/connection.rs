@@ -90,10 +90,6 @@ impl Connection {
     }
 }
 
-/// How long a connection may still send its first request after the edge began to drain: about what is on
-/// its way at that moment.
-pub(crate) const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
-
 /// What the clocks ask of a connection.
 pub(crate) enum Asked {
     Nothing,
@@ -218,7 +214,8 @@ async fn serve_http1(
                 if clock.served() > 0 {
                     conn.as_mut().graceful_shutdown();
                 } else {
-                    tick.as_mut().reset(tokio::time::Instant::now() + FIRST_REQUEST_GRACE);
+                    let grace = timeouts.first_request_grace;
+                    tick.as_mut().reset(tokio::time::Instant::now() + grace);
                 }
             }
             () = shared.cut.cancelled(), if leaving => return Ok(()),

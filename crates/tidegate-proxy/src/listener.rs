@@ -240,7 +240,7 @@ async fn first_bytes<T>(
 ) -> Option<T> {
     let leaving = async {
         worker.shared.draining.cancelled().await;
-        tokio::time::sleep(connection::FIRST_REQUEST_GRACE).await;
+        tokio::time::sleep(worker.shared.settings.timeouts.first_request_grace).await;
     };
     tokio::select! {
         biased;

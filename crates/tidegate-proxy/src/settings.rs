@@ -111,6 +111,9 @@ pub struct EdgeTimeouts {
     pub connection_age: Duration,
     /// From the start of a shutdown until connections are cut.
     pub drain: Duration,
+    /// How long a connection may still send its first request after the edge began to drain: about what is
+    /// on its way at that moment.
+    pub first_request_grace: Duration,
 }
 
 impl Default for EdgeTimeouts {
@@ -122,6 +125,7 @@ impl Default for EdgeTimeouts {
             write_stall: Duration::from_secs(60),
             connection_age: Duration::from_secs(3600),
             drain: Duration::from_secs(30),
+            first_request_grace: Duration::from_secs(1),
         }
     }
 }

@@ -17,7 +17,7 @@ use tidegate_acme::store::{Key, Kind, save};
 use tidegate_model::Secret;
 
 use crate::support::edge::PATIENCE;
-use crate::support::program::{run, succeed};
+use crate::support::program::{run, skipped, succeed};
 use crate::support::{Edge, eventually, route_of};
 
 const DAY: Duration = Duration::from_hours(24);
@@ -500,7 +500,7 @@ fn an_import_by_root_writes_as_the_owner_of_the_state_folder() {
     let state = outside.path().join("state");
     fs::create_dir(&state).unwrap();
     if chown(&state, Some(NOBODY), Some(NOBODY)).is_err() {
-        eprintln!("SKIPPED: only root has a user to become");
+        skipped("only root has a user to become");
         return;
     }
     fs::set_permissions(outside.path(), fs::Permissions::from_mode(0o755)).unwrap();

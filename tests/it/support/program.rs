@@ -1,7 +1,7 @@
 //! A real program run by a test: started with its output kept, ended by its pid.
 
 use std::ffi::OsStr;
-use std::io::{BufRead as _, BufReader, Read};
+use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::net::TcpStream;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -163,11 +163,19 @@ fn collect(stream: impl Read + Send + 'static, log: Arc<Mutex<String>>) {
     });
 }
 
+/// Says that the test of this thread is skipped, and why. Not by `eprintln`: the harness swallows what
+/// passing tests print.
+pub(crate) fn skipped(why: impl std::fmt::Display) {
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test");
+    let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {why}");
+}
+
 /// Whether the tests may do what only root may; says so loudly if not.
 pub(crate) fn not_root(what: &str) -> bool {
     let root = std::fs::metadata("/proc/self").is_ok_and(|it| it.uid() == 0);
     if !root {
-        eprintln!("SKIPPED: {what} needs root");
+        skipped(format_args!("{what} needs root"));
     }
     !root
 }
@@ -234,7 +242,9 @@ pub(crate) fn missing<S: AsRef<OsStr>>(programs: &[S]) -> bool {
                 std::env::var_os("CI").is_none(),
                 "{name} is not installed, and nothing may be skipped under CI: `cargo xtask tools`"
             );
-            eprintln!("SKIPPED: {name} is not installed; `cargo xtask tools` does it");
+            skipped(format_args!(
+                "{name} is not installed; `cargo xtask tools` does it"
+            ));
             return true;
         }
     }

@@ -22,7 +22,7 @@ use h2::{Ping, PingPong, RecvStream, server};
 use http::Request;
 use tokio::time::Sleep;
 
-use crate::connection::{Asked, Connection, FIRST_REQUEST_GRACE};
+use crate::connection::{Asked, Connection};
 use crate::io::{ClientStream, FrameBudget, Transport};
 use streams::Streams;
 pub(crate) use tunnel::Tunnel;
@@ -88,7 +88,7 @@ async fn handshake(
         .enable_connect_protocol();
     let leaving = async {
         shared.draining.cancelled().await;
-        tokio::time::sleep(FIRST_REQUEST_GRACE).await;
+        tokio::time::sleep(shared.settings.timeouts.first_request_grace).await;
     };
     let shaking =
         tokio::time::timeout(shared.settings.timeouts.request_head, builder.handshake(io));

@@ -104,7 +104,10 @@ fn drain_finishes_what_runs_and_cuts_what_stays() {
 #[test]
 fn a_connection_that_has_not_asked_yet_may_still_do_so_while_the_edge_drains() {
     let origin = Origin::echo();
-    let edge = TestEdge::start(forward_to(&[cluster(origin.address)]));
+    let edge = TestEdge::start_with(forward_to(&[cluster(origin.address)]), |settings| {
+        // A busy machine may take longer than the usual second to see that nobody listens any more.
+        settings.timeouts.first_request_grace = PATIENCE;
+    });
     let mut fresh = edge.connect();
     // A second connection proves that the first was accepted before it.
     assert_eq!(status_of(&edge.exchange(&get("/"))), 200);

@@ -44,11 +44,7 @@ fn program() -> Option<PathBuf> {
         .map(|folder| folder.join("pebble"))
         .find(|program| program.is_file());
     if found.is_none() {
-        assert!(
-            std::env::var_os("CI").is_none(),
-            "pebble is not installed, and nothing may be skipped under CI: `cargo xtask tools`"
-        );
-        eprintln!("SKIPPED: pebble is not installed; `cargo xtask tools` does it");
+        super::missing("pebble");
     }
     found
 }
@@ -159,7 +155,9 @@ fn solver(bind: &Bind) -> Rfc2136 {
 #[tokio::test]
 async fn name_and_wildcard_are_proven_in_one_order() {
     let Some(program) = program() else { return };
-    let bind = Bind::start(&[zone("own.test", "")], &[], "hmac-sha256");
+    let Some(bind) = Bind::start(&[zone("own.test", "")], &[], "hmac-sha256") else {
+        return;
+    };
     let pebble = Pebble::start(&program, bind.address);
     let account = pebble.account().await;
     let solver = solver(&bind);
@@ -198,7 +196,9 @@ async fn name_and_wildcard_are_proven_in_one_order() {
 #[tokio::test]
 async fn the_lasting_record_is_accepted_as_we_write_it() {
     let Some(program) = program() else { return };
-    let bind = Bind::start(&[zone("own.test", "")], &[], "hmac-sha256");
+    let Some(bind) = Bind::start(&[zone("own.test", "")], &[], "hmac-sha256") else {
+        return;
+    };
     let pebble = Pebble::start(&program, bind.address);
     let account = pebble.account().await;
     let now = SystemTime::now();
