@@ -97,14 +97,20 @@ impl StateFolder {
             path: lock_path.clone(),
             source,
         };
-        let mut lock = OpenOptions::new()
+        let opened = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
             .mode(0o600)
-            .open(&lock_path)
-            .map_err(write_error)?;
+            .open(&lock_path);
+        let mut lock = match opened {
+            // What is there can be served, and whoever wants to write is told.
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+                File::open(&lock_path).map_err(|_| write_error(error))?
+            }
+            opened => opened.map_err(write_error)?,
+        };
         match lock.try_lock() {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => {
@@ -118,7 +124,10 @@ impl StateFolder {
             }
             Err(fs::TryLockError::Error(source)) => return Err(write_error(source)),
         }
-        note_owner(&mut lock).map_err(write_error)?;
+        // A wrong process id in a message is no reason to stay down, on a full disk least of all.
+        if let Err(error) = note_owner(&mut lock) {
+            tracing::warn!(lock = %lock_path.display(), %error, "the process id cannot be noted");
+        }
         Ok(Self {
             path,
             lock: Some(lock),

@@ -137,6 +137,12 @@ pub(super) fn missing(
     match order {
         Some(order) if order.failed => {
             let hint = match order.next_attempt {
+                // What the authority counts and asks for outlives a change.
+                Some(next) if order.reason == "RateLimited" => format!(
+                    "{}; the next attempt is at {}",
+                    remedy(&order.reason),
+                    timestamp(next).0
+                ),
                 Some(next) => format!(
                     "{}; the next attempt is at {}, or at once when the route or its issuer is changed",
                     remedy(&order.reason),

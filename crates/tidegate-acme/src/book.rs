@@ -94,10 +94,14 @@ impl Book {
         kind: OrderKind,
         now: SystemTime,
     ) -> Result<(), StoreError> {
-        self.change(store, |ledger| {
-            ledger.record_order(&self.limits, names, kind, now);
-        })
-        .await
+        let mut ledger = self.ledger.lock().await;
+        let ledger = self.read(store, &mut ledger).await?;
+        let mut next = ledger.clone();
+        next.record_order(&self.limits, names, kind, now);
+        // One that could not be taken down is not placed, and does not count.
+        save(store, &self.key, &next).await?;
+        *ledger = next;
+        Ok(())
     }
 
     /// Takes down what became of an order.

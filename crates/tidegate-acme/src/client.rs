@@ -22,12 +22,12 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use instant_acme::{BodyWrapper, BytesResponse, HttpClient};
+use instant_acme::{BodyWrapper, BytesResponse, HttpClient, Problem};
 use rustls::RootCertStore;
 use serde::Deserialize;
 use tokio::net::TcpStream;
 
-use crate::plan::moment::between;
+use crate::plan::moment::{between, rounded_up};
 use crate::plan::renewal::{AriFailure, AriState, AriWindow};
 use crate::settings::TrustedRoots;
 use crate::trust;
@@ -74,6 +74,16 @@ pub enum ClientError {
         /// Host of the URL.
         host: String,
     },
+    /// It cannot answer now.
+    #[error("{url} answered {status}")]
+    Busy {
+        /// The URL.
+        url: String,
+        /// Its status.
+        status: StatusCode,
+        /// When it asked to come back.
+        retry_after: Option<SystemTime>,
+    },
     /// An answer that is no directory.
     #[error("{url} answered {status}: {problem}")]
     Directory {
@@ -93,7 +103,10 @@ impl ClientError {
             Self::Roots(_) | Self::Tls(_) => "TlsClient",
             Self::Url(_) => "Invalid",
             Self::Exchange { source, .. } if is_untrusted(source.as_ref()) => "CaUntrusted",
-            Self::Exchange { .. } | Self::Timeout { .. } | Self::NotAsked => "CaUnreachable",
+            Self::Busy { status, .. } if *status == StatusCode::TOO_MANY_REQUESTS => "RateLimited",
+            Self::Exchange { .. } | Self::Timeout { .. } | Self::NotAsked | Self::Busy { .. } => {
+                "CaUnreachable"
+            }
             Self::Directory { .. } => "NotADirectory",
         }
     }
@@ -120,8 +133,6 @@ pub(crate) fn is_untrusted(error: &(dyn StdError + 'static)) -> bool {
 /// What the headers of answers said that instant-acme does not pass on.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Hints {
-    /// Asked to wait until then, by the last 429 or 503.
-    pub retry_after: Option<SystemTime>,
     /// The authority's clock minus ours, in seconds.
     pub clock_ahead: Option<i64>,
     /// Requests by status; 0 where no answer came.
@@ -133,6 +144,8 @@ pub struct Hints {
 pub struct AcmeClient {
     client: Client<HttpsConnector<Proxied>, BodyWrapper<Bytes>>,
     hints: Arc<Mutex<Hints>>,
+    /// Until when the last answer asked to wait.
+    told: Arc<Mutex<Option<SystemTime>>>,
 }
 
 impl fmt::Debug for AcmeClient {
@@ -162,7 +175,18 @@ impl AcmeClient {
         Ok(Self {
             client,
             hints: Arc::default(),
+            told: Arc::default(),
         })
+    }
+
+    /// The same client for one attempt, whose waits are nobody else's: an authority that asks to wait
+    /// with one order says nothing about another, nor about when to ask for renewal information.
+    #[must_use]
+    pub fn for_one_attempt(&self) -> Self {
+        Self {
+            told: Arc::default(),
+            ..self.clone()
+        }
     }
 
     /// What the headers of answers said so far.
@@ -170,9 +194,9 @@ impl AcmeClient {
         self.lock().clone()
     }
 
-    /// Takes the wait that was asked for, so that it counts once.
-    pub fn take_retry_after(&self) -> Option<SystemTime> {
-        self.lock().retry_after.take()
+    /// Until when the authority asked this clone to wait, if its last answers did.
+    pub fn told_to_wait(&self) -> Option<SystemTime> {
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Hints> {
@@ -191,12 +215,20 @@ impl AcmeClient {
         *request.uri_mut() = uri;
         let response = self.exchange(request).await?;
         let status = response.status();
+        let wait = retry_after(&response, SystemTime::now());
         let body = response.into_body();
         let problem = |problem: String| ClientError::Directory {
             url: url.to_owned(),
             status,
             problem,
         };
+        if is_busy(status) {
+            return Err(ClientError::Busy {
+                url: url.to_owned(),
+                status,
+                retry_after: wait,
+            });
+        }
         if !status.is_success() {
             return Err(problem("an ACME directory answers 200".to_owned()));
         }
@@ -275,12 +307,54 @@ impl AcmeClient {
         if let Some(date) = date_of(response, &header::DATE) {
             hints.clock_ahead = Some(seconds_between(now, date));
         }
-        if matches!(
-            status,
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
-        ) {
-            hints.retry_after = retry_after(response, now);
+        let wait = retry_after(response, now);
+        if wait.is_some() || is_busy(status) {
+            *self.told.lock().unwrap_or_else(PoisonError::into_inner) = wait;
         }
+    }
+}
+
+/// Whether the same request may be answered another time.
+fn is_busy(status: StatusCode) -> bool {
+    status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error()
+}
+
+/// The problem of an answer that says none: overloaded front ends send pages of their own, and an answer
+/// to HEAD has no body at all (RFC 8555 §6.7 demands a document, §7.2 does not say what a refused nonce is).
+fn problem_of(head: bool, response: &Response<Bytes>) -> Option<Problem> {
+    let status = response.status();
+    if !is_busy(status) {
+        return None;
+    }
+    let told: Option<Problem> = serde_json::from_slice(response.body()).ok();
+    let is_told = |problem: &Problem| {
+        let told = problem.r#type.as_deref();
+        told.is_some_and(|told| told.contains("acme:error:"))
+    };
+    if !head && told.as_ref().is_some_and(is_told) {
+        return None;
+    }
+    let detail = told.and_then(|problem| problem.detail);
+    let kind = match status {
+        StatusCode::TOO_MANY_REQUESTS => "rateLimited",
+        _ => "serverInternal",
+    };
+    Some(Problem {
+        r#type: Some(format!("urn:ietf:params:acme:error:{kind}")),
+        detail: Some(detail.unwrap_or_else(|| format!("it answered {status}"))),
+        status: Some(status.as_u16()),
+        subproblems: Vec::new(),
+    })
+}
+
+/// `Retry-After` in a form that cannot do harm: instant-acme adds what it says to the time, which panics
+/// beyond the end of time.
+fn bound_wait(response: &mut Response<Bytes>, now: SystemTime) {
+    let wait = retry_after(response, now);
+    let headers = response.headers_mut();
+    headers.remove(header::RETRY_AFTER);
+    if let Some(at) = wait {
+        headers.insert(header::RETRY_AFTER, between(now, at).as_secs().into());
     }
 }
 
@@ -290,9 +364,16 @@ impl HttpClient for AcmeClient {
         request: Request<BodyWrapper<Bytes>>,
     ) -> Pin<Box<dyn Future<Output = Result<BytesResponse, instant_acme::Error>> + Send>> {
         let client = self.clone();
+        let head = request.method() == Method::HEAD;
         Box::pin(async move {
             match client.exchange(request).await {
-                Ok(response) => Ok(BytesResponse::from(response.map(Full::new))),
+                Ok(mut response) => {
+                    if let Some(problem) = problem_of(head, &response) {
+                        return Err(instant_acme::Error::Api(problem));
+                    }
+                    bound_wait(&mut response, SystemTime::now());
+                    Ok(BytesResponse::from(response.map(Full::new)))
+                }
                 Err(error) => Err(instant_acme::Error::Other(Box::new(error))),
             }
         })
@@ -301,17 +382,21 @@ impl HttpClient for AcmeClient {
 
 /// When an answer says to come back (RFC 9110 §10.2.3), within bounds.
 fn retry_after<B>(response: &Response<B>, now: SystemTime) -> Option<SystemTime> {
-    told_to_wait(response.headers(), now)
+    // What is stored has whole seconds, and a fraction less would be too early.
+    told_to_wait(response.headers(), now).map(rounded_up)
 }
 
 /// The same from the headers alone.
 pub(crate) fn told_to_wait(headers: &HeaderMap, now: SystemTime) -> Option<SystemTime> {
-    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
-    let at = match value.trim().parse() {
-        Ok(seconds) => now.checked_add(Duration::from_secs(seconds))?,
-        Err(_) => httpdate::parse_http_date(value).ok()?,
-    };
-    Some(at.clamp(now, now + LONGEST_RETRY_AFTER))
+    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let longest = now + LONGEST_RETRY_AFTER;
+    if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
+        // A number that is too large for anything is a long time too.
+        let wait = value.parse().map_or(Duration::MAX, Duration::from_secs);
+        return Some(now.checked_add(wait).map_or(longest, |at| at.min(longest)));
+    }
+    let at = httpdate::parse_http_date(value).ok()?;
+    Some(at.clamp(now, longest))
 }
 
 fn date_of<B>(response: &Response<B>, name: &header::HeaderName) -> Option<SystemTime> {
@@ -461,6 +546,75 @@ mod tests {
         assert_eq!(wait("Tue, 14 Nov 2000 22:14:20 GMT"), Some(0));
         assert_eq!(wait("99999999999"), Some(7 * 24 * 3600));
         assert_eq!(wait("soon"), None);
+    }
+
+    #[test]
+    fn a_busy_front_end_is_understood_without_a_problem_document() {
+        let said = |status: u16, head: bool, body: &'static str| {
+            let response = Response::builder()
+                .status(status)
+                .body(Bytes::from_static(body.as_bytes()))
+                .unwrap();
+            problem_of(head, &response).map(|problem| {
+                let kind = problem.r#type.unwrap();
+                let kind = kind.rsplit(':').next().unwrap();
+                format!("{kind}: {}", problem.detail.unwrap())
+            })
+        };
+        let limited = r#"{"type": "urn:ietf:params:acme:error:rateLimited", "detail": "slow"}"#;
+        for (status, head, body, expected) in [
+            (
+                503,
+                false,
+                "<html>",
+                Some("serverInternal: it answered 503 Service Unavailable"),
+            ),
+            (
+                502,
+                false,
+                r#"{"detail": "down"}"#,
+                Some("serverInternal: down"),
+            ),
+            (
+                429,
+                true,
+                "",
+                Some("rateLimited: it answered 429 Too Many Requests"),
+            ),
+            (429, true, limited, Some("rateLimited: slow")),
+            // What says what it is is left alone, and what is no matter of time too.
+            (429, false, limited, None),
+            (503, false, limited, None),
+            (404, false, "<html>", None),
+            (200, false, "{}", None),
+        ] {
+            assert_eq!(
+                said(status, head, body).as_deref(),
+                expected,
+                "{status} {body}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_wait_beyond_the_end_of_time_is_not_passed_on() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let passed_on = |value: &str| {
+            let mut response = Response::builder()
+                .header(header::RETRY_AFTER, value)
+                .body(Bytes::new())
+                .unwrap();
+            bound_wait(&mut response, now);
+            let left = response.headers().get(header::RETRY_AFTER);
+            left.map(|left| left.to_str().unwrap().to_owned())
+        };
+        assert_eq!(passed_on("3").as_deref(), Some("3"));
+        assert_eq!(passed_on("18446744073709551615").as_deref(), Some("604800"));
+        assert_eq!(
+            passed_on("99999999999999999999999").as_deref(),
+            Some("604800")
+        );
+        assert_eq!(passed_on("-5"), None);
     }
 
     #[tokio::test]

@@ -159,6 +159,7 @@ impl OrderError {
     pub fn told_until(&self) -> Option<SystemTime> {
         match self {
             Self::Budget { refusal } => Some(refusal.at),
+            Self::Client(ClientError::Busy { retry_after, .. }) => *retry_after,
             _ => None,
         }
     }
@@ -286,7 +287,7 @@ fn preflight_reason(findings: &[Finding]) -> &'static str {
         Some(Check::DnsRecord) => "DnsRecordMissing",
         Some(Check::Directory) => "AuthorityRefuses",
         Some(Check::Clock) => "ClockSkew",
-        Some(Check::Store) => "StoreUnwritable",
+        Some(Check::Store) => StoreError::UNWRITABLE,
         Some(Check::Budget) => "RateLimited",
         None => "PreflightFailed",
     }

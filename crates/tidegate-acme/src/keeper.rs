@@ -8,14 +8,14 @@ use tokio::sync::{mpsc, watch};
 
 use crate::account;
 use crate::checks::{self, Subject};
-use crate::client::{ClientError, Directory};
+use crate::client::{AcmeClient, ClientError, Directory};
 use crate::decision::{self, KnownKey, Plan, plan};
 use crate::engine::{CertificateState, Command, Report, Shared};
 use crate::error::OrderError;
 use crate::import;
 use crate::order::{Attempt, Step, choose};
 use crate::plan::challenge::ChallengeType;
-use crate::plan::ledger::{Limits, OrderKind};
+use crate::plan::ledger::{Limits, OrderKind, Refusal};
 use crate::plan::moment;
 use crate::plan::renewal::{AriFailure, AriState, RenewReason, lifetime_renewal};
 use crate::plan::retry::{self, Failure, RetryBounds};
@@ -25,12 +25,14 @@ use crate::record::{AccountRecord, CertificateRecord, Issued};
 use crate::revocation::RevocationReason;
 use crate::rollback::{RollbackError, roll_back};
 use crate::settings::{Issuer, Method, Wanted};
-use crate::store::{Key, Kind, load, save, tested};
+use crate::store::{Key, Kind, StoreError, load, save, tested};
 
 /// A clock that was set, or a machine that slept, is noticed within this time.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 /// How often names are looked at while an attempt is being waited for.
 const DNS_PAUSE: Duration = Duration::from_secs(15);
+/// How often a store that could not be written is tried again.
+const STORE_LOOK: Duration = Duration::from_secs(5);
 /// How soon a store that cannot be read is read again.
 const STORE_PAUSE: Duration = Duration::from_secs(30);
 
@@ -59,6 +61,8 @@ pub(crate) struct Keeper {
     known_key: KnownKey,
     /// Fingerprint of what was wanted when it was last looked at.
     known: Option<String>,
+    /// Whether an attempt was made early because the store could be written again.
+    hurried: bool,
 }
 
 impl Keeper {
@@ -84,6 +88,7 @@ impl Keeper {
             tried_at: String::new(),
             known_key: KnownKey::default(),
             known: None,
+            hurried: false,
         }
     }
 
@@ -111,6 +116,9 @@ impl Keeper {
                     self.publish(self.report());
                     if ask_at.is_some_and(|at| at <= now) {
                         self.ask(&wanted).await;
+                    } else if self.failed_at_store() {
+                        self.rest(renew_at.min(now + STORE_LOOK)).await;
+                        self.keep_at_last(&wanted).await;
                     } else {
                         self.rest(ask_at.unwrap_or(renew_at).min(renew_at)).await;
                     }
@@ -120,8 +128,13 @@ impl Keeper {
                         next_attempt: Some(until),
                         ..self.report()
                     });
-                    self.rest(until.min(now + DNS_PAUSE)).await;
-                    self.look_at_dns(&wanted).await;
+                    if self.failed_at_store() {
+                        self.rest(until.min(now + STORE_LOOK)).await;
+                        self.look_at_store(&wanted).await;
+                    } else {
+                        self.rest(until.min(now + DNS_PAUSE)).await;
+                        self.look_at_dns(&wanted).await;
+                    }
                 }
                 Plan::Order(need) => {
                     if !self.adopt(&wanted).await {
@@ -313,6 +326,22 @@ impl Keeper {
         issuer: &Issuer,
         why: &RenewReason,
     ) -> Result<(), OrderError> {
+        let authority = self.shared.authority(issuer)?;
+        let client = authority.client.for_one_attempt();
+        let outcome = self.ask_for_one(wanted, issuer, why, &client).await;
+        if outcome.is_err() {
+            self.told_until = self.told_until.max(client.told_to_wait());
+        }
+        outcome
+    }
+
+    async fn ask_for_one(
+        &mut self,
+        wanted: &Wanted,
+        issuer: &Issuer,
+        why: &RenewReason,
+        client: &AcmeClient,
+    ) -> Result<(), OrderError> {
         let shared = Arc::clone(&self.shared);
         let store = shared.store.as_ref();
         let authority = shared.authority(issuer)?;
@@ -340,12 +369,14 @@ impl Keeper {
                 pending.order_url.is_some() && pending.directory == directory
             });
         if !resumed {
-            book.may_order(store, &wanted.names, kind, SystemTime::now())
-                .await?;
-            let budget = book
-                .budget(store, &wanted.names, kind, SystemTime::now())
-                .await?;
-            self.preflight(wanted, issuer, directory, &facts, budget)
+            let now = SystemTime::now();
+            let refused = match book.may_order(store, &wanted.names, kind, now).await {
+                Ok(()) => None,
+                Err(OrderError::Budget { refusal }) => Some(refusal),
+                Err(error) => return Err(error),
+            };
+            let budget = book.budget(store, &wanted.names, kind, now).await?;
+            self.preflight(wanted, issuer, directory, &facts, client, (budget, refused))
                 .await?;
             tracing::info!(certificate = %self.record.id, issuer = %issuer.name, why = %why, trial = trial.is_some(), "ordering a certificate");
         }
@@ -377,7 +408,7 @@ impl Keeper {
         let failed = self.record.failed_challenges.clone();
         let attempt = Attempt {
             store,
-            client: &authority.client,
+            client,
             answers: &shared.answers,
             issuer,
             directory,
@@ -393,7 +424,7 @@ impl Keeper {
         if outcome.is_ok() || self.record.pending.is_none() {
             shared.answers.keep_restored(|other| other != id);
         }
-        let told = authority.client.take_retry_after();
+        let told = client.told_to_wait();
         let now = SystemTime::now();
         let outcome_of = outcome.as_ref().map(drop);
         let counted = match (&outcome, trial) {
@@ -402,10 +433,12 @@ impl Keeper {
             (Ok(_), None) => "issued",
         };
         shared.tally.order(&issuer.name, counted);
-        let until = book
-            .outcome(store, &wanted.names, kind, outcome_of, told, now)
-            .await?;
-        self.told_until = until.max(told.filter(|_| outcome.is_err()));
+        let until = book.outcome(store, &wanted.names, kind, outcome_of, told, now);
+        self.told_until = until.await.unwrap_or_else(|error| {
+            // What came of it is worth more than the note of it.
+            tracing::error!(issuer = %issuer.name, error = %chain(&error), "the ledger cannot be kept");
+            None
+        });
         let certificate = outcome?;
         self.record.pending = None;
         if trial.is_some() {
@@ -443,17 +476,21 @@ impl Keeper {
         issuer: &Issuer,
         url: &str,
         directory: &Directory,
-        budget: Budget,
+        client: &AcmeClient,
+        (budget, refused): (Budget, Option<Refusal>),
     ) -> Result<(), OrderError> {
         let tested = tested(self.shared.store.as_ref()).await;
         url.clone_into(&mut self.tried_at);
-        let authority = self.shared.authority(issuer)?;
+        // What was noted may be an hour old, and the clock set since.
+        if preflight::is_skewed(client.hints().clock_ahead) {
+            client.directory(url).await?;
+        }
         let mut account_url = self.account_url(issuer, url).await;
         if account_url.is_none() && has_lasting_record(issuer) {
             // The record names the account, so that there must be one before anybody can publish it.
             let store = self.shared.store.as_ref();
             let now = SystemTime::now();
-            let (_, account) = account::open(store, &authority.client, issuer, url, now).await?;
+            let (_, account) = account::open(store, client, issuer, url, now).await?;
             account_url = account.url;
         }
         loop {
@@ -463,7 +500,7 @@ impl Keeper {
                 failed: &self.record.failed_challenges,
                 directory: Ok(directory),
                 account_url: account_url.as_deref(),
-                clock_ahead: authority.client.hints().clock_ahead,
+                clock_ahead: client.hints().clock_ahead,
                 budget: Some(budget.clone()),
                 store: Some(tested.clone()),
             };
@@ -472,6 +509,9 @@ impl Keeper {
             let checked = checks::check(&self.shared.surroundings, answers, &subject, now).await;
             self.dns = checked.dns;
             self.record.preflight.clone_from(&checked.findings);
+            if let Some(refusal) = refused {
+                return Err(OrderError::Budget { refusal });
+            }
             if !preflight::blocks(&checked.findings) {
                 return Ok(());
             }
@@ -542,6 +582,37 @@ impl Keeper {
             let bounds = self.bounds(wanted);
             let fingerprint = self.fingerprint(wanted);
             self.record.attempts.begin(&fingerprint, &bounds, now);
+        }
+    }
+
+    fn failed_at_store(&self) -> bool {
+        let last = self.record.attempts.last_error.as_ref();
+        last.is_some_and(|last| last.reason == StoreError::UNWRITABLE)
+    }
+
+    /// While an attempt is being waited for that failed at the store: once that can be written again, it
+    /// need not wait. One that fails all the same, for want of a little more room, waits as others do.
+    async fn look_at_store(&mut self, wanted: &Wanted) {
+        let store = self.shared.store.as_ref();
+        let writable = save(store, &self.key, &self.record).await.is_ok();
+        if writable && !self.hurried {
+            tracing::info!(certificate = %self.record.id, "the store can be written again");
+            let bounds = self.bounds(wanted);
+            self.record.attempts.start_over(&bounds, SystemTime::now());
+        }
+        self.hurried = writable;
+    }
+
+    /// What is served could not be kept when it was issued: it is as soon as that is possible.
+    async fn keep_at_last(&mut self, wanted: &Wanted) {
+        let before = self.record.attempts.clone();
+        let bounds = self.bounds(wanted);
+        self.record.attempts.start_over(&bounds, SystemTime::now());
+        let store = self.shared.store.as_ref();
+        if save(store, &self.key, &self.record).await.is_ok() {
+            tracing::info!(certificate = %self.record.id, "the certificate is kept now");
+        } else {
+            self.record.attempts = before;
         }
     }
 

@@ -95,11 +95,14 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// The reason where writing failed.
+    pub const UNWRITABLE: &str = "StoreUnwritable";
+
     /// The reason for conditions and metrics.
     pub const fn reason(&self) -> &'static str {
         match self {
             Self::Read { .. } => "StoreUnreadable",
-            Self::Write { .. } => "StoreUnwritable",
+            Self::Write { .. } => Self::UNWRITABLE,
             Self::Corrupt { .. } => "StoreCorrupt",
         }
     }

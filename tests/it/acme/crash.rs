@@ -11,13 +11,8 @@ use super::tap::{Exchange, Tap, When};
 use super::wait_for_trust;
 use crate::support::{Edge, breathe, ports, route};
 
-/// An authority without faults of its own, so that every exchange means something.
 fn calm() -> Option<(Authority, Tap)> {
-    let authority = Authority::start(&Behaviour {
-        bad_nonces: 0,
-        reused_authorizations: 0,
-        ..Behaviour::default()
-    })?;
+    let authority = Authority::start(&Behaviour::calm())?;
     let tap = Tap::start(&authority);
     Some((authority, tap))
 }

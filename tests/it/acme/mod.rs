@@ -1,12 +1,17 @@
 //! Certificates by ACME, against real authorities: Pebble with its faults on, and step-ca.
 
 mod authority;
+mod budget;
+mod clock;
 mod crash;
 mod dns;
 mod doctor;
 mod fallback;
 mod folder;
+mod full;
 mod issue;
+mod keys;
+mod late;
 mod named;
 mod notices;
 mod refused;
@@ -15,11 +20,15 @@ mod rollback;
 mod solvers;
 mod take_over;
 mod tap;
+mod throttled;
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
+use crate::support::program::run;
 use crate::support::{Client, Edge, eventually};
 
 /// How long an order may take on a busy machine, faults included.
@@ -45,6 +54,37 @@ fn route_view(edge: &Edge, route: &str) -> Option<Value> {
         .iter()
         .find(|view| view["name"] == route)?;
     Some(route.clone())
+}
+
+/// What `tidegate certs` says of a route's certificate.
+fn cert(edge: &Edge, route: &str) -> Value {
+    let state = edge.folder().join("state");
+    let (_, text) = run(Edge::command()
+        .args(["certs", "--output", "json", "--state-dir"])
+        .arg(state));
+    let certs: Value =
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+    let id = format!("default/{route}");
+    let all = certs["certificates"].as_array().unwrap();
+    let found = all.iter().find(|cert| cert["id"] == *id);
+    found.cloned().unwrap_or_default()
+}
+
+/// What was found before the last order of a route, as its status shows it: state and message.
+fn finding(edge: &Edge, route: &str, check: &str) -> Option<(String, String)> {
+    let view = route_view(edge, route)?;
+    let findings = view["preflight"].as_array()?;
+    let finding = findings.iter().find(|finding| finding["check"] == check)?;
+    let text = |field: &str| finding[field].as_str().unwrap_or_default().to_owned();
+    Some((text("state"), text("message")))
+}
+
+/// Reads a time as statuses and records have it.
+fn time(text: &Value) -> SystemTime {
+    let text = text.as_str().unwrap_or_else(|| panic!("no time: {text}"));
+    let time = OffsetDateTime::parse(text, &Rfc3339);
+    time.unwrap_or_else(|error| panic!("{text}: {error}"))
+        .into()
 }
 
 /// Waits until the condition of the route has this status; returns reason and message.

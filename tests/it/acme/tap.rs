@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fs;
 use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::{Request, Response, Uri};
@@ -19,9 +20,10 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use super::authority::Authority;
 use crate::support::Client;
 
-/// One exchange: method, path, status.
+/// One exchange: when the request came, method, path, status.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Exchange {
+    pub(crate) at: SystemTime,
     pub(crate) method: String,
     pub(crate) path: String,
     /// None while it is under way.
@@ -39,12 +41,26 @@ pub(crate) enum When {
 
 type Action = Box<dyn FnOnce() + Send>;
 
+/// What the tap does to every exchange whose path contains a text.
+#[derive(Clone)]
+enum Meddling {
+    /// Answers in place of the authority.
+    Answer {
+        status: u16,
+        retry_after: Option<String>,
+        body: String,
+    },
+    /// Replaces a header field of the authority's answer.
+    Header(&'static str, String),
+}
+
 #[derive(Default)]
 struct State {
     exchanges: Vec<Exchange>,
     actions: Vec<(At, When, Action)>,
     /// What paths contain that the authority does not offer here.
     missing: Option<&'static str>,
+    meddlings: Vec<(String, Meddling)>,
 }
 
 /// At which exchange to act.
@@ -140,7 +156,7 @@ impl Tap {
         self.add(At::Index(index), when, Box::new(action));
     }
 
-    /// Acts once, at the next exchange whose path contains this.
+    /// Acts once, at the next exchange whose path contains this. Nothing can be asked of the tap meanwhile.
     pub(crate) fn act_on(
         &self,
         path: &'static str,
@@ -157,6 +173,31 @@ impl Tap {
     /// Answers 404 to everything whose path contains this, as authorities do that do not offer it.
     pub(crate) fn hide(&self, path: &'static str) {
         self.state.lock().unwrap().missing = Some(path);
+    }
+
+    /// Answers in place of the authority wherever the path contains the text.
+    pub(crate) fn answer(&self, path: &str, status: u16, retry_after: Option<&str>, body: &str) {
+        let answer = Meddling::Answer {
+            status,
+            retry_after: retry_after.map(str::to_owned),
+            body: body.to_owned(),
+        };
+        self.meddle(path, answer);
+    }
+
+    /// Replaces a header field of the authority's answers wherever the path contains the text.
+    pub(crate) fn set_header(&self, path: &str, name: &'static str, value: &str) {
+        self.meddle(path, Meddling::Header(name, value.to_owned()));
+    }
+
+    fn meddle(&self, path: &str, meddling: Meddling) {
+        let mut state = self.state.lock().unwrap();
+        state.meddlings.push((path.to_owned(), meddling));
+    }
+
+    /// Meddles with nothing any more.
+    pub(crate) fn let_through(&self) {
+        self.state.lock().unwrap().meddlings.clear();
     }
 
     /// Forgets what it saw.
@@ -200,9 +241,10 @@ async fn pass(
     state: Arc<Mutex<State>>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let path = request.uri().path().to_owned();
-    let (index, missing) = {
+    let (index, missing, meddlings) = {
         let mut state = state.lock().unwrap();
         state.exchanges.push(Exchange {
+            at: SystemTime::now(),
             method: request.method().to_string(),
             path: path.clone(),
             status: None,
@@ -210,25 +252,57 @@ async fn pass(
         let index = state.exchanges.len() - 1;
         state.act(index, When::Before);
         let missing = state.missing.is_some_and(|missing| path.contains(missing));
-        (index, missing)
+        let mut meddlings = state.meddlings.clone();
+        meddlings.retain(|(part, _)| path.contains(part));
+        (index, missing, meddlings)
     };
     let refused = |status: u16, why: String| {
         let builder = Response::builder().status(status);
         builder.body(Full::from(why)).unwrap()
     };
-    let response = if missing {
-        refused(404, "not here".to_owned())
-    } else {
-        forward(request, target, connector)
+    let own = meddlings.iter().find_map(|(_, meddling)| own(meddling));
+    let mut response = match own {
+        Some(own) => own,
+        None if missing => refused(404, "not here".to_owned()),
+        None => forward(request, target, connector)
             .await
-            .unwrap_or_else(|error| refused(502, error))
+            .unwrap_or_else(|error| refused(502, error)),
     };
+    for (_, meddling) in meddlings {
+        if let Meddling::Header(name, value) = meddling {
+            response.headers_mut().insert(name, value.parse().unwrap());
+        }
+    }
     let mut state = state.lock().unwrap();
     if let Some(exchange) = state.exchanges.get_mut(index) {
         exchange.status = Some(response.status().as_u16());
     }
     state.act(index, When::After);
     Ok(response)
+}
+
+/// The answer in place of the authority's, if that is what is done.
+fn own(meddling: &Meddling) -> Option<Response<Full<Bytes>>> {
+    let Meddling::Answer {
+        status,
+        retry_after,
+        body,
+    } = meddling
+    else {
+        return None;
+    };
+    let kind = if body.starts_with('{') {
+        "application/problem+json"
+    } else {
+        "text/html"
+    };
+    let mut response = Response::builder()
+        .status(*status)
+        .header("content-type", kind);
+    if let Some(value) = retry_after {
+        response = response.header("retry-after", value);
+    }
+    Some(response.body(Full::from(body.clone())).unwrap())
 }
 
 /// The URLs in the authority's answers follow the Host field, so they lead here again.

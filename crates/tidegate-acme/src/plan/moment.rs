@@ -41,6 +41,14 @@ pub fn truncated(time: SystemTime) -> SystemTime {
     }
 }
 
+/// The next whole second, or the time itself if it is one: for what must not happen earlier.
+pub fn rounded_up(time: SystemTime) -> SystemTime {
+    match truncated(time) {
+        whole if whole == time => time,
+        whole => after(whole, Duration::from_secs(1)),
+    }
+}
+
 /// Part of a duration, `fraction` between 0 and 1.
 pub fn part(of: Duration, fraction: f64) -> Duration {
     of.mul_f64(unit_interval(fraction))

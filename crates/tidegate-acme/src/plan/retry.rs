@@ -144,8 +144,15 @@ impl Attempts {
             return false;
         }
         let had_failed = self.count > 0;
+        self.start_over(bounds, now);
+        fingerprint.clone_into(&mut self.fingerprint);
+        had_failed
+    }
+
+    /// Starts over because what the attempts failed at is mended.
+    pub fn start_over(&mut self, bounds: &RetryBounds, now: SystemTime) {
         let mut fresh = Self {
-            fingerprint: fingerprint.to_owned(),
+            fingerprint: std::mem::take(&mut self.fingerprint),
             told_until: self.told_until.filter(|until| *until > now),
             validations: std::mem::take(&mut self.validations),
             ..Self::default()
@@ -155,12 +162,16 @@ impl Attempts {
             .max(fresh.validations_allow_at(bounds))
             .filter(|at| *at > now);
         *self = fresh;
-        had_failed
     }
 
     /// Whether an attempt may be made now.
     pub fn due(&self, now: SystemTime) -> bool {
-        self.not_before.is_none_or(|at| at <= now)
+        // What failed in the future failed before the clock was set back, and its wait was reckoned from
+        // a wrong time.
+        let set_back = self
+            .last_failure
+            .is_some_and(|failed| between(now, failed) > moment::MINUTE);
+        set_back || self.not_before.is_none_or(|at| at <= now)
     }
 
     /// Takes down a failure and says when to try again.
@@ -222,12 +233,7 @@ impl Attempts {
         let at = after(now, wait)
             .max(self.told_until.unwrap_or(now))
             .max(self.validations_allow_at(bounds).unwrap_or(now));
-        // Rounded up: a whole second, and never earlier than allowed.
-        if truncated(at) == at {
-            at
-        } else {
-            after(truncated(at), Duration::from_secs(1))
-        }
+        moment::rounded_up(at)
     }
 
     /// When one more failed validation would still be below the authority's limit.
@@ -310,6 +316,22 @@ mod tests {
             ..NO_BOUNDS
         };
         assert_eq!(waits(Local, late, 12)[11], 31, "a twentieth later");
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_ends_the_wait_that_was_reckoned_by_it() {
+        let mut state = Attempts::default();
+        let wrong = start() + 3 * HOUR;
+        let next = state
+            .failed(failure(FailureKind::Local), &NO_BOUNDS, wrong)
+            .at;
+        assert!(!state.due(wrong));
+        assert!(state.due(next));
+        assert!(state.due(start()), "not three hours later");
+        // The next failure is at the right time, and its wait holds.
+        state.failed(failure(FailureKind::Local), &NO_BOUNDS, start());
+        assert!(!state.due(start()));
+        assert!(!state.due(start() - Duration::from_secs(5)));
     }
 
     #[test]

@@ -123,6 +123,11 @@ fn directory(findings: &mut Findings, authority: &Authority) {
     }
 }
 
+/// Whether a clock that is this far ahead of ours, in seconds, shows that one of the two is wrong.
+pub(crate) fn is_skewed(ahead: Option<i64>) -> bool {
+    ahead.is_some_and(|ahead| ahead.unsigned_abs() > CLOCK_TOLERANCE.as_secs())
+}
+
 fn clock(findings: &mut Findings, authority: &Authority, now: SystemTime) {
     let Some(theirs) = authority.date else {
         return;

@@ -24,6 +24,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use facts::Facts;
+pub(crate) use judge::is_skewed;
 pub use judge::judge;
 
 /// What was looked at.
