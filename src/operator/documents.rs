@@ -16,7 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use sha2::{Digest as _, Sha256};
-use tidegate_acme::store::{Key, Kind, Store, StoreError};
+use tidegate_acme::store::{Key, Kind, Store, StoreError, WRITE_TEST};
 use tidegate_model::Secret;
 
 use super::cluster::FIELD_MANAGER;
@@ -165,9 +165,34 @@ impl DocumentStore {
         content: Secret<Vec<u8>>,
     ) -> Result<(), DocumentError> {
         let secret = secret_name(kind, name);
-        let mut object = KubeSecret {
+        let mut object = self.object(&secret, kind, name, &content);
+        let written = if let Some(version) = self.version(&secret) {
+            object.metadata.resource_version = Some(version);
+            let params = PatchParams::apply(FIELD_MANAGER).force();
+            let patch = Patch::Apply(&object);
+            limited(&secret, self.api().patch(&secret, &params, &patch)).await?
+        } else {
+            let params = PostParams {
+                field_manager: Some(FIELD_MANAGER.to_owned()),
+                ..PostParams::default()
+            };
+            limited(&secret, self.api().create(&params, &object)).await?
+        };
+        self.remember(&secret, written.metadata.resource_version);
+        Ok(())
+    }
+
+    /// The Secret of a document.
+    fn object(
+        &self,
+        secret: &str,
+        kind: &str,
+        name: &str,
+        content: &Secret<Vec<u8>>,
+    ) -> KubeSecret {
+        KubeSecret {
             metadata: ObjectMeta {
-                name: Some(secret.clone()),
+                name: Some(secret.to_owned()),
                 namespace: Some(self.namespace.clone()),
                 labels: Some(
                     [
@@ -185,21 +210,7 @@ impl DocumentStore {
             type_: Some(TYPE.to_owned()),
             data: Some([(CONTENT.to_owned(), ByteString(content.expose().clone()))].into()),
             ..KubeSecret::default()
-        };
-        let written = if let Some(version) = self.version(&secret) {
-            object.metadata.resource_version = Some(version);
-            let params = PatchParams::apply(FIELD_MANAGER).force();
-            let patch = Patch::Apply(&object);
-            limited(&secret, self.api().patch(&secret, &params, &patch)).await?
-        } else {
-            let params = PostParams {
-                field_manager: Some(FIELD_MANAGER.to_owned()),
-                ..PostParams::default()
-            };
-            limited(&secret, self.api().create(&params, &object)).await?
-        };
-        self.remember(&secret, written.metadata.resource_version);
-        Ok(())
+        }
     }
 
     async fn delete(&self, secret: &str) -> Result<(), DocumentError> {
@@ -287,6 +298,22 @@ impl Store for DocumentStore {
         }
         keys.sort();
         Ok(keys)
+    }
+
+    async fn write_test(&self) -> Result<(), StoreError> {
+        let name = "tidegate-write-test";
+        let content = " ".repeat(WRITE_TEST).into_bytes();
+        let object = self.object(name, "write-test", "", &Secret::new(content));
+        // Everything that could refuse it is asked: permissions, quotas, webhooks.
+        let params = PostParams {
+            dry_run: true,
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+        };
+        let tested = limited(name, self.api().create(&params, &object)).await;
+        tested.map(drop).map_err(|source| StoreError::Write {
+            key: Key::new(Kind::Certificate, "of a test"),
+            source: Box::new(source),
+        })
     }
 
     async fn set_aside(&self, key: &Key) -> Result<String, StoreError> {

@@ -122,13 +122,9 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     async fn remove(&self, key: &Key) -> Result<(), StoreError>;
     /// Names of all documents of a kind.
     async fn list(&self, kind: Kind) -> Result<Vec<Key>, StoreError>;
-    /// Writes and removes something of a certificate's size: whether a document could be kept now.
-    async fn write_test(&self) -> Result<(), StoreError> {
-        let key = Key::new(Kind::Notices, "write-test");
-        let content = format!("{:?}", " ".repeat(WRITE_TEST));
-        self.write(&key, Secret::new(content.into_bytes())).await?;
-        self.remove(&key).await
-    }
+    /// Finds out whether a document of [`WRITE_TEST`] bytes could be kept now, and leaves nothing behind. Many
+    /// may ask at one time.
+    async fn write_test(&self) -> Result<(), StoreError>;
     /// Moves a document out of the way without deleting it; says where it went.
     async fn set_aside(&self, key: &Key) -> Result<String, StoreError>;
 }
@@ -227,6 +223,10 @@ impl Store for MemoryStore {
             .filter(|key| key.kind == kind)
             .cloned()
             .collect())
+    }
+
+    async fn write_test(&self) -> Result<(), StoreError> {
+        Ok(())
     }
 
     async fn set_aside(&self, key: &Key) -> Result<String, StoreError> {
