@@ -30,6 +30,7 @@ use crate::admin::{Admin, ControlView, HostGuard, Readiness};
 use crate::operator::documents::DocumentStore;
 use crate::operator::internal_ca;
 use crate::operator::lease::{Elector, Leadership};
+use crate::operator::published::{Publications, PublishedSecrets, Publisher};
 use crate::operator::replicas::{Presenter, Replicas};
 use crate::operator::status::StatusWriter;
 use crate::operator::{Cluster, ClusterOptions, Source, World};
@@ -101,6 +102,9 @@ struct Running {
     control: watch::Sender<Arc<ControlView>>,
     engine: watch::Sender<Option<Engine>>,
     statuses: watch::Sender<Arc<Statuses>>,
+    publications: watch::Sender<Arc<Publications>>,
+    published: watch::Sender<Arc<PublishedSecrets>>,
+    published_seen: watch::Receiver<Arc<PublishedSecrets>>,
     served_answers: watch::Sender<u64>,
     tracked: Tracked,
     signals: Signals,
@@ -184,6 +188,7 @@ impl Running {
             name_servers: options.surroundings.name_servers.clone(),
             system_namespace: cluster.namespace.clone(),
         };
+        let published = watch::Sender::<Arc<PublishedSecrets>>::default();
         Ok(Self {
             process: Process {
                 started_at,
@@ -191,7 +196,14 @@ impl Running {
                 admin: admin_address.map(|address| address.to_string()),
                 listeners,
             },
-            source: Arc::new(Mutex::new(Source::new(Arc::clone(&world), environment))),
+            source: Arc::new(Mutex::new(Source::new(
+                Arc::clone(&world),
+                environment,
+                published.subscribe(),
+            ))),
+            publications: watch::Sender::default(),
+            published_seen: published.subscribe(),
+            published,
             documents: Arc::new(DocumentStore::new(
                 cluster.client.clone(),
                 cluster.namespace.clone(),
@@ -296,6 +308,7 @@ impl Running {
                 Err(_) => Woken::Stop,
             },
             () = engine => Woken::Refresh,
+            Ok(()) = self.published_seen.changed() => Woken::Refresh,
             () = tokio::time::sleep(pause) => Woken::Refresh,
         }
     }
@@ -354,6 +367,12 @@ impl Running {
         self.next = refreshed.next;
         let asked = Acme::asked_by(&refreshed);
         let answers = refreshed.answers;
+        let publications = Arc::new(self.lock_source().publications(&refreshed.translation));
+        self.publications.send_if_modified(|known| {
+            let changed = *known != publications;
+            *known = publications;
+            changed
+        });
         let statuses = std::mem::take(&mut refreshed.translation.statuses);
         let statuses = Arc::new(statuses);
         refreshed.translation.statuses.clone_from(&statuses);
@@ -416,6 +435,16 @@ impl Running {
         spawn_named(
             "status-writer",
             self.tasks.track_future(writer.run(stop.clone())),
+        );
+        let publisher = Publisher::new(
+            self.cluster.clone(),
+            Arc::clone(&self.world),
+            self.publications.subscribe(),
+            self.published.clone(),
+        );
+        spawn_named(
+            "publisher",
+            self.tasks.track_future(publisher.run(stop.clone())),
         );
         let presenter = Presenter {
             answers: acme.engine.answers().clone(),

@@ -18,6 +18,7 @@ pub mod internal_ca;
 pub mod lease;
 mod named;
 mod objects;
+pub mod published;
 pub mod replicas;
 mod services;
 mod source;

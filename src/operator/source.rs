@@ -11,13 +11,16 @@ use tidegate_acme::answers::for_data_plane;
 use tidegate_acme::record::{CertificateRecord, Issued};
 use tidegate_acme::store::Kind as DocumentKind;
 use tidegate_model::{Certificate, CertificateOrigin, ChallengeAnswers, RouteId};
+use tokio::sync::watch;
 
 use super::documents::Document;
+use super::published::{Publications, PublishedSecrets};
 use super::replicas::SharedAnswers;
 use super::watch::World;
 use crate::source::{Finding, InternalIssuer, Issuance, Refreshed, next_moment, wanted};
 use crate::translate::{
-    Environment, Inputs, Kind, LastGood, ObjectRef, Severity, parse_certificate, translate,
+    Environment, Inputs, IssuerChoice, Kind, LastGood, ObjectRef, Severity, Translation,
+    parse_certificate, translate,
 };
 
 /// Everything between the watches and a translation.
@@ -30,6 +33,7 @@ pub struct Source {
     issuance: Option<Issuance>,
     last_good: Arc<LastGood>,
     records: BTreeMap<String, Read>,
+    published: watch::Receiver<Arc<PublishedSecrets>>,
     challenges: Arc<ChallengeAnswers>,
 }
 
@@ -44,7 +48,12 @@ struct Read {
 
 impl Source {
     /// A source of what is known of this cluster.
-    pub fn new(world: Arc<World>, environment: Environment) -> Self {
+    /// `published` tells how the Secrets stand that certificates are published in.
+    pub fn new(
+        world: Arc<World>,
+        environment: Environment,
+        published: watch::Receiver<Arc<PublishedSecrets>>,
+    ) -> Self {
         Self {
             world,
             environment,
@@ -52,6 +61,7 @@ impl Source {
             issuance: None,
             last_good: Arc::default(),
             records: BTreeMap::new(),
+            published,
             challenges: Arc::default(),
         }
     }
@@ -64,6 +74,25 @@ impl Source {
     /// This replica orders from now on, or not any more.
     pub fn set_acme(&mut self, issuance: Option<Issuance>) {
         self.issuance = issuance;
+    }
+
+    /// The certificates that belong into Secrets: of routes that want one of an ACME issuer, as it is in the
+    /// documents.
+    pub fn publications(&self, translation: &Translation) -> Publications {
+        let by_route: BTreeMap<&RouteId, &Arc<Issued>> = self
+            .records
+            .values()
+            .filter_map(|read| Some((&read.id, read.issued.as_ref()?)))
+            .collect();
+        translation
+            .wanted_certificates
+            .iter()
+            .filter(|wanted| matches!(wanted.issuer, IssuerChoice::Acme(_)))
+            .filter_map(|wanted| {
+                let issued = by_route.get(&wanted.route)?;
+                Some((wanted.route.clone(), Arc::clone(issued)))
+            })
+            .collect()
     }
 
     /// Translates what is known now.
@@ -82,6 +111,7 @@ impl Source {
             issuance.fill(&mut inputs);
             inputs.challenges = challenges;
         }
+        inputs.published = PublishedSecrets::clone(&self.published.borrow());
         let mut findings = Vec::new();
         let translation = match &mut self.internal {
             Some(internal) => internal.translate(&mut inputs, now, &mut findings),

@@ -183,6 +183,11 @@ impl World {
         self.named.fetch(stale).await;
     }
 
+    /// The version of a Secret that exists.
+    pub(super) fn secret_version(&self, name: &ObjectName) -> Option<Arc<String>> {
+        self.named.secret_versions.get(name)
+    }
+
     /// The documents of a kind, by the name they have within it.
     pub fn documents(&self, kind: DocumentKind) -> Vec<Arc<Document>> {
         let all = self.documents.all().into_iter().map(|(_, it)| it);

@@ -21,8 +21,8 @@ use super::solvers::Made;
 use super::status::{Conditions, certificate_status, joined};
 use super::trackers::TrackerGroups;
 use super::{
-    GoodRoute, Inputs, IssuerChoice, Kind, ObjectRef, SecretData, ServiceResolution, Translation,
-    WantedCertificate, agents, issuance, issuers,
+    GoodRoute, Inputs, IssuerChoice, Kind, ObjectRef, PublishedSecret, SecretData,
+    ServiceResolution, Translation, WantedCertificate, agents, issuance, issuers,
 };
 use crate::api::conditions::{Condition, ConditionType, Reason, timestamp};
 use crate::api::{CertificateStatus, TlsRoute, TlsRouteSpec, TlsRouteStatus};
@@ -355,7 +355,16 @@ impl Work<'_> {
                 (Some(message), Some(IssuerChoice::Acme(name))) => {
                     issuance::missing(report, &name, &message, order);
                 }
-                (None, _) => note = order.and_then(issuance::renewal_note),
+                (None, _) => {
+                    note = order.and_then(issuance::renewal_note).or_else(|| {
+                        match self.inputs.published.get(id)? {
+                            PublishedSecret::Here(_) => None,
+                            PublishedSecret::Foreign(name) => Some(format!(
+                                "not published: somebody else made Secret {name}; delete or rename it"
+                            )),
+                        }
+                    });
+                }
                 (Some(_), None) => {}
             }
             found
@@ -633,9 +642,17 @@ impl Work<'_> {
                 observed_generation: route.metadata.generation,
                 conditions: conditions.into_inner(),
                 hostnames,
-                certificate: certificate.map(|certificate| CertificateStatus {
-                    renew_at: order.and_then(|order| order.renew_at).map(timestamp),
-                    ..certificate_status(certificate)
+                certificate: certificate.map(|certificate| {
+                    let status = certificate_status(certificate);
+                    let published = match self.inputs.published.get(id) {
+                        Some(PublishedSecret::Here(name)) => Some(name.clone()),
+                        Some(PublishedSecret::Foreign(_)) | None => None,
+                    };
+                    CertificateStatus {
+                        renew_at: order.and_then(|order| order.renew_at).map(timestamp),
+                        secret_name: status.secret_name.or(published),
+                        ..status
+                    }
                 }),
                 order: order.and_then(issuance::order_status),
                 preflight: order.map_or_else(Vec::new, issuance::preflight_status),

@@ -40,6 +40,8 @@ pub struct Inputs {
     pub orders: BTreeMap<RouteId, OrderReport>,
     /// How ACME issuers stand, by name.
     pub issuer_reports: BTreeMap<String, IssuerReport>,
+    /// Where certificates of ACME issuers are published, by route.
+    pub published: BTreeMap<RouteId, PublishedSecret>,
     /// Answers to challenges that are asked for at this moment.
     pub challenges: Arc<ChallengeAnswers>,
     /// Served to clients without SNI, and until a route's own certificate exists.
@@ -98,6 +100,15 @@ pub struct OrderReport {
     pub renew_at: Option<SystemTime>,
     /// What was found before the last order.
     pub preflight: Vec<Finding>,
+}
+
+/// What became of publishing a certificate as a Secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PublishedSecret {
+    /// It is in the Secret of that name, in the route's namespace.
+    Here(String),
+    /// Somebody else made a Secret of that full name.
+    Foreign(String),
 }
 
 /// How an ACME issuer stands.
