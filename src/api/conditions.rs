@@ -127,6 +127,8 @@ words! {
         IssuerNotFound,
         /// The backend's name or Service does not exist.
         BackendNotFound,
+        /// A backend leads to an address or a name that backends of this edge may not lead to.
+        BackendNotAllowed,
         /// Every Service has an endpoint that is ready.
         BackendsReady,
         /// A Service has no endpoint that is ready; requests to it are answered with 503.

@@ -13,8 +13,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use ipnet::IpNet;
 use tidegate_acme::engine::{Engine, Surroundings};
-use tidegate_model::{HostName, ObjectName, SnapshotStore};
+use tidegate_model::{HostName, ObjectName, Reach, SnapshotStore};
 use tidegate_proxy::{RunningEdge, Settings};
 use tidegate_telemetry::{chain, spawn_named};
 use tokio::sync::watch;
@@ -64,6 +65,10 @@ pub struct OperatorOptions {
     pub own_addresses: Vec<IpAddr>,
     /// Folder of `static` backends.
     pub static_files: PathBuf,
+    /// Networks that backends may lead to although they otherwise may not.
+    pub allow_addresses: Vec<IpNet>,
+    /// Networks that backends may not lead to.
+    pub refuse_addresses: Vec<IpNet>,
     /// The state folder; it may be empty at each start.
     pub state: PathBuf,
     /// The data plane.
@@ -187,6 +192,11 @@ impl Running {
             programs: ProgramPolicy::Refused,
             name_servers: options.surroundings.name_servers.clone(),
             system_namespace: cluster.namespace.clone(),
+            reach: Arc::new(Reach::limited(
+                options.allow_addresses.clone(),
+                options.refuse_addresses.clone(),
+            )),
+            cluster_domain: cluster.domain.clone(),
         };
         let published = watch::Sender::<Arc<PublishedSecrets>>::default();
         Ok(Self {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use ipnet::IpNet;
 
 use super::edge::EdgeArgs;
 use super::values::StateArgs;
@@ -114,6 +115,28 @@ pub(super) struct OperatorArgs {
     )]
     static_files: PathBuf,
 
+    /// Network that backends may lead to although it is this machine, its neighbourhood or the API server, such as
+    /// 10.0.0.5/32. May be given several times.
+    #[arg(
+        long,
+        env = "TIDEGATE_ALLOW_ADDRESSES",
+        value_name = "CIDR",
+        value_delimiter = ',',
+        help_heading = "Kubernetes"
+    )]
+    allow_addresses: Vec<IpNet>,
+
+    /// Network that backends may not lead to, such as those of pods and Services, which then are reached as
+    /// Services of a route's own namespace only. May be given several times.
+    #[arg(
+        long,
+        env = "TIDEGATE_REFUSE_ADDRESSES",
+        value_name = "CIDR",
+        value_delimiter = ',',
+        help_heading = "Kubernetes"
+    )]
+    refuse_addresses: Vec<IpNet>,
+
     #[command(flatten)]
     state: StateArgs,
 
@@ -136,6 +159,8 @@ impl OperatorArgs {
             replicas_service: self.replicas_service,
             own_addresses: self.pod_ip,
             static_files: self.static_files,
+            allow_addresses: self.allow_addresses,
+            refuse_addresses: self.refuse_addresses,
             state: self.state.resolve(None)?,
             settings: self.edge.settings(),
             admin: self.edge.admin(),

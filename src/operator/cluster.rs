@@ -1,5 +1,6 @@
 //! The API server: how it is found, who we are to it, and which namespaces are ours to look at.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use kube::config::{InferConfigError, KubeConfigOptions, Kubeconfig, KubeconfigError};
@@ -33,6 +34,10 @@ pub struct Cluster {
     pub watched: Vec<String>,
     /// What this replica is called.
     pub identity: String,
+    /// Addresses of the API server, as far as they are known before it is asked.
+    pub api_server: Vec<SocketAddr>,
+    /// DNS domain of the cluster's names; empty if this is no pod.
+    pub domain: String,
 }
 
 impl std::fmt::Debug for Cluster {
@@ -105,6 +110,7 @@ impl Cluster {
                 .map(str::to_owned)
                 .ok_or(ClusterError::Identity)?,
         };
+        let api_server = api_server(&config);
         let client =
             Client::try_from(config).map_err(|error| ClusterError::Client(Box::new(error)))?;
         Ok(Self {
@@ -112,6 +118,62 @@ impl Cluster {
             namespace,
             watched: options.watched.clone(),
             identity,
+            api_server,
+            domain: domain(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
         })
+    }
+}
+
+/// The addresses in the configuration and in a pod's environment.
+fn api_server(config: &Config) -> Vec<SocketAddr> {
+    let url = &config.cluster_url;
+    let port = url.port_u16().unwrap_or(443);
+    let configured = url.host().map(|host| (host.to_owned(), port));
+    let port = std::env::var("KUBERNETES_SERVICE_PORT").ok();
+    let told = std::env::var("KUBERNETES_SERVICE_HOST").ok();
+    let told = told.zip(port.and_then(|port| port.parse().ok()));
+    [configured, told]
+        .into_iter()
+        .flatten()
+        .filter_map(|(host, port)| {
+            let ip: IpAddr = host.trim_matches(['[', ']']).parse().ok()?;
+            Some(SocketAddr::new(ip, port))
+        })
+        .collect()
+}
+
+/// The domain of a cluster, from the search domains of a pod: `NAMESPACE.svc.DOMAIN svc.DOMAIN DOMAIN`.
+fn domain(resolv_conf: &str) -> String {
+    let lines = resolv_conf.lines().map(str::split_whitespace);
+    let mut searched = lines.flat_map(|mut words| match words.next() {
+        Some("search") => words.collect(),
+        _ => Vec::new(),
+    });
+    let found = searched.find_map(|domain| domain.strip_prefix("svc."));
+    found.unwrap_or_default().trim_end_matches('.').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_domain_is_read_from_a_pods_search_domains() {
+        let pod = "nameserver 10.43.0.10\nsearch web.svc.k8s.example.net svc.k8s.example.net k8s.example.net\noptions ndots:5\n";
+        assert_eq!(domain(pod), "k8s.example.net");
+        assert_eq!(domain("nameserver 192.0.2.1\nsearch lan\n"), "");
+    }
+
+    #[test]
+    fn the_address_of_the_api_server_is_read_from_its_url() {
+        for (url, expected) in [
+            ("https://10.43.0.1", Some("10.43.0.1:443")),
+            ("https://[2001:db8::1]:6443/", Some("[2001:db8::1]:6443")),
+            ("https://kubernetes.default.svc", None),
+        ] {
+            let found = api_server(&Config::new(url.parse().unwrap()));
+            let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+            assert_eq!(found.first().map(String::as_str), expected);
+        }
     }
 }

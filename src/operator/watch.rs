@@ -49,6 +49,8 @@ pub struct World {
     trouble: AtomicU32,
     /// Namespace of this program.
     pub(super) namespace: String,
+    /// Addresses of the API server, as far as they were known at the start.
+    api_server: Vec<SocketAddr>,
 }
 
 impl World {
@@ -70,6 +72,7 @@ impl World {
             changes: watch::Sender::new(0),
             trouble: AtomicU32::new(0),
             namespace: cluster.namespace.clone(),
+            api_server: cluster.api_server.clone(),
         });
         let watches = Watches {
             cluster,
@@ -149,7 +152,27 @@ impl World {
             .filter_map(|(_, it)| it.good.clone())
             .collect();
         inputs.services = self.services();
+        let known = self.api_server.iter().copied().chain(self.kubernetes());
+        inputs.environment.reach = Arc::new(inputs.environment.reach.with_api_server(known));
         self.named.fill(inputs);
+    }
+
+    /// Where the API server really is, where its own Service is looked at.
+    fn kubernetes(&self) -> impl Iterator<Item = SocketAddr> {
+        let slices = self.slices.all();
+        let own = slices
+            .into_iter()
+            .filter(|(name, slice)| &*name.namespace == "default" && slice.service == "kubernetes");
+        own.flat_map(|(_, slice)| {
+            let ports: Vec<u16> = slice.ports.values().copied().collect();
+            let all = slice.all.clone();
+            all.into_iter().flat_map(move |ip| {
+                ports
+                    .clone()
+                    .into_iter()
+                    .map(move |port| SocketAddr::new(ip, port))
+            })
+        })
     }
 
     fn services(&self) -> BTreeMap<ObjectName, Arc<ServiceData>> {

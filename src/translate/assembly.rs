@@ -32,12 +32,13 @@ pub fn translate(inputs: &Inputs, now: SystemTime) -> Translation {
     let mut work = Work {
         inputs,
         now,
-        claims: Claims::default(),
+        claims: Claims::new(inputs.environment.is_shared()),
         groups: TrackerGroups::default(),
         result: Translation {
             snapshot: Snapshot {
                 default_certificate: inputs.default_certificate.clone(),
                 challenges: Arc::clone(&inputs.challenges),
+                reach: Arc::clone(&inputs.environment.reach),
                 ..Snapshot::default()
             },
             ..Translation::default()

@@ -15,7 +15,7 @@ use super::balancing::Policy;
 use super::references::{Found, References};
 use super::report::{Field, Report};
 use super::words::one_of;
-use super::{ServiceResolution, StaticFilesPolicy};
+use super::{ServiceResolution, StaticFilesPolicy, reach};
 use crate::api::conditions::Reason;
 use crate::api::{AgentRef, Backend, BackendTls, StaticFiles};
 
@@ -229,7 +229,7 @@ fn place(
             let full = references.sibling(&service.name);
             return Some(Found::Here(Place {
                 name: format!("{full}:{}", service.port),
-                target: Target::Addresses(found.addresses.clone()),
+                target: Target::Addresses(found.addresses),
                 protocol: match found.app_protocol.as_deref() {
                     Some("kubernetes.io/h2c") => UpstreamProtocol::Http2,
                     _ => UpstreamProtocol::Auto,
@@ -249,6 +249,11 @@ fn place(
         }
     };
     let (host, port) = found?;
+    if let Err((message, hint)) = reach::judge(environment, references.id, &host, port) {
+        let at = field.at("address");
+        report.add(at, Reason::BackendNotAllowed, message, hint);
+        return Some(Found::Missing);
+    }
     Some(Found::Here(Place {
         name: match host.ip() {
             Some(std::net::IpAddr::V6(v6)) => format!("[{v6}]:{port}"),
@@ -358,10 +363,7 @@ fn upstream_tls(
 
 fn agent(report: &mut Report, references: &References<'_>, field: &Field<'_>, wire: &AgentRef) {
     let full = references.sibling(&wire.name);
-    let exists = references.inputs.agents.iter().any(|agent| {
-        agent.metadata.name.as_deref() == Some(&*full.name)
-            && agent.metadata.namespace.as_deref().unwrap_or("default") == &*full.namespace
-    });
+    let exists = references.has_agent(&full);
     if !super::agents::is_target(&wire.target) {
         report.invalid(
             field.at("target"),

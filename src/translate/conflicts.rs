@@ -36,11 +36,21 @@ pub(super) fn age_of(
 #[derive(Debug, Default)]
 pub(super) struct Claims {
     owners: BTreeMap<HostPattern, (SystemTime, RouteId)>,
+    /// Whether the owners of other namespaces are not named.
+    discreet: bool,
 }
 
 // === impl Claims ===
 
 impl Claims {
+    /// `discreet` is for where those who write in one namespace must learn nothing of another.
+    pub(super) fn new(discreet: bool) -> Self {
+        Self {
+            owners: BTreeMap::new(),
+            discreet,
+        }
+    }
+
     /// Gives the hostname to the route, unless an older one has it; then the report names that one.
     pub(super) fn claim(
         &mut self,
@@ -61,10 +71,15 @@ impl Claims {
                 } else {
                     "comes first by name"
                 };
+                let owner = if self.discreet && owner.namespace != id.namespace {
+                    "a TlsRoute of another namespace".to_owned()
+                } else {
+                    format!("TlsRoute {owner}")
+                };
                 report.add(
                     field_of(spec, host),
                     Reason::HostnameConflict,
-                    format!("{host} already belongs to TlsRoute {owner}, which {why}"),
+                    format!("{host} already belongs to {owner}, which {why}"),
                     "take the hostname out of one of the two, or put all rules into one route",
                 );
                 false

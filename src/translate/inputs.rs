@@ -12,7 +12,7 @@ use std::time::SystemTime;
 
 use tidegate_acme::notices::DeliveryState;
 use tidegate_acme::preflight::Finding;
-use tidegate_model::{Certificate, ChallengeAnswers, ObjectName, RouteId};
+use tidegate_model::{Certificate, ChallengeAnswers, ObjectName, Reach, RouteId};
 
 use super::LastGood;
 use crate::api::{AcmeIssuer, TlsRoute, TunnelAgent};
@@ -67,6 +67,18 @@ pub struct Environment {
     pub name_servers: Vec<SocketAddr>,
     /// Namespace of the Secrets that cluster-wide objects name; `default` if empty.
     pub system_namespace: String,
+    /// Where backends and the receivers of calls may be.
+    pub reach: Arc<Reach>,
+    /// DNS domain of the cluster's own names; `cluster.local` if empty.
+    pub cluster_domain: String,
+}
+
+impl Environment {
+    /// Whether objects come from a cluster, where those who write in one namespace must learn nothing of
+    /// another.
+    pub fn is_shared(&self) -> bool {
+        self.services == ServiceResolution::Objects
+    }
 }
 
 /// Whether objects may name programs to run.

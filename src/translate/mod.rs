@@ -28,6 +28,7 @@ mod matches;
 mod notifications;
 mod outputs;
 mod quantities;
+mod reach;
 mod references;
 mod report;
 mod routes;

@@ -2,6 +2,8 @@
 //!
 //! A receiver that cannot be used is left out and said; it is never a reason not to issue certificates.
 
+use std::sync::Arc;
+
 use tidegate_acme::notices::target::DEFAULT_TIMEOUT;
 use tidegate_acme::notices::{
     NoticeError, NoticeKind, Severity, SmtpSecurity, SmtpTarget, Target, Template, WebhookTarget,
@@ -212,6 +214,7 @@ fn webhook(
         ca_bundle: ca_bundle?,
         timeout: DEFAULT_TIMEOUT,
         least: Severity::Info,
+        reach: Arc::clone(&references.inputs.environment.reach),
     })
 }
 
@@ -273,6 +276,7 @@ fn smtp(
         ca_bundle: ca_bundle?,
         timeout: DEFAULT_TIMEOUT,
         least: Severity::Info,
+        reach: Arc::clone(&references.inputs.environment.reach),
     })
 }
 

@@ -1,6 +1,9 @@
-//! What objects name: Secrets and ConfigMaps of their namespace.
+//! What objects name: Secrets, ConfigMaps, Services and TunnelAgents of their namespace.
+//!
+//! The one place where a name becomes an object. No field has a namespace, so what an object names is always
+//! looked for in its own; for objects of no namespace in the program's (`docs/adr/0032`). Nothing else reads
+//! `Inputs::secrets`, `config_maps`, `services` or `agents` by name.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rustls::RootCertStore;
@@ -8,7 +11,7 @@ use tidegate_model::{BasicAuth, Fingerprint, ObjectName, RouteId, Secret};
 
 use super::certificates::parse_roots;
 use super::report::{Field, Report};
-use super::{Inputs, ReferenceKind, SecretData, ServicePortData, ServiceResolution};
+use super::{Inputs, ReferenceKind, SecretData, ServicePortData, reach};
 use crate::api::conditions::Reason;
 use crate::api::{BasicAuthFilter, ServiceRef};
 
@@ -38,6 +41,15 @@ impl References<'_> {
         ObjectName::new(Arc::clone(&self.id.namespace), name)
     }
 
+    /// A Secret of that name in another namespace. Only where one person owns all of them: to others it would
+    /// tell what they must not know.
+    fn elsewhere(&self, wanted: &ObjectName) -> Option<&ObjectName> {
+        let mut others = self.inputs.secrets.keys();
+        others
+            .find(|other| other.name == wanted.name)
+            .filter(|_| !self.inputs.environment.is_shared())
+    }
+
     pub(super) fn secret(
         &self,
         report: &mut Report,
@@ -52,7 +64,7 @@ impl References<'_> {
                 field,
                 Reason::SecretNotFound,
                 format!("Secret {full} does not exist"),
-                other_namespace(&self.inputs.secrets, &full).map_or_else(
+                self.elsewhere(&full).map_or_else(
                     || format!("create it in namespace {}", full.namespace),
                     |other| {
                         format!(
@@ -103,8 +115,8 @@ impl References<'_> {
         report: &mut Report,
         field: &Field<'_>,
         wire: &ServiceRef,
-    ) -> Option<&ServicePortData> {
-        debug_assert_eq!(self.inputs.environment.services, ServiceResolution::Objects);
+    ) -> Option<ServicePortData> {
+        debug_assert!(self.inputs.environment.is_shared());
         let full = self.sibling(&wire.name);
         report.names(ReferenceKind::Service, full.clone());
         let at = field.at("name");
@@ -148,7 +160,16 @@ impl References<'_> {
             );
             return None;
         };
-        if port.addresses.is_empty() {
+        let reach = &self.inputs.environment.reach;
+        let (addresses, refused) = reach.sort_out(port.addresses.clone());
+        if let Some(refused) = refused {
+            report.add(
+                field,
+                Reason::BackendNotAllowed,
+                format!("Service {full} leads where backends may not: {refused}"),
+                reach::ALLOW,
+            );
+        } else if addresses.is_empty() {
             report.add(
                 field,
                 Reason::NoReadyEndpoints,
@@ -159,7 +180,18 @@ impl References<'_> {
                 "see whether its selector names pods and whether those are ready",
             );
         }
-        Some(port)
+        Some(ServicePortData {
+            addresses,
+            ..port.clone()
+        })
+    }
+
+    /// A TunnelAgent.
+    pub(super) fn has_agent(&self, full: &ObjectName) -> bool {
+        self.inputs.agents.iter().any(|agent| {
+            agent.metadata.name.as_deref() == Some(&*full.name)
+                && agent.metadata.namespace.as_deref().unwrap_or("default") == &*full.namespace
+        })
     }
 
     /// CAs from a Secret's or ConfigMap's `ca.crt`.
@@ -296,11 +328,4 @@ pub(super) fn basic_auth_filter(
         users,
         user_header,
     })
-}
-
-fn other_namespace<'a, T>(
-    all: &'a BTreeMap<ObjectName, T>,
-    wanted: &ObjectName,
-) -> Option<&'a ObjectName> {
-    all.keys().find(|other| other.name == wanted.name)
 }

@@ -181,7 +181,8 @@ pub(super) fn condition_of(reason: Reason) -> ConditionType {
         | Reason::AgentNotFound
         | Reason::AgentNotConnected
         | Reason::IssuerNotFound
-        | Reason::BackendNotFound => ConditionType::ResolvedRefs,
+        | Reason::BackendNotFound
+        | Reason::BackendNotAllowed => ConditionType::ResolvedRefs,
         Reason::InvalidCertificate
         | Reason::NameMismatch
         | Reason::Expired

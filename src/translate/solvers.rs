@@ -391,7 +391,9 @@ impl Build<'_, '_> {
             credentials,
             ca_bundle,
             timeout: webhook::DEFAULT_TIMEOUT,
+            reach: Arc::clone(&self.references.inputs.environment.reach),
         };
+        fields.add(format!("{:?}", settings.reach));
         self.make(report, &field.at("url"), fields.end(), || {
             Ok(Arc::new(Webhook::new(&settings)?))
         })

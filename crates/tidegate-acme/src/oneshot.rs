@@ -3,7 +3,7 @@
 //! The pre-flight asks each address of a name apart, and a DNS webhook is called twice a certificate:
 //! neither wants a pool. Redirects and proxies are the caller's affair, bodies are cut at a limit.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,9 +14,45 @@ use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::{CertificateDer, ServerName};
 use thiserror::Error;
+use tidegate_model::Reach;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+
+/// Why the host, as it is written, is nothing to connect to: names are judged when they are looked up, but
+/// for the one that everybody knows.
+pub(crate) fn refused(reach: &Reach, host: &str, port: u16) -> Option<String> {
+    let ip = match host.trim_end_matches('.') {
+        "localhost" => Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        host => host.parse().ok(),
+    }?;
+    let special = reach.refuses(SocketAddr::new(ip, port))?;
+    Some(format!("{host} is {special}"))
+}
+
+/// The addresses of a host that connections may lead to.
+pub(crate) async fn addresses(
+    reach: &Reach,
+    host: &str,
+    port: u16,
+    timeout: Duration,
+) -> Result<Vec<SocketAddr>, String> {
+    let found = match tokio::time::timeout(timeout, tokio::net::lookup_host((host, port))).await {
+        Ok(Ok(found)) => found.take(8).collect(),
+        Ok(Err(error)) => return Err(format!("find its address: {error}")),
+        Err(_) => return Err("its address was not found in time".to_owned()),
+    };
+    match reach.sort_out(found) {
+        (good, Some(refused)) if good.is_empty() => Err(format!(
+            "the host leads where connections may not: {refused}"
+        )),
+        (good, _) => Ok(good),
+    }
+}
+
+/// How a refused address is mended.
+pub(crate) const ALLOW: &str =
+    "name another host; whoever runs this edge can allow networks with --allow-addresses";
 
 /// Which part of the exchange failed.
 #[derive(Debug, Error)]

@@ -442,6 +442,7 @@ mod tests {
                 ca_bundle: None,
                 timeout: Duration::from_secs(10),
                 least: Severity::Info,
+                reach: Arc::default(),
             }),
             on: vec![NoticeKind::Expired],
         });

@@ -14,6 +14,7 @@ mod challenge;
 mod filter;
 mod names;
 mod observed;
+mod reach;
 mod rule;
 mod secret;
 mod snapshot;
@@ -32,6 +33,7 @@ pub use filter::{
 };
 pub use names::{HostName, HostPattern, NameError, ObjectName, RouteId};
 pub use observed::{EndpointState, ListenerState, Observed, ObservedCluster, ObservedListener};
+pub use reach::{Reach, Special};
 pub use rule::{
     Action, FixedResponse, HeaderMatch, Limits, PathMatch, QueryMatch, Redirect, RedirectPath,
     RequestMatch, RouteEntry, Rule, StaticFolder, Timeouts, ValueMatch,

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use rustls::RootCertStore;
 
 use crate::{
-    Certificate, ChallengeAnswers, Cluster, Fingerprint, HostName, HostPattern, RouteEntry, RouteId,
+    Certificate, ChallengeAnswers, Cluster, Fingerprint, HostName, HostPattern, Reach, RouteEntry,
+    RouteId,
 };
 
 /// One complete configuration of the data plane. A request or connection uses one from start to end.
@@ -18,6 +19,8 @@ pub struct Snapshot {
     pub default_certificate: Option<Arc<Certificate>>,
     /// What certification authorities may ask for.
     pub challenges: Arc<ChallengeAnswers>,
+    /// Where the addresses that names turn out to have may lead.
+    pub reach: Arc<Reach>,
 }
 
 impl Snapshot {

@@ -1,17 +1,20 @@
 //! Reads golden inputs.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use ipnet::IpNet;
 use rcgen::{CertificateParams, DnType, KeyPair, SerialNumber};
 use serde::Deserialize;
 use serde_json::Value;
-use tidegate_model::{CertificateOrigin, ObjectName};
+use tidegate_model::{CertificateOrigin, ObjectName, Reach};
 
 use super::now;
 use crate::translate::{
-    ConfigMapData, Inputs, ProgramPolicy, SecretData, StaticFilesPolicy, parse_certificate,
+    ConfigMapData, Inputs, ProgramPolicy, SecretData, ServiceData, ServicePortData,
+    ServiceResolution, StaticFilesPolicy, parse_certificate,
 };
 
 /// A certificate that is made for the test.
@@ -48,6 +51,40 @@ struct TestEnvironment {
     static_within: Option<PathBuf>,
     #[serde(default)]
     static_relative_to: Option<PathBuf>,
+    /// Services are objects, and namespaces belong to different people.
+    #[serde(default)]
+    cluster: bool,
+    #[serde(default)]
+    allow_addresses: Vec<String>,
+    #[serde(default)]
+    refuse_addresses: Vec<String>,
+    #[serde(default)]
+    api_server: Vec<SocketAddr>,
+    #[serde(default)]
+    system_namespace: String,
+}
+
+/// A Service and who is ready behind it.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct TestService {
+    #[serde(rename = "kind")]
+    _kind: String,
+    name: String,
+    #[serde(default)]
+    external_name: Option<String>,
+    #[serde(default)]
+    ports: Vec<TestPort>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct TestPort {
+    port: u16,
+    #[serde(default)]
+    app_protocol: Option<String>,
+    #[serde(default)]
+    ready: Vec<SocketAddr>,
 }
 
 /// The documents of a YAML text.
@@ -94,6 +131,19 @@ pub(super) fn add(inputs: &mut Inputs, document: Value) {
                 .config_maps
                 .insert(name_of(&document), Arc::new(ConfigMapData { data }));
         }
+        "TestService" => {
+            let wire: TestService = strict(document);
+            let ports = wire.ports.into_iter().map(|port| ServicePortData {
+                port: port.port,
+                app_protocol: port.app_protocol,
+                addresses: port.ready,
+            });
+            let data = ServiceData {
+                external_name: wire.external_name,
+                ports: ports.collect(),
+            };
+            inputs.services.insert(split(&wire.name), Arc::new(data));
+        }
         "TestCertificate" => certificate(inputs, &strict(document)),
         "TestEnvironment" => {
             let wire: TestEnvironment = strict(document);
@@ -101,6 +151,15 @@ pub(super) fn add(inputs: &mut Inputs, document: Value) {
                 inputs.environment.programs = ProgramPolicy::Refused;
             }
             inputs.environment.class_name = wire.class_name;
+            inputs.environment.system_namespace = wire.system_namespace;
+            if wire.cluster {
+                inputs.environment.services = ServiceResolution::Objects;
+                let reach = Reach::limited(
+                    networks(&wire.allow_addresses),
+                    networks(&wire.refuse_addresses),
+                );
+                inputs.environment.reach = Arc::new(reach.with_api_server(wire.api_server));
+            }
             if let Some(folder) = wire.static_within {
                 inputs.environment.static_files = StaticFilesPolicy::Within(folder);
             }
@@ -122,6 +181,10 @@ pub(super) fn strict<T: serde::de::DeserializeOwned>(document: Value) -> T {
     unknown.retain(|path| path != "apiVersion" && path != "kind");
     assert!(unknown.is_empty(), "unknown fields {unknown:?} in {text}");
     value
+}
+
+fn networks(all: &[String]) -> Vec<IpNet> {
+    all.iter().map(|one| one.parse().unwrap()).collect()
 }
 
 fn name_of(document: &Value) -> ObjectName {

@@ -1,11 +1,12 @@
 //! Golden files: `testdata/NAME.in.yaml` in, statuses and snapshot out as `testdata/NAME.out.yaml`.
 //!
-//! `UPDATE_GOLDEN=1 cargo test translate` rewrites the outputs. Inputs are ordinary documents plus three
+//! `UPDATE_GOLDEN=1 cargo test translate` rewrites the outputs. Inputs are ordinary documents plus four
 //! kinds that exist only here: `TestCertificate` makes a Secret, an issued or a default certificate,
-//! `TestEnvironment` says what is true of the edge, and `Next` begins a further translation that knows what
+//! `TestService` a Service with its endpoints, `TestEnvironment` says what is true of the edge, and `Next` begins a further translation that knows what
 //! the one before it returned (only the last is rendered).
 
 mod input;
+mod isolation;
 mod nasty;
 mod render;
 mod samples;

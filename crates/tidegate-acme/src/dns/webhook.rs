@@ -4,7 +4,6 @@
 //! Each call has one deadline and a limit on what is read. Redirects are not followed: credentials would go
 //! along. Credentials are sent over https or to this machine only, and no error text repeats them.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -16,7 +15,7 @@ use http_body_util::Full;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use serde::Serialize;
-use tidegate_model::Secret;
+use tidegate_model::{Reach, Secret};
 
 use super::{DnsSolver, SolverError, TxtRecord};
 use crate::oneshot::{self, Call};
@@ -55,6 +54,8 @@ pub struct Settings {
     pub ca_bundle: Option<String>,
     /// Time for one call.
     pub timeout: Duration,
+    /// Where it may be.
+    pub reach: Arc<Reach>,
 }
 
 /// Calls a web service.
@@ -66,6 +67,7 @@ pub struct Webhook {
     tls: Option<Arc<ClientConfig>>,
     authorization: Option<Secret<String>>,
     timeout: Duration,
+    reach: Arc<Reach>,
 }
 
 #[derive(Serialize)]
@@ -125,9 +127,17 @@ impl Webhook {
             }
         };
         let default_port = if tls.is_some() { 443 } else { 80 };
+        let port = base.port_u16().unwrap_or(default_port);
+        if let Some(refused) = oneshot::refused(&settings.reach, &host, port) {
+            return Err(wrong(
+                format!("the webhook's url: {refused}"),
+                oneshot::ALLOW,
+            ));
+        }
         Ok(Self {
             host,
-            port: base.port_u16().unwrap_or(default_port),
+            port,
+            reach: Arc::clone(&settings.reach),
             base,
             tls,
             authorization: settings.credentials.as_ref().map(authorization),
@@ -167,12 +177,8 @@ impl Webhook {
             .map_err(|_| failed("the credentials hold characters no header may".to_owned()))?;
         let name = ServerName::try_from(self.host.clone())
             .map_err(|_| failed(format!("{:?} is no host name", self.host)))?;
-        let lookup = tokio::net::lookup_host((self.host.as_str(), self.port));
-        let addresses: Vec<SocketAddr> = tokio::time::timeout(self.timeout, lookup)
-            .await
-            .map_err(|_| failed("the host's address was not found in time".to_owned()))?
-            .map_err(|error| failed(format!("find its address: {error}")))?
-            .collect();
+        let found = oneshot::addresses(&self.reach, &self.host, self.port, self.timeout).await;
+        let addresses = found.map_err(failed)?;
         let mut outcome = Err(failed("the host has no address".to_owned()));
         for address in addresses {
             let call = Call {

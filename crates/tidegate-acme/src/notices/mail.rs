@@ -13,6 +13,7 @@ use lettre::{AsyncSmtpTransport, AsyncTransport as _, Tokio1Executor};
 
 use super::target::{NoticeError, SmtpSecurity, SmtpTarget, identity, without};
 use super::{Notice, Severity};
+use crate::oneshot;
 use crate::plan::moment::bounded;
 
 /// The mail that tells of a notice.
@@ -57,13 +58,24 @@ fn raw(name: &'static str, value: &str) -> HeaderValue {
 /// Hands a mail over.
 pub(super) async fn send(target: &SmtpTarget, notice: &Notice) -> Result<(), NoticeError> {
     let mail = message(target, notice)?;
-    let transport = transport(target)?;
     let host = format!("{}:{}", target.host, target.port());
     let unreachable = |problem: String| NoticeError::Unreachable {
         target: target.name.clone(),
         host: host.clone(),
         problem,
     };
+    let server = if target.reach.is_limited() {
+        // Looked up here, so that the connection is made to the very address that was judged.
+        let (name, port) = (target.host.as_str(), target.port());
+        let found = oneshot::addresses(&target.reach, name, port, target.timeout).await;
+        match found.map_err(&unreachable)?.first() {
+            Some(first) => first.ip().to_string(),
+            None => return Err(unreachable("the host has no address".to_owned())),
+        }
+    } else {
+        target.host.clone()
+    };
+    let transport = transport(target, &server)?;
     match tokio::time::timeout(target.timeout, transport.send(mail)).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => {
@@ -86,10 +98,13 @@ pub(super) async fn send(target: &SmtpTarget, notice: &Notice) -> Result<(), Not
     }
 }
 
-fn transport(target: &SmtpTarget) -> Result<AsyncSmtpTransport<Tokio1Executor>, NoticeError> {
+fn transport(
+    target: &SmtpTarget,
+    server: &str,
+) -> Result<AsyncSmtpTransport<Tokio1Executor>, NoticeError> {
     // A single command may not use up the whole time.
     let per_command = target.timeout.max(Duration::from_secs(1));
-    let mut builder = AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous(target.host.as_str())
+    let mut builder = AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous(server)
         .port(target.port())
         .timeout(Some(per_command))
         .tls(match target.security {

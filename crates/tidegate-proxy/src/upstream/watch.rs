@@ -1,14 +1,16 @@
 //! Follows the clusters of the current snapshot on a thread of its own: resolves names again and again,
 //! probes addresses. The request path only reads what is found here.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use http::{HeaderValue, Request, header};
 use tidegate_model::{
-    ActiveHealthCheck, Cluster, ClusterKey, ObservedCluster, SnapshotStore, Target,
+    ActiveHealthCheck, Cluster, ClusterKey, ObservedCluster, Reach, SnapshotStore, Target,
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -88,9 +90,9 @@ pub(crate) async fn watch(
             if let Target::Addresses(addresses) = &cluster.target {
                 state.set_addresses(addresses);
             }
-            tasks
-                .entry(cluster.key.clone())
-                .or_insert_with(|| AbortOnDropHandle::new(tokio::spawn(follow(state))));
+            tasks.entry(cluster.key.clone()).or_insert_with(|| {
+                AbortOnDropHandle::new(tokio::spawn(follow(state, Arc::clone(&store))))
+            });
         }
         clusters.retain(&tasks);
         tokio::select! {
@@ -100,26 +102,20 @@ pub(crate) async fn watch(
     }
 }
 
-async fn follow(state: Arc<ClusterState>) {
-    tokio::join!(resolve_forever(&state), probe_forever(&state));
+async fn follow(state: Arc<ClusterState>, store: Arc<SnapshotStore>) {
+    tokio::join!(resolve_forever(&state, &store), probe_forever(&state));
 }
 
-async fn resolve_forever(state: &ClusterState) {
+async fn resolve_forever(state: &ClusterState, store: &SnapshotStore) {
     let Some((host, port)) = state.name_to_resolve() else {
         return;
     };
     loop {
-        let lookup = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host((host, port)));
-        let error = match lookup.await {
-            Ok(Ok(addresses)) => {
-                let addresses: Vec<_> = addresses.collect();
-                if addresses.is_empty() {
-                    Some("the name has no address".to_owned())
-                } else {
-                    state.set_addresses(&addresses);
-                    None
-                }
-            }
+        let reach = Arc::clone(&store.load_full().snapshot.reach);
+        let name = asked_for(host, &reach);
+        let lookup = tokio::net::lookup_host((&*name, port));
+        let error = match tokio::time::timeout(RESOLVE_TIMEOUT, lookup).await {
+            Ok(Ok(addresses)) => take(state, &reach, addresses.collect()),
             Ok(Err(error)) => Some(error.to_string()),
             Err(_) => Some("the name server did not answer in time".to_owned()),
         };
@@ -143,11 +139,39 @@ async fn resolve_forever(state: &ClusterState) {
     }
 }
 
+/// The name as the name server is asked for it. A name of the cluster's search domains would be one of some
+/// namespace's Services.
+fn asked_for<'a>(host: &'a str, reach: &Reach) -> Cow<'a, str> {
+    if reach.is_limited() && !host.ends_with('.') {
+        Cow::Owned(format!("{host}."))
+    } else {
+        Cow::Borrowed(host)
+    }
+}
+
+/// Takes those of a name's addresses that connections may lead to; says why, if there is none. Connections are
+/// made to these very addresses, so that nothing can come between the question and its answer.
+fn take(state: &ClusterState, reach: &Reach, found: Vec<SocketAddr>) -> Option<String> {
+    let (good, refused) = reach.sort_out(found);
+    if good.is_empty() {
+        return Some(match refused {
+            Some(refused) => format!("the name leads where backends may not: {refused}"),
+            None => "the name has no address".to_owned(),
+        });
+    }
+    if let Some(refused) = refused {
+        let cluster = &state.cluster.name;
+        tracing::warn!(cluster, refused, "an address of the name is left out");
+    }
+    state.set_addresses(&good);
+    None
+}
+
 async fn probe_forever(state: &Arc<ClusterState>) {
     let Some(check) = &state.cluster.active_health else {
         return;
     };
-    let mut streaks: HashMap<std::net::SocketAddr, (u32, u32)> = HashMap::new();
+    let mut streaks: HashMap<SocketAddr, (u32, u32)> = HashMap::new();
     state.until_resolved().await;
     loop {
         let addresses = state.addresses();
@@ -247,5 +271,87 @@ async fn ask(
         Ok(())
     } else {
         Err(format!("status {status} instead of {lowest} to {highest}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tidegate_model::{
+        CircuitLimits, LoadBalancing, PassiveHealthCheck, Snapshot, UpstreamProtocol,
+    };
+
+    use super::*;
+
+    fn named(host: &str) -> Arc<ClusterState> {
+        ClusterState::new(Arc::new(Cluster {
+            key: ClusterKey(host.into()),
+            name: host.to_owned(),
+            target: Target::Host {
+                host: host.to_owned(),
+                port: 80,
+            },
+            protocol: UpstreamProtocol::Auto,
+            tls: None,
+            proxy_protocol: None,
+            load_balancing: LoadBalancing::LeastRequest,
+            active_health: None,
+            passive_health: PassiveHealthCheck {
+                consecutive_failures: 5,
+                ejection_time: Duration::from_secs(30),
+            },
+            circuit: CircuitLimits { max_requests: None },
+            connect_timeout: Duration::from_secs(5),
+        }))
+    }
+
+    fn addresses(state: &ClusterState) -> Vec<String> {
+        let known = state.addresses();
+        let all = known.endpoints.iter();
+        all.map(|endpoint| endpoint.address.to_string()).collect()
+    }
+
+    #[test]
+    fn a_name_that_is_bound_anew_leads_nowhere_else() {
+        let reach = Reach::limited(Vec::new(), Vec::new());
+        let state = named("app.example.com");
+        let parse = |all: &[&str]| all.iter().map(|it| it.parse().unwrap()).collect();
+        let both = parse(&["192.0.2.1:80", "169.254.169.254:80"]);
+        assert_eq!(take(&state, &reach, both), None);
+        assert_eq!(addresses(&state), ["192.0.2.1:80"]);
+        let rebound = take(&state, &reach, parse(&["127.0.0.1:80"])).unwrap();
+        assert!(
+            rebound.contains("127.0.0.1 is a loopback address"),
+            "{rebound}"
+        );
+        assert_eq!(addresses(&state), ["192.0.2.1:80"], "what was known stays");
+        assert_eq!(
+            take(&state, &Reach::default(), parse(&["127.0.0.1:80"])),
+            None
+        );
+        assert_eq!(addresses(&state), ["127.0.0.1:80"]);
+    }
+
+    #[tokio::test]
+    async fn the_name_of_this_machine_is_looked_up_and_refused() {
+        let store = Arc::new(SnapshotStore::new());
+        store.publish(Snapshot {
+            reach: Arc::new(Reach::limited(Vec::new(), Vec::new())),
+            ..Snapshot::default()
+        });
+        let state = named("localhost");
+        let following = tokio::spawn(follow(Arc::clone(&state), store));
+        state.until_resolved().await;
+        following.abort();
+        assert!(addresses(&state).is_empty());
+        assert!(state.addresses().error.is_some());
+    }
+
+    #[test]
+    fn search_domains_are_left_out_where_reach_is_limited() {
+        let limited = Reach::limited(Vec::new(), Vec::new());
+        assert_eq!(asked_for("blog.web", &limited), "blog.web.");
+        assert_eq!(asked_for("blog", &Reach::default()), "blog");
     }
 }

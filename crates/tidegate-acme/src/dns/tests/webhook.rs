@@ -12,7 +12,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use rustls::ServerConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use tidegate_model::Secret;
+use tidegate_model::{Reach, Secret};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
@@ -73,7 +73,43 @@ fn settings(url: String) -> Settings {
         credentials: None,
         ca_bundle: None,
         timeout: Duration::from_secs(10),
+        reach: Arc::default(),
     }
+}
+
+#[tokio::test]
+async fn what_leads_where_connections_may_not_is_not_called() {
+    let (address, calls) = serve(200, "", None).await;
+    let reach = Arc::new(Reach::limited(Vec::new(), Vec::new()));
+    for url in [
+        format!("http://{address}"),
+        format!("http://localhost:{}", address.port()),
+    ] {
+        let limited = Settings {
+            reach: Arc::clone(&reach),
+            ..settings(url)
+        };
+        let error = Webhook::new(&limited).unwrap_err().to_string();
+        assert!(error.contains("is a loopback address"), "{error}");
+    }
+    // A name is judged by what it turns out to be: this one is known to every machine's own list of names.
+    let turned = Settings {
+        reach,
+        ..settings(format!("http://LocalHost:{}", address.port()))
+    };
+    if let Ok(turned) = Webhook::new(&turned) {
+        let error = turned
+            .present(&record(), SystemTime::now())
+            .await
+            .unwrap_err();
+        let error = tidegate_telemetry::chain(&error).to_string();
+        assert!(
+            error.contains("127.0.0.1 is a loopback address")
+                || error.contains("::1 is a loopback address"),
+            "{error}"
+        );
+    }
+    assert!(calls.lock().unwrap().is_empty());
 }
 
 fn record() -> TxtRecord {

@@ -339,12 +339,10 @@ async fn through(
 }
 
 async fn addresses(target: &WebhookTarget, endpoint: &Endpoint) -> Result<Vec<SocketAddr>, String> {
-    let lookup = tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port));
-    match tokio::time::timeout(target.timeout, lookup).await {
-        Ok(Ok(addresses)) => Ok(addresses.take(4).collect()),
-        Ok(Err(error)) => Err(format!("find its address: {error}")),
-        Err(_) => Err("its address was not found in time".to_owned()),
-    }
+    let (host, port) = (endpoint.host.as_str(), endpoint.port);
+    let mut found = oneshot::addresses(&target.reach, host, port, target.timeout).await?;
+    found.truncate(4);
+    Ok(found)
 }
 
 fn refused(target: &WebhookTarget, endpoint: &Endpoint, reply: &oneshot::Reply) -> NoticeError {

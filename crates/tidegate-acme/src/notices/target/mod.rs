@@ -4,6 +4,7 @@
 //! themselves: no error and no `Debug` shows more of a URL than its host. Redirects are never followed,
 //! because tokens would go along.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
@@ -13,9 +14,10 @@ use http::{Method, Request, Uri};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
-use tidegate_model::Secret;
+use tidegate_model::{Reach, Secret};
 
 use super::{Notice, Severity};
+use crate::oneshot;
 use crate::plan::moment::{bounded, rfc3339_text};
 
 /// Time for one delivery when nothing else is set.
@@ -95,6 +97,8 @@ pub struct WebhookTarget {
     pub timeout: Duration,
     /// Least severity that is sent.
     pub least: Severity,
+    /// Where the receiver may be.
+    pub reach: Arc<Reach>,
 }
 
 /// How the connection to a mail server is protected.
@@ -131,6 +135,8 @@ pub struct SmtpTarget {
     pub timeout: Duration,
     /// Least severity that is sent.
     pub least: Severity,
+    /// Where the receiver may be.
+    pub reach: Arc<Reach>,
 }
 
 impl SmtpTarget {
@@ -150,6 +156,9 @@ impl SmtpTarget {
                 "mail would cross the network in clear text",
                 "use startTls or tls, or a mail server on this machine",
             );
+        }
+        if let Some(refused) = oneshot::refused(&self.reach, &self.host, self.port()) {
+            return wrong(&refused, oneshot::ALLOW);
         }
         if self.to.is_empty() || self.to.len() > 50 {
             return wrong("there must be 1 to 50 receivers", "name them under to");
@@ -300,9 +309,13 @@ impl WebhookTarget {
                 "write it as https://ntfy.sh/topic",
             ));
         }
+        let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
+        if let Some(refused) = oneshot::refused(&self.reach, &host, port) {
+            return Err(wrong(&refused, oneshot::ALLOW));
+        }
         Ok(Endpoint {
             tls,
-            port: uri.port_u16().unwrap_or(if tls { 443 } else { 80 }),
+            port,
             authority: authority.as_str().to_owned(),
             host,
             path: path.to_owned(),

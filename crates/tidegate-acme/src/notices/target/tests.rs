@@ -24,6 +24,7 @@ fn webhook(url: &str, template: Template, token: Option<&str>) -> WebhookTarget 
         ca_bundle: None,
         timeout: DEFAULT_TIMEOUT,
         least: Severity::Info,
+        reach: Arc::default(),
     }
 }
 
@@ -291,6 +292,7 @@ fn smtp() -> SmtpTarget {
         ca_bundle: None,
         timeout: DEFAULT_TIMEOUT,
         least: Severity::Info,
+        reach: Arc::default(),
     }
 }
 

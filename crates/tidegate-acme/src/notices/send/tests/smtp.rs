@@ -129,6 +129,7 @@ fn target(server: &Server, security: SmtpSecurity) -> SmtpTarget {
         ca_bundle: Some(server.ca.clone()),
         timeout: Duration::from_secs(20),
         least: Severity::Info,
+        reach: Arc::default(),
     }
 }
 

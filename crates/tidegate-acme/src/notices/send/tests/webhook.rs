@@ -83,6 +83,7 @@ fn target(address: SocketAddr, template: Template) -> WebhookTarget {
         ca_bundle: None,
         timeout: Duration::from_secs(10),
         least: Severity::Warning,
+        reach: Arc::default(),
     }
 }
 
