@@ -141,6 +141,9 @@ fn a_full_state_folder_costs_no_order() {
     assert_eq!(tap.count("order-plz", 201), 1, "{:?}", tap.exchanges());
     fs::remove_file(filler).unwrap();
     wait_for_trust(&edge, &root, "late.example.com");
+    // Not because the time of the next attempt had come.
+    let log = edge.log();
+    assert!(log.contains("the store can be written again"), "{log}");
     assert_eq!(tap.count("order-plz", 201), 2, "{:?}", tap.exchanges());
 }
 
