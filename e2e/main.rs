@@ -12,6 +12,7 @@
 
 mod control_plane;
 mod definitions;
+mod operator;
 mod pods;
 mod support;
 mod validation;

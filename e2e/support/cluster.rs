@@ -202,6 +202,11 @@ impl Cluster {
         }
     }
 
+    /// What service accounts asked of the API server, a line of JSON for each request; of our own only.
+    pub(crate) fn audit(&self) -> Option<PathBuf> {
+        self.plane.as_ref().map(ControlPlane::audit)
+    }
+
     /// The last lines of what the control plane said, for a failing test.
     pub(crate) fn logs(&self) -> String {
         self.plane

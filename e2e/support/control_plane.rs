@@ -62,6 +62,16 @@ const SERVICES: &str = "10.96.0.0/16";
 /// The first of [`SERVICES`], which is the API server's.
 const API_SERVICE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 1));
 
+/// Every request of a service account leaves a line when it arrives.
+const AUDIT: &str = "\
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [ResponseStarted, ResponseComplete, Panic]
+rules:
+- {level: Metadata, userGroups: [\"system:serviceaccounts\"]}
+- {level: None}
+";
+
 impl ControlPlane {
     /// Starts etcd and the API server; does not wait for them.
     pub(crate) fn start(site: Site, folder: &Path) -> Self {
@@ -92,6 +102,7 @@ impl ControlPlane {
             ("kubelet-client.key", &kubelet_client.key),
             ("accounts.key", &accounts.serialize_pem()),
             ("accounts.pub", &accounts.public_key_pem()),
+            ("audit.yaml", AUDIT),
             ("admin.kubeconfig", &plane.kubeconfig("admin")),
             ("controllers.kubeconfig", &plane.kubeconfig("controllers")),
         ] {
@@ -105,6 +116,11 @@ impl ControlPlane {
     /// A kubeconfig of an administrator, on disk.
     pub(crate) fn admin_kubeconfig(&self) -> PathBuf {
         self.file("admin.kubeconfig")
+    }
+
+    /// What service accounts asked of the API server, a line of JSON for each request.
+    pub(crate) fn audit(&self) -> PathBuf {
+        self.file("audit.log")
     }
 
     /// The CA, for further parts such as a node.
@@ -200,6 +216,8 @@ impl ControlPlane {
                     .add("secure-port", self.api_port.to_string())
                     .add("advertise-address", self.site.address.to_string())
                     .add("etcd-servers", &clients)
+                    .add("audit-policy-file", self.file("audit.yaml"))
+                    .add("audit-log-path", self.audit())
                     .add("authorization-mode", "Node,RBAC")
                     .add("client-ca-file", self.file("ca.crt"))
                     .add("tls-cert-file", self.file("server.crt"))

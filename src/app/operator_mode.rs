@@ -31,7 +31,6 @@ use crate::admin::{Admin, ControlView, HostGuard, Readiness};
 use crate::operator::documents::DocumentStore;
 use crate::operator::internal_ca;
 use crate::operator::lease::{Elector, Leadership};
-use crate::operator::memory;
 use crate::operator::published::{Publications, PublishedSecrets, Publisher};
 use crate::operator::replicas::{Presenter, Replicas};
 use crate::operator::status::StatusWriter;
@@ -48,8 +47,6 @@ const HOLD_OFF: Duration = Duration::from_millis(50);
 const LONGEST_HOLD_OFF: Duration = Duration::from_millis(500);
 /// Rounds of fetching what objects name before something is published all the same.
 const ROUNDS: usize = 4;
-/// Time after which a start without the API server serves what it told last.
-const REMEMBER_AFTER: Duration = Duration::from_secs(5);
 /// Pause before a lost engine is tried again.
 const ENGINE_RETRY: Duration = Duration::from_secs(5);
 
@@ -128,14 +125,6 @@ struct Running {
 struct Leader {
     acme: Acme,
     stop: CancellationToken,
-}
-
-/// How waiting for the lists ended.
-enum Completion {
-    Complete,
-    /// Not in time.
-    Late,
-    Stop,
 }
 
 /// What woke the loop.
@@ -254,25 +243,12 @@ impl Running {
     /// Returns when the process is asked to end.
     async fn run(&mut self) {
         let mut changes = self.world.changes();
-        match self.complete(&mut changes, Some(REMEMBER_AFTER)).await {
-            Completion::Complete => {}
-            Completion::Stop => return,
-            Completion::Late => {
-                self.remember().await;
-                if let Completion::Stop = self.complete(&mut changes, None).await {
-                    return;
-                }
-            }
+        if !self.complete(&mut changes).await {
+            return;
         }
         self.open_internal_ca().await;
         self.refresh().await;
         self.readiness.set_ready();
-        let keep = memory::keep(
-            Arc::clone(&self.world),
-            Arc::clone(&self.state),
-            self.stop.clone(),
-        );
-        spawn_named("memory", self.tasks.track_future(keep));
         self.lead_or_not().await;
         loop {
             match self.woken(&mut changes).await {
@@ -290,60 +266,24 @@ impl Running {
         }
     }
 
-    /// Waits until every list was read, but not longer than `patience`.
-    async fn complete(
-        &mut self,
-        changes: &mut watch::Receiver<u64>,
-        patience: Option<Duration>,
-    ) -> Completion {
-        let patience = async {
-            match patience {
-                Some(patience) => tokio::time::sleep(patience).await,
-                None => std::future::pending().await,
-            }
-        };
-        let mut patience = std::pin::pin!(patience);
+    /// Waits until every list was read; false when the process is asked to end before.
+    async fn complete(&mut self, changes: &mut watch::Receiver<u64>) -> bool {
         while !self.world.is_complete() {
             tokio::select! {
                 asked = self.signals.next() => {
                     if asked == Asked::Stop {
-                        return Completion::Stop;
+                        return false;
                     }
                 }
                 more = changes.changed() => {
                     if more.is_err() {
-                        return Completion::Stop;
+                        return false;
                     }
                 }
-                () = &mut patience => return Completion::Late,
             }
         }
         tracing::info!(objects = ?self.world.counts(), "every list was read");
-        Completion::Complete
-    }
-
-    /// The API server is away: what it told last is served, if this replica has been told anything.
-    async fn remember(&mut self) {
-        match memory::restore(&self.world, &self.state) {
-            Ok(None) => {
-                tracing::warn!(
-                    "the API server does not answer, and nothing is known from before; waiting"
-                );
-            }
-            Err(error) => {
-                tracing::error!(error = %chain(&error), "the API server does not answer, and what it told last cannot be read; waiting");
-            }
-            Ok(Some(at)) => {
-                let now = SystemTime::now();
-                let age = now.duration_since(at).unwrap_or_default();
-                tracing::warn!(age = ?Duration::from_secs(age.as_secs()), "the API server does not answer: serving what it told last");
-                self.set_internal_ca(now);
-                if let Some(refreshed) = self.translate(now).await {
-                    self.publish(refreshed, now);
-                }
-                self.readiness.set_ready();
-            }
-        }
+        true
     }
 
     async fn woken(&mut self, changes: &mut watch::Receiver<u64>) -> Woken {
@@ -389,10 +329,6 @@ impl Running {
         if let Err(error) = internal_ca::share_root(&self.documents, &self.state, now).await {
             tracing::error!(error = %chain(&error), "cannot share the internal CA's root; this replica uses one of its own until its next start");
         }
-        self.set_internal_ca(now);
-    }
-
-    fn set_internal_ca(&self, now: SystemTime) {
         let opened = InternalIssuer::open(
             Arc::clone(&self.state),
             self.options.certificate_lifetime,
@@ -412,7 +348,16 @@ impl Running {
         let now = SystemTime::now();
         let mut refreshed = None;
         for _ in 0..ROUNDS {
-            let Some(new) = self.translate(now).await else {
+            let source = Arc::clone(&self.source);
+            let task = tokio::task::spawn_blocking(move || {
+                source
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .refresh(now)
+            });
+            let Ok(new) = task.await else {
+                tracing::error!("the refresh panicked; what was served before is still served");
+                self.next = now + Duration::from_secs(60);
                 return;
             };
             let stale = self.world.stale(&new.translation.references);
@@ -426,22 +371,6 @@ impl Running {
         if let Some(refreshed) = refreshed {
             self.publish(refreshed, now);
         }
-    }
-
-    async fn translate(&mut self, now: SystemTime) -> Option<Refreshed> {
-        let source = Arc::clone(&self.source);
-        let task = tokio::task::spawn_blocking(move || {
-            source
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .refresh(now)
-        });
-        if let Ok(refreshed) = task.await {
-            return Some(refreshed);
-        }
-        tracing::error!("the refresh panicked; what was served before is still served");
-        self.next = now + Duration::from_secs(60);
-        None
     }
 
     fn publish(&mut self, mut refreshed: Refreshed, now: SystemTime) {

@@ -16,7 +16,6 @@ pub mod documents;
 pub mod events;
 pub mod internal_ca;
 pub mod lease;
-pub mod memory;
 mod named;
 mod objects;
 pub mod published;

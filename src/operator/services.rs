@@ -8,7 +8,6 @@ use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use serde::{Deserialize, Serialize};
 use tidegate_model::ObjectName;
 
 use crate::translate::{ServiceData, ServicePortData};
@@ -17,13 +16,13 @@ use crate::translate::{ServiceData, ServicePortData};
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// What of a Service counts here.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct ServiceShape {
     external_name: Option<String>,
     ports: Vec<PortShape>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct PortShape {
     port: u16,
     /// Slices call their ports by the names of the Service's.
@@ -32,7 +31,7 @@ struct PortShape {
 }
 
 /// What of an `EndpointSlice` counts here.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct SliceShape {
     /// The Service it belongs to.
     pub(super) service: String,
