@@ -410,7 +410,63 @@ fn random_text() -> String {
 
 #[cfg(test)]
 mod tests {
+    use tidegate_model::Secret;
+
     use super::*;
+    use crate::record::Issued;
+    use crate::settings::{KeyType, RenewalSource, Wanted};
+
+    #[test]
+    fn an_order_counts_as_what_the_authority_will_take_it_for() {
+        let name = |text| HostPattern::parse(text).unwrap();
+        let mut wanted = Wanted {
+            id: "default/blog".to_owned(),
+            names: vec![name("blog.example.com")],
+            issuer: Arc::new(Issuer {
+                name: "le".to_owned(),
+                directory: "https://ca.example/dir".to_owned(),
+                staging_directory: None,
+                contact: Vec::new(),
+                profile: None,
+                key_type: KeyType::P256,
+                external_account: None,
+                roots: None,
+                renewal: RenewalSource::Ari,
+                fallback: None,
+                notifications: Vec::new(),
+                solvers: Vec::new(),
+            }),
+            fallback: None,
+        };
+        let mut record = CertificateRecord::new("default/blog");
+        let mut directory = Directory {
+            new_order: "https://ca.example/order".to_owned(),
+            renewal_info: Some("https://ca.example/ari".to_owned()),
+            meta: crate::client::DirectoryMeta::default(),
+        };
+        let kind = |record: &CertificateRecord, wanted: &Wanted, directory: &Directory| {
+            kind_of(Some(record), wanted, Some(directory))
+        };
+        assert_eq!(kind(&record, &wanted, &directory), OrderKind::New);
+        record.current = Some(Issued {
+            chain_pem: String::new(),
+            key_pem: Secret::new(String::new()),
+            names: vec!["blog.example.com".to_owned()],
+            issuer: Some("le".to_owned()),
+            directory: Some("https://ca.example/dir".to_owned()),
+            profile: None,
+            not_before: SystemTime::UNIX_EPOCH,
+            not_after: SystemTime::UNIX_EPOCH,
+            ari_id: Some("a.b".to_owned()),
+            revoked: None,
+        });
+        assert_eq!(kind(&record, &wanted, &directory), OrderKind::AriRenewal);
+        directory.renewal_info = None;
+        assert_eq!(kind(&record, &wanted, &directory), OrderKind::Renewal);
+        assert_eq!(kind_of(Some(&record), &wanted, None), OrderKind::Renewal);
+        wanted.names.push(name("www.example.com"));
+        assert_eq!(kind(&record, &wanted, &directory), OrderKind::New);
+    }
 
     #[test]
     fn authorities_with_public_names_look_from_outside() {
