@@ -115,6 +115,8 @@ words! {
         NameMismatch,
         /// The certificate's validity has ended.
         Expired,
+        /// The certification authority has revoked the certificate; another is ordered.
+        Revoked,
         /// The certificate's validity has not begun.
         NotYetValid,
         /// A TunnelAgent does not exist.

@@ -17,8 +17,8 @@ pub struct Notification {
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
 
-    /// What is told: `Expiring` (too little of a certificate's life is left, or none), `Failing` (several
-    /// attempts failed) and `Recovered` (all is well again). Default: everything.
+    /// What is told: `Expiring` (too little of a certificate's life is left, or none, or it is revoked),
+    /// `Failing` (several attempts failed) and `Recovered` (all is well again). Default: everything.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), inner(length(min = 1, max = 16)))]
     pub events: Vec<String>,

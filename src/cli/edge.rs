@@ -135,6 +135,11 @@ pub(super) struct EdgeArgs {
     )]
     name_server: Vec<SocketAddr>,
 
+    /// How often the lists are read in which authorities name what they have revoked (CRL), of certificates
+    /// that say where theirs is; `off` for never.
+    #[arg(long, env = "TIDEGATE_REVOCATION_CHECK", value_name = "TIME", help_heading = "Certificates", default_value = "6h", value_parser = values::every)]
+    revocation_check: values::Every,
+
     /// Port at which a private ACME authority looks for http-01 answers.
     #[arg(
         long,
@@ -261,6 +266,7 @@ impl EdgeArgs {
             addresses: self.public_address.clone(),
             http_port: self.acme_http_port,
             tls_port: self.acme_tls_port,
+            revocation_interval: self.revocation_check.interval(),
         }
     }
 

@@ -68,6 +68,33 @@ pub(super) fn size(text: &str) -> Result<usize, String> {
         .ok_or_else(|| format!("{text:?} is not a size: write one such as 64Ki or 1Mi"))
 }
 
+/// A time between two of something, or `off`.
+pub(super) fn every(text: &str) -> Result<Every, String> {
+    if text == "off" {
+        return Ok(Every::Never);
+    }
+    duration(text)
+        .map(Every::Time)
+        .map_err(|error| format!("{error}, or off"))
+}
+
+/// How often something is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Every {
+    Never,
+    Time(Duration),
+}
+
+impl Every {
+    /// The time between two.
+    pub(super) fn interval(self) -> Option<Duration> {
+        match self {
+            Self::Never => None,
+            Self::Time(time) => Some(time),
+        }
+    }
+}
+
 /// A listener address, or just a port for all addresses.
 pub(super) fn listen(text: &str) -> Result<Listen, String> {
     if text == "off" {
@@ -182,6 +209,14 @@ mod tests {
         for bad in ["", "30", "s", "1x", "0s", "-1s", "99999999999s"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn intervals_are_read() {
+        let six_hours = Duration::from_secs(6 * 3600);
+        assert_eq!(every("6h").unwrap().interval(), Some(six_hours));
+        assert_eq!(every("off").unwrap().interval(), None);
+        assert!(every("0s").unwrap_err().ends_with(", or off"));
     }
 
     #[test]

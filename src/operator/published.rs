@@ -298,6 +298,7 @@ mod tests {
             not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(86_400),
             ari_id: None,
             revoked: None,
+            revoked_because: None,
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tidegate_acme::answers::{AnswerSet, for_data_plane};
 use tidegate_acme::engine::{Engine, State};
+use tidegate_acme::plan::moment::rfc3339_text;
 use tidegate_acme::record::Issued;
 use tidegate_acme::settings::Wanted;
 use tidegate_model::{Certificate, CertificateOrigin, ChallengeAnswers, RouteId};
@@ -58,6 +59,7 @@ impl Issuance {
                 reason: report.reason.clone(),
                 message: report.message.clone(),
                 failed: report.failed,
+                revoked: certificate.issued.as_deref().and_then(revocation),
                 url: report.order_url.clone(),
                 started_at: report.started_at,
                 attempts: report.attempts,
@@ -108,6 +110,15 @@ impl Issuance {
             .insert(id.to_owned(), (Arc::clone(issued), Arc::clone(&parsed)));
         Ok(parsed)
     }
+}
+
+/// That a certificate is revoked, in one sentence.
+fn revocation(issued: &Issued) -> Option<String> {
+    let at = rfc3339_text(issued.revoked?);
+    Some(match &issued.revoked_because {
+        Some(reason) => format!("its authority has revoked it ({reason}, known since {at})"),
+        None => format!("its authority has revoked it (known since {at})"),
+    })
 }
 
 /// What the engine must get and keep.

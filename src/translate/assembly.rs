@@ -356,6 +356,7 @@ impl Work<'_> {
                 (Some(message), Some(IssuerChoice::Acme(name))) => {
                     issuance::missing(report, &name, &message, order);
                 }
+                (None, _) if issuance::revoked(report, order) => {}
                 (None, _) => {
                     note = order.and_then(issuance::renewal_note).or_else(|| {
                         match self.inputs.published.get(id)? {

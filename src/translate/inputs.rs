@@ -100,6 +100,8 @@ pub struct OrderReport {
     pub message: String,
     /// Whether the last attempt failed.
     pub failed: bool,
+    /// That what is served is revoked, and why, in one sentence.
+    pub revoked: Option<String>,
     /// URL of the order that is under way.
     pub url: Option<String>,
     /// When it was begun.

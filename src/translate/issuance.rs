@@ -168,6 +168,17 @@ pub(super) fn missing(
     }
 }
 
+/// Notes that what is served is revoked, if it is; whether it is.
+pub(super) fn revoked(report: &mut Report, order: Option<&OrderReport>) -> bool {
+    let Some(order) = order else { return false };
+    let Some(message) = &order.revoked else {
+        return false;
+    };
+    let hint = renewal_note(order).unwrap_or_else(|| "another is ordered".to_owned());
+    report.add("spec.tls", Reason::Revoked, message.clone(), hint);
+    true
+}
+
 /// What is said while a good certificate is being replaced and that fails.
 pub(super) fn renewal_note(order: &OrderReport) -> Option<String> {
     if !order.failed {

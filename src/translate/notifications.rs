@@ -109,7 +109,14 @@ fn notification(
             Some(word),
             &[][..],
             &[
-                ("Expiring", &[NoticeKind::Expiring, NoticeKind::Expired][..]),
+                (
+                    "Expiring",
+                    &[
+                        NoticeKind::Expiring,
+                        NoticeKind::Expired,
+                        NoticeKind::Revoked,
+                    ][..],
+                ),
                 (
                     "Failing",
                     &[NoticeKind::Failing, NoticeKind::LongTermFailing][..],

@@ -186,6 +186,7 @@ pub(super) fn condition_of(reason: Reason) -> ConditionType {
         Reason::InvalidCertificate
         | Reason::NameMismatch
         | Reason::Expired
+        | Reason::Revoked
         | Reason::NotYetValid
         | Reason::Issuing
         | Reason::OrderFailed => ConditionType::CertificateReady,

@@ -48,6 +48,8 @@ pub struct Surroundings {
     pub http_port: u16,
     /// Port at which authorities look for tls-alpn-01: 443, but for private ones.
     pub tls_port: u16,
+    /// How often the authorities' lists of revoked certificates are read; None: never.
+    pub revocation_interval: Option<Duration>,
 }
 
 impl Default for Surroundings {
@@ -57,6 +59,7 @@ impl Default for Surroundings {
             addresses: Vec::new(),
             http_port: 80,
             tls_port: 443,
+            revocation_interval: Some(Duration::from_secs(6 * 3600)),
         }
     }
 }
@@ -459,6 +462,7 @@ mod tests {
             not_after: SystemTime::UNIX_EPOCH,
             ari_id: Some("a.b".to_owned()),
             revoked: None,
+            revoked_because: None,
         });
         assert_eq!(kind(&record, &wanted, &directory), OrderKind::AriRenewal);
         directory.renewal_info = None;

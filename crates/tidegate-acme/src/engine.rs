@@ -21,6 +21,7 @@ use crate::book::Book;
 pub use crate::checks::{Surroundings, preflight};
 use crate::client::{AcmeClient, ClientError, Directory};
 use crate::import;
+use crate::crl::Crls;
 use crate::keeper::Keeper;
 use crate::notices::{DeliveryState, Notice};
 use crate::observed::{Observed, ObservedCertificate, Tally};
@@ -122,6 +123,15 @@ pub enum Command {
         /// What came of it.
         answer: oneshot::Sender<Result<(), String>>,
     },
+    /// The authority's list says that what was served is revoked.
+    FoundRevoked {
+        /// The certificate.
+        id: String,
+        /// What the list was asked about.
+        issued: Arc<Issued>,
+        /// Why, in the words of RFC 5280 §5.3.1.
+        reason: Option<&'static str>,
+    },
 }
 
 /// The outside of a running engine. Clones share it.
@@ -206,6 +216,18 @@ impl Engine {
             shared.state.subscribe(),
         );
         spawn_named("watchman", shared.tasks.track_future(watchman.run()));
+        if let Some(interval) = shared.surroundings.revocation_interval {
+            let state = shared.state.subscribe();
+            let crls = Crls::new(interval, wanted_receiver.clone(), state, commands.clone());
+            let stopped = shared.stop.clone();
+            let life = async move {
+                tokio::select! {
+                    () = stopped.cancelled() => {}
+                    () = crls.run() => {}
+                }
+            };
+            spawn_named("crl", shared.tasks.track_future(life));
+        }
         let engine = Self {
             wanted,
             issuers,
@@ -562,7 +584,8 @@ impl Supervisor {
         let id = match &command {
             Command::Renew { id, .. }
             | Command::Rollback { id, .. }
-            | Command::Revoke { id, .. } => id,
+            | Command::Revoke { id, .. }
+            | Command::FoundRevoked { id, .. } => id,
         };
         let refused = match self.keepers.get(id) {
             Some(kept) => match kept.commands.try_send(command) {
@@ -582,6 +605,8 @@ impl Supervisor {
                 drop(answer.send(Err(RollbackError::NotKept(why))));
             }
             (Command::Revoke { answer, .. }, why) => drop(answer.send(Err(why.to_owned()))),
+            // Found again at the next look.
+            (Command::FoundRevoked { .. }, _) => {}
         }
     }
 }

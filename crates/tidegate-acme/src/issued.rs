@@ -54,6 +54,7 @@ pub fn inspect(chain_pem: &str, key_pem: &Secret<String>) -> Result<Issued, Stri
         not_after: moment(parsed.validity().not_after.timestamp()),
         ari_id: authority.map(|authority| ari_id(&authority, serial)),
         revoked: None,
+        revoked_because: None,
     })
 }
 

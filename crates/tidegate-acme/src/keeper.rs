@@ -13,6 +13,7 @@ use crate::decision::{self, KnownKey, Plan, plan};
 use crate::engine::{CertificateState, Command, Report, Shared};
 use crate::error::OrderError;
 use crate::import;
+use crate::notices;
 use crate::order::{Attempt, Step, choose};
 use crate::plan::challenge::ChallengeType;
 use crate::plan::ledger::{Limits, OrderKind, Refusal};
@@ -261,6 +262,9 @@ impl Keeper {
             Command::Revoke { reason, answer, .. } => {
                 let _ = answer.send(self.revoke(reason).await);
             }
+            Command::FoundRevoked { issued, reason, .. } => {
+                self.found_revoked(&issued, reason).await;
+            }
         }
     }
 
@@ -276,6 +280,31 @@ impl Keeper {
         self.told_until = None;
         tracing::warn!(certificate = %self.record.id, "a person went back to the certificate of before");
         Ok(())
+    }
+
+    /// The authority's list says so: taken down first, then told, then the plan orders another.
+    async fn found_revoked(&mut self, issued: &Issued, reason: Option<&'static str>) {
+        let now = SystemTime::now();
+        if !self.record.note_revoked(issued, reason, now) {
+            return;
+        }
+        tracing::error!(
+            certificate = %self.record.id,
+            reason = reason.unwrap_or("unspecified"),
+            "the authority has revoked the certificate"
+        );
+        self.save().await;
+        let wanted = self.wanted.borrow().clone();
+        let subject = notices::Subject {
+            id: &self.record.id,
+            names: &wanted.names,
+            issuer: &wanted.issuer.name,
+            validity: Some((issued.not_before, issued.not_after)),
+            renew_at: None,
+            attempts: &self.record.attempts,
+        };
+        let notice = notices::Notice::revoked(&subject, reason, now);
+        self.shared.lanes.report(&wanted.issuer.name, notice);
     }
 
     async fn save(&self) -> bool {
@@ -736,6 +765,7 @@ impl Keeper {
         result.map_err(|error| error.text())?;
         if let Some(current) = &mut self.record.current {
             current.revoked = Some(now);
+            current.revoked_because = reason.wire().map(|_| reason.as_str().to_owned());
         }
         if self.save().await {
             Ok(())

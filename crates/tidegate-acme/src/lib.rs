@@ -16,6 +16,7 @@ pub mod book;
 pub mod bundle;
 mod checks;
 pub mod client;
+mod crl;
 mod decision;
 pub mod dns;
 pub mod engine;

@@ -5,7 +5,7 @@
 //! forgotten. Whatever moment a crash chooses, the next start finds where it was.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
@@ -19,6 +19,9 @@ use crate::plan::renewal::AriState;
 use crate::plan::retry::Attempts;
 use crate::preflight::Finding;
 use crate::rollback::RolledBack;
+
+/// Least time between two orders because what was ordered is revoked.
+const AGAIN: Duration = Duration::from_secs(86_400);
 
 /// What is known of one certificate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -86,6 +89,28 @@ impl CertificateRecord {
             preflight: Vec::new(),
         }
     }
+
+    /// Takes down that the authority has revoked what is held, unless that is another one by now or was
+    /// known; whether it was news.
+    ///
+    /// Another is ordered at once, whatever failed before. Only an authority that revoked the one before
+    /// as well, within a day, is not asked again before a day has passed.
+    pub fn note_revoked(&mut self, held: &Issued, reason: Option<&str>, now: SystemTime) -> bool {
+        let Some(current) = &mut self.current else {
+            return false;
+        };
+        if current.chain_pem != held.chain_pem || current.revoked.is_some() {
+            return false;
+        }
+        current.revoked = Some(now);
+        current.revoked_because = reason.map(str::to_owned);
+        let before = self.previous.as_ref().and_then(|before| before.revoked);
+        let again = before
+            .map(|before| before + AGAIN)
+            .filter(|again| *again > now);
+        self.attempts.not_before = again.max(self.attempts.told_until);
+        true
+    }
 }
 
 /// A certificate with its key.
@@ -124,6 +149,9 @@ pub struct Issued {
         skip_serializing_if = "Option::is_none"
     )]
     pub revoked: Option<SystemTime>,
+    /// Why, in the words of RFC 5280 §5.3.1, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_because: Option<String>,
 }
 
 impl Issued {
@@ -230,8 +258,6 @@ mod secret_text {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -265,5 +291,44 @@ mod tests {
             record
         );
         assert!(!format!("{record:?}").contains("very private"));
+    }
+
+    #[test]
+    fn a_revoked_certificate_is_replaced_at_once_but_not_all_the_time() {
+        let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let hour = |count: u64| start + Duration::from_secs(count * 3600);
+        let issued = |serial: &str| Issued {
+            chain_pem: serial.to_owned(),
+            key_pem: Secret::new(String::new()),
+            names: Vec::new(),
+            issuer: None,
+            directory: None,
+            profile: None,
+            not_before: start,
+            not_after: hour(2000),
+            ari_id: None,
+            revoked: None,
+            revoked_because: None,
+        };
+        let mut record = CertificateRecord::new("default/blog");
+        assert!(!record.note_revoked(&issued("1"), None, hour(0)));
+        record.current = Some(issued("1"));
+        record.attempts.not_before = Some(hour(6));
+        // Asked about another that was replaced meanwhile.
+        assert!(!record.note_revoked(&issued("0"), None, hour(0)));
+        assert!(record.note_revoked(&issued("1"), Some("superseded"), hour(0)));
+        assert!(!record.note_revoked(&issued("1"), None, hour(1)));
+        let current = record.current.as_ref().unwrap();
+        assert_eq!(current.revoked, Some(hour(0)));
+        assert_eq!(current.revoked_because.as_deref(), Some("superseded"));
+        assert!(record.attempts.due(hour(0)));
+        // The next one is revoked as well.
+        record.previous = record.current.replace(issued("2"));
+        assert!(record.note_revoked(&issued("2"), None, hour(2)));
+        assert_eq!(record.attempts.not_before, Some(hour(24)));
+        record.previous = record.current.replace(issued("3"));
+        record.attempts.told_until = Some(hour(40));
+        assert!(record.note_revoked(&issued("3"), None, hour(30)));
+        assert_eq!(record.attempts.not_before, Some(hour(40)));
     }
 }

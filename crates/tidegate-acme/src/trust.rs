@@ -15,6 +15,13 @@ pub(crate) fn client(roots: impl Into<Arc<RootCertStore>>) -> Result<ClientConfi
         .with_no_client_auth())
 }
 
+/// The CAs that this system trusts, as far as there are any.
+pub(crate) fn system() -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    roots
+}
+
 /// A client that trusts the CAs of a PEM text, or else the system's. `called` is what people call the text;
 /// an error is in words.
 pub(crate) fn client_of_bundle(
@@ -33,7 +40,7 @@ pub(crate) fn client_of_bundle(
             return Err(format!("{called} holds no certificate"));
         }
     } else {
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        roots = system();
     }
     client(roots)
         .map(Arc::new)

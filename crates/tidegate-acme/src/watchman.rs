@@ -52,6 +52,8 @@ pub struct Tested {
 pub(crate) struct Lanes {
     settings: NotifierSettings,
     all: Mutex<BTreeMap<(String, String), Arc<Lane>>>,
+    /// What others than the watchman have to tell, by issuer, until the watchman takes it up.
+    reported: Mutex<Vec<(String, Notice)>>,
 }
 
 /// One receiver.
@@ -106,6 +108,19 @@ impl Lanes {
             all.remove(&key);
         }
         started
+    }
+
+    /// Has a notice told to the receivers of an issuer, as if the watchman had decided it.
+    pub(crate) fn report(&self, issuer: &str, notice: Notice) {
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        reported.push((issuer.to_owned(), notice));
+        drop(reported);
+        self.settings.changed.notify_one();
+    }
+
+    fn take_reported(&self) -> Vec<(String, Notice)> {
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut reported)
     }
 
     /// The notice for each receiver that wants it.
@@ -246,7 +261,15 @@ impl Watchman {
                     self.publish();
                     let before = memory.clone();
                     shared.lanes.settle(&mut memory.pending, SystemTime::now());
+                    let reported = shared.lanes.take_reported().into_iter();
+                    let reported: Vec<Pending> = reported
+                        .flat_map(|(issuer, notice)| shared.lanes.addressed(&issuer, &notice))
+                        .collect();
+                    memory.pending.extend(reported.iter().cloned());
                     self.keep(&before, &memory).await;
+                    for pending in &reported {
+                        shared.lanes.tell(pending);
+                    }
                     continue;
                 }
                 changed = self.issuers.changed() => {

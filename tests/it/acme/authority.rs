@@ -298,8 +298,16 @@ impl StepCa {
         fs::write(path("root.pem"), root_pem).unwrap();
         fs::write(path("signer.pem"), signer_pem).unwrap();
         fs::write(path("signer.key"), key.serialize_pem()).unwrap();
-        let port = ports::free();
+        let (port, lists) = (ports::free(), ports::free());
+        let list = format!("http://127.0.0.1:{lists}/crl");
+        let template = format!(
+            r#"{{"subject": {{{{ toJson .Subject }}}}, "sans": {{{{ toJson .SANs }}}},
+                "keyUsage": ["digitalSignature"], "extKeyUsage": ["serverAuth", "clientAuth"],
+                "crlDistributionPoints": ["{list}"]}}"#
+        );
         let config = json!({
+            "insecureAddress": format!("127.0.0.1:{lists}"),
+            "crl": {"enabled": true, "generateOnRevoke": true, "idpURL": list},
             "root": path("root.pem"),
             "crt": path("signer.pem"),
             "key": path("signer.key"),
@@ -309,6 +317,7 @@ impl StepCa {
             "authority": {"provisioners": [{
                 "type": "ACME",
                 "name": "acme",
+                "options": {"x509": {"template": template}},
                 "claims": {
                     "minTLSCertDuration": "1m",
                     "defaultTLSCertDuration": "5m",
@@ -331,6 +340,27 @@ impl StepCa {
             folder,
             port,
         })
+    }
+
+    /// Revokes a certificate in the name of whoever has its key, by step-ca's own interface.
+    pub(crate) fn revoke(&self, chain_pem: &str, key_pem: &str, serial: &str) {
+        let path = |name: &str| self.folder.path().join(name);
+        fs::write(path("revoked.pem"), chain_pem).unwrap();
+        fs::write(path("revoked.key"), key_pem).unwrap();
+        let request = json!({"serial": serial, "reasonCode": 1, "passive": true});
+        program::succeed(
+            Command::new("curl")
+                .args(["-sS", "--fail-with-body", "--max-time", "30"])
+                .arg("--cacert")
+                .arg(path("root.pem"))
+                .arg("--cert")
+                .arg(path("revoked.pem"))
+                .arg("--key")
+                .arg(path("revoked.key"))
+                .args(["-H", "content-type: application/json"])
+                .args(["-d", &request.to_string()])
+                .arg(format!("https://localhost:{}/1.0/revoke", self.port)),
+        );
     }
 
     /// The root of its certificates and of its directory.

@@ -16,6 +16,7 @@ mod named;
 mod notices;
 mod refused;
 mod renew;
+mod revoked;
 mod rollback;
 mod solvers;
 mod take_over;

@@ -104,6 +104,8 @@ pub enum NoticeKind {
     Expiring,
     /// It has expired.
     Expired,
+    /// The authority has revoked it.
+    Revoked,
     /// Issuance keeps failing.
     Failing,
     /// Issuance has failed for a month.
@@ -120,6 +122,7 @@ impl NoticeKind {
         match self {
             Self::Expiring => "CertificateExpiring",
             Self::Expired => "CertificateExpired",
+            Self::Revoked => "CertificateRevoked",
             Self::Failing => "IssuanceFailing",
             Self::LongTermFailing => "IssuanceFailingForLong",
             Self::Recovered => "IssuanceRecovered",
@@ -164,6 +167,27 @@ impl Notice {
             body: format!("Notices of {edge} arrive here. Sent at {}.", stamp(now)),
             at: now,
         }
+    }
+}
+
+impl Notice {
+    /// The authority has revoked a certificate. To be told once: nothing here remembers it.
+    pub fn revoked(subject: &Subject<'_>, reason: Option<&str>, now: SystemTime) -> Self {
+        let title = match reason {
+            Some(reason) => format!("Certificate for {} is revoked ({reason})", names(subject)),
+            None => format!("Certificate for {} is revoked", names(subject)),
+        };
+        let mut notice = notice(
+            subject,
+            NoticeKind::Revoked,
+            Severity::Critical,
+            &title,
+            now,
+        );
+        notice.body.push_str(
+            "\nIts authority says so in its list, and browsers refuse it. Another is ordered with a new key.",
+        );
+        notice
     }
 }
 

@@ -312,3 +312,27 @@ fn joined_memories_tell_nothing_twice() {
     empty.merge(&sixth);
     assert_eq!(empty, sixth);
 }
+
+#[test]
+fn a_revocation_is_told_with_its_reason() {
+    let (attempts, names) = (Attempts::default(), hosts());
+    let subject = Subject {
+        id: "default/blog",
+        names: &names,
+        issuer: "le",
+        validity: Some((start(), hours(90 * 24))),
+        renew_at: Some(hours(60 * 24)),
+        attempts: &attempts,
+    };
+    let told = Notice::revoked(&subject, Some("keyCompromise"), hours(1));
+    assert_eq!(told.kind, NoticeKind::Revoked);
+    assert_eq!(told.severity, Severity::Critical);
+    assert_eq!(
+        told.title,
+        "Certificate for a.example, *.a.example is revoked (keyCompromise)"
+    );
+    assert!(told.body.contains("Issuer: le\n"), "{}", told.body);
+    assert!(told.body.ends_with("with a new key."), "{}", told.body);
+    let told = Notice::revoked(&subject, None, hours(1));
+    assert!(told.title.ends_with(" is revoked"), "{}", told.title);
+}

@@ -150,6 +150,7 @@ async fn one_call_from_directory_to_port() {
         addresses: vec![ip("192.0.2.1")],
         http_port: edge.port(),
         tls_port: 1,
+        revocation_interval: None,
     };
     let found = check(&surroundings, Some(&answers), &subject, now()).await;
     let text = shown(found.findings);
