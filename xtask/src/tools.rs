@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::shell::{self, find, run};
 
-/// A program and the Debian package that brings it.
+/// A program, or a file by its whole path, and the Debian package that brings it.
 type Package = (&'static str, &'static str);
 
 /// A named part of an installation.
@@ -33,7 +33,16 @@ const TEST_PACKAGES: &[Package] = &[
     ("ip", "iproute2"),
     ("nsenter", "util-linux"),
     ("/usr/lib/cni/ptp", "containernetworking-plugins"),
+    ("pdns_server", "pdns-server"),
+    (
+        "/usr/share/pdns-backend-sqlite3/schema/schema.sqlite3.sql",
+        "pdns-backend-sqlite3",
+    ),
+    ("sqlite3", "sqlite3"),
 ];
+
+/// What the tests of the DNS providers need, by package.
+const PROVIDER_PACKAGES: [&str; 3] = ["pdns-server", "pdns-backend-sqlite3", "sqlite3"];
 
 const BENCH_PACKAGES: &[Package] = &[
     ("nginx", "nginx-light"),
@@ -111,12 +120,23 @@ pub(crate) fn install(set: &str) -> Result<()> {
     Ok(())
 }
 
-fn debian(packages: &[Package]) -> Result<()> {
-    let missing: Vec<&str> = packages
+/// The packages that the tests of the DNS providers lack.
+pub(crate) fn missing_for_providers() -> Vec<&'static str> {
+    let mut missing = missing(TEST_PACKAGES);
+    missing.retain(|package| PROVIDER_PACKAGES.contains(package));
+    missing
+}
+
+fn missing(packages: &[Package]) -> Vec<&'static str> {
+    packages
         .iter()
         .filter(|(program, _)| find(program).is_none())
         .map(|(_, package)| *package)
-        .collect();
+        .collect()
+}
+
+fn debian(packages: &[Package]) -> Result<()> {
+    let missing = missing(packages);
     if missing.is_empty() {
         return Ok(());
     }
