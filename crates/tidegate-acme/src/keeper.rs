@@ -9,11 +9,11 @@ use tokio::sync::{mpsc, watch};
 use crate::account;
 use crate::checks::{self, Subject};
 use crate::client::{AcmeClient, ClientError, Directory};
+use crate::crl;
 use crate::decision::{self, KnownKey, Plan, plan};
 use crate::engine::{CertificateState, Command, Report, Shared};
 use crate::error::OrderError;
 use crate::import;
-use crate::notices;
 use crate::order::{Attempt, Step, choose};
 use crate::plan::challenge::ChallengeType;
 use crate::plan::ledger::{Limits, OrderKind, Refusal};
@@ -25,7 +25,7 @@ use crate::preflight::{self, Check, Finding, State};
 use crate::record::{AccountRecord, CertificateRecord, Issued};
 use crate::revocation::RevocationReason;
 use crate::rollback::{RollbackError, roll_back};
-use crate::settings::{Issuer, Method, Wanted};
+use crate::settings::{Issuer, Wanted};
 use crate::store::{Key, Kind, StoreError, load, save, tested};
 
 /// A clock that was set, or a machine that slept, is noticed within this time.
@@ -263,7 +263,11 @@ impl Keeper {
                 let _ = answer.send(self.revoke(reason).await);
             }
             Command::FoundRevoked { issued, reason, .. } => {
-                self.found_revoked(&issued, reason).await;
+                let wanted = self.wanted.borrow().clone();
+                if let Some(notice) = crl::take_down(&mut self.record, &wanted, &issued, reason) {
+                    self.save().await;
+                    self.shared.lanes.report(&wanted.issuer.name, notice);
+                }
             }
         }
     }
@@ -280,31 +284,6 @@ impl Keeper {
         self.told_until = None;
         tracing::warn!(certificate = %self.record.id, "a person went back to the certificate of before");
         Ok(())
-    }
-
-    /// The authority's list says so: taken down first, then told, then the plan orders another.
-    async fn found_revoked(&mut self, issued: &Issued, reason: Option<&'static str>) {
-        let now = SystemTime::now();
-        if !self.record.note_revoked(issued, reason, now) {
-            return;
-        }
-        tracing::error!(
-            certificate = %self.record.id,
-            reason = reason.unwrap_or("unspecified"),
-            "the authority has revoked the certificate"
-        );
-        self.save().await;
-        let wanted = self.wanted.borrow().clone();
-        let subject = notices::Subject {
-            id: &self.record.id,
-            names: &wanted.names,
-            issuer: &wanted.issuer.name,
-            validity: Some((issued.not_before, issued.not_after)),
-            renew_at: None,
-            attempts: &self.record.attempts,
-        };
-        let notice = notices::Notice::revoked(&subject, reason, now);
-        self.shared.lanes.report(&wanted.issuer.name, notice);
     }
 
     async fn save(&self) -> bool {
@@ -515,7 +494,7 @@ impl Keeper {
             client.directory(url).await?;
         }
         let mut account_url = self.account_url(issuer, url).await;
-        if account_url.is_none() && has_lasting_record(issuer) {
+        if account_url.is_none() && issuer.has_lasting_record() {
             // The record names the account, so that there must be one before anybody can publish it.
             let store = self.shared.store.as_ref();
             let now = SystemTime::now();
@@ -586,7 +565,7 @@ impl Keeper {
         let issuer = &wanted.issuer;
         let mut directory = Err(ClientError::NotAsked);
         let mut account_url = None;
-        if has_lasting_record(issuer) {
+        if issuer.has_lasting_record() {
             // Which record is looked for depends on both.
             account_url = self.account_url(issuer, &self.tried_at).await;
             if let Ok(authority) = self.shared.authority(issuer) {
@@ -814,10 +793,4 @@ impl Keeper {
         };
         self.shared.publish(&self.record.id, state);
     }
-}
-
-/// Whether a name may be proven by a record that stays.
-fn has_lasting_record(issuer: &Issuer) -> bool {
-    let mut methods = issuer.solvers.iter().map(|solver| &solver.method);
-    methods.any(|method| matches!(method, Method::DnsPersist01))
 }

@@ -252,6 +252,14 @@ pub struct Wanted {
     pub fallback: Option<Arc<Issuer>>,
 }
 
+impl Issuer {
+    /// Whether a name may be proven by a record that stays.
+    pub(crate) fn has_lasting_record(&self) -> bool {
+        let mut methods = self.solvers.iter().map(|solver| &solver.method);
+        methods.any(|method| matches!(method, Method::DnsPersist01))
+    }
+}
+
 impl Wanted {
     /// Which of the two issuers a certificate came from.
     pub fn issuer_of(&self, issued: &Issued) -> Option<&Arc<Issuer>> {

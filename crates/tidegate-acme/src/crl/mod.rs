@@ -15,3 +15,37 @@ mod tests;
 mod watch;
 
 pub(crate) use watch::Crls;
+
+use std::time::SystemTime;
+
+use crate::notices::{Notice, Subject};
+use crate::record::{CertificateRecord, Issued};
+use crate::settings::Wanted;
+
+/// Takes down that what was held is on the list; the notice to send once that is stored. None if it is no
+/// news. The plan then orders another.
+pub(crate) fn take_down(
+    record: &mut CertificateRecord,
+    wanted: &Wanted,
+    issued: &Issued,
+    reason: Option<&'static str>,
+) -> Option<Notice> {
+    let now = SystemTime::now();
+    if !record.note_revoked(issued, reason, now) {
+        return None;
+    }
+    tracing::error!(
+        certificate = %record.id,
+        reason = reason.unwrap_or("unspecified"),
+        "the authority has revoked the certificate"
+    );
+    let subject = Subject {
+        id: &record.id,
+        names: &wanted.names,
+        issuer: &wanted.issuer.name,
+        validity: Some((issued.not_before, issued.not_after)),
+        renew_at: None,
+        attempts: &record.attempts,
+    };
+    Some(Notice::revoked(&subject, reason, now))
+}
