@@ -14,5 +14,6 @@ mod control_plane;
 mod definitions;
 mod operator;
 mod pods;
+mod rules;
 mod support;
 mod validation;

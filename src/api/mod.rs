@@ -21,6 +21,7 @@ pub mod conditions;
 mod crds;
 mod filter;
 mod notification;
+pub mod policies;
 mod quantity;
 mod rule;
 mod status;
@@ -49,6 +50,7 @@ pub use filter::{
     RedirectFilter, RewriteFilter,
 };
 pub use notification::{Notification, SmtpNotification, WebhookNotification};
+pub use policies::all_policies;
 pub use quantity::Quantity;
 pub use rule::{
     HeaderCondition, Match, PathCondition, QueryCondition, RouteRule, RuleLimits, RuleTimeouts,

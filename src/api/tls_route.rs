@@ -80,7 +80,8 @@ pub struct TlsRouteSpec {
 
     /// Joins routes whose rules lead to HTTP trackers of one tracker process, such as `torrust`.
     /// The trackers of a group must all go through the TLS proxy or all not, because the process has one
-    /// switch for all of them. Default: the route's own rules form the group.
+    /// switch for all of them. Default: the route's own rules, and those of routes without group that lead to
+    /// the same Service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub tracker_group: Option<String>,

@@ -4,7 +4,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use serde_json::Value;
 
 use super::CodegenError;
-use crate::api::all_crds;
+use crate::api::{all_crds, all_policies};
 
 const HEADER: &str = "# Generated from src/api, do not edit: cargo xtask codegen\n";
 
@@ -32,6 +32,19 @@ pub fn crds_yaml() -> Result<String, CodegenError> {
         .map(definition_yaml)
         .collect::<Result<Vec<_>, _>>()?;
     Ok(documents.join("---\n"))
+}
+
+/// All policies and their bindings as one YAML stream.
+pub fn policies_yaml() -> Result<String, CodegenError> {
+    let documents = all_policies()
+        .iter()
+        .map(serde_saphyr::to_string)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|source| CodegenError {
+            what: "a policy".to_owned(),
+            source,
+        })?;
+    Ok(format!("{HEADER}{}", documents.join("---\n")))
 }
 
 /// The type of the definition holds bounds as floating-point numbers; `65535.0` reads badly.

@@ -7,7 +7,7 @@ mod conditions;
 mod definitions;
 mod reference;
 
-pub use definitions::{crds_yaml, definition_yaml};
+pub use definitions::{crds_yaml, definition_yaml, policies_yaml};
 
 use crate::api::all_crds;
 
@@ -42,6 +42,10 @@ pub fn generated_files() -> Result<Vec<GeneratedFile>, CodegenError> {
             content: reference::page(&crd),
         });
     }
+    files.push(GeneratedFile {
+        path: "manifests/policies.yaml".to_owned(),
+        content: policies_yaml()?,
+    });
     files.push(GeneratedFile {
         path: "docs/reference/conditions.md".to_owned(),
         content: conditions::page(),

@@ -8,6 +8,7 @@ use tidegate_model::{HostPattern, RouteId};
 use super::Inputs;
 use super::report::Report;
 use crate::api::conditions::Reason;
+use crate::api::policies::{OLDER, TAKEN, TAKEN_HINT};
 use crate::api::{TlsRoute, TlsRouteSpec};
 
 /// Namespace and name of a route; files may leave the namespace out.
@@ -67,9 +68,9 @@ impl Claims {
             }
             Some((since, owner)) => {
                 let why = if *since < age {
-                    "is older"
+                    OLDER
                 } else {
-                    "comes first by name"
+                    ", which comes first by name"
                 };
                 let owner = if self.discreet && owner.namespace != id.namespace {
                     "a TlsRoute of another namespace".to_owned()
@@ -79,8 +80,8 @@ impl Claims {
                 report.add(
                     field_of(spec, host),
                     Reason::HostnameConflict,
-                    format!("{host} already belongs to {owner}, which {why}"),
-                    "take the hostname out of one of the two, or put all rules into one route",
+                    format!("{host} {TAKEN} {owner}{why}"),
+                    TAKEN_HINT,
                 );
                 false
             }

@@ -3,7 +3,7 @@
 //! A tracker process has one switch that says whether client addresses come from X-Forwarded-For. Mixed
 //! trackers would make it record wrong addresses for one half, silently.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tidegate_model::RouteId;
@@ -11,12 +11,13 @@ use tidegate_model::RouteId;
 use super::report::{Field, Report};
 use super::rules::name_of;
 use crate::api::conditions::Reason;
+use crate::api::policies::{DIRECT, MIXED, MIXED_HINT, THROUGH};
 use crate::api::{RouteRule, TlsRouteSpec};
 
 /// One tracker, as people know it.
 #[derive(Debug, Clone)]
 struct TrackerUse {
-    /// `http1 (http1.example.com)`, with the route before it when several are meant.
+    /// `http1 (http1.example.com)`, or the route where several are meant.
     label: String,
     proxied: bool,
 }
@@ -66,45 +67,65 @@ fn complain(report: &mut Report, through: &str, direct: &str) {
     report.add(
         Field::SPEC.at("rules"),
         Reason::MixedTrackerProxy,
+        format!("{MIXED} {through} {THROUGH} {direct} {DIRECT}"),
         format!(
-            "HTTP trackers of one process are mixed: {through} through the TLS proxy, {direct} directly"
-        ),
-        format!(
-            "either take tracker.useTlsProxy: false out of {direct}, or set it in {through} as well; trackers of different processes belong in routes with different trackerGroup"
+            "either take tracker.useTlsProxy: false out of {direct}, or set it in {through} as well; {MIXED_HINT}"
         ),
     );
 }
 
-/// The groups seen so far, oldest route first.
+/// What makes the trackers of several routes those of one process: what the user says, else one Service.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Process {
+    Group(String),
+    Service(String),
+}
+
+fn processes(spec: &TlsRouteSpec) -> BTreeSet<Process> {
+    match &spec.tracker_group {
+        Some(group) => [Process::Group(group.clone())].into(),
+        None => trackers(spec)
+            .flat_map(|(_, rule, _)| &rule.backends)
+            .filter_map(|backend| Some(Process::Service(backend.service.as_ref()?.name.clone())))
+            .collect(),
+    }
+}
+
+/// The processes seen so far, oldest route first.
 #[derive(Debug, Default)]
 pub(super) struct TrackerGroups {
-    groups: BTreeMap<(Arc<str>, String), Vec<TrackerUse>>,
+    seen: BTreeMap<(Arc<str>, Process), Vec<TrackerUse>>,
 }
 
 // === impl TrackerGroups ===
 
 impl TrackerGroups {
-    /// Adds a route to its group, unless it would mix the group; then nothing is added, and the report says
-    /// so. The older routes stay as they are.
+    /// Adds a route to its processes, unless it would mix one; then nothing is added, and the report says so.
+    /// The older routes stay as they are.
     pub(super) fn admit(&mut self, report: &mut Report, id: &RouteId, spec: &TlsRouteSpec) -> bool {
-        let Some(group) = &spec.tracker_group else {
+        // A route by itself is not mixed; that was looked at before.
+        let Some((_, _, proxied)) = trackers(spec).next() else {
             return true;
         };
-        let own: Vec<TrackerUse> = trackers(spec)
-            .map(|(index, rule, proxied)| TrackerUse {
-                label: format!("{id}/{}", label(spec, rule, index)),
-                proxied,
-            })
+        let own = TrackerUse {
+            label: id.to_string(),
+            proxied,
+        };
+        let keys: Vec<_> = processes(spec)
+            .into_iter()
+            .map(|process| (Arc::clone(&id.namespace), process))
             .collect();
-        let key = (Arc::clone(&id.namespace), group.clone());
-        let known = self.groups.get(&key).map(Vec::as_slice).unwrap_or_default();
-        let all = [known, own.as_slice()].concat();
-        let (through, direct) = sides(&all);
-        if !through.is_empty() && !direct.is_empty() {
-            complain(report, &through, &direct);
-            return false;
+        for key in &keys {
+            let known = self.seen.get(key).map(Vec::as_slice).unwrap_or_default();
+            let (through, direct) = sides(&[known, std::slice::from_ref(&own)].concat());
+            if !through.is_empty() && !direct.is_empty() {
+                complain(report, &through, &direct);
+                return false;
+            }
         }
-        self.groups.insert(key, all);
+        for key in keys {
+            self.seen.entry(key).or_default().push(own.clone());
+        }
         true
     }
 }
