@@ -137,8 +137,8 @@ impl OrderError {
     pub fn failure_kind(&self) -> FailureKind {
         match self.reason() {
             "RateLimited" => FailureKind::RateLimited,
-            // Its nonces, not our request: the order stays and goes on soon.
-            "BadNonce" => FailureKind::Unavailable,
+            // Its nonces, not our request: the order stays and goes on soon, and no other authority is asked.
+            "BadNonce" => FailureKind::Local,
             _ if self.is_outage() => FailureKind::Unavailable,
             _ => match self {
                 Self::Store(_)
