@@ -10,6 +10,7 @@
     reason = "a test fails by panicking and talks to whoever runs it"
 )]
 
+mod chart;
 mod control_plane;
 mod definitions;
 mod operator;

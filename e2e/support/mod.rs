@@ -16,6 +16,7 @@
 
 pub(crate) mod acme;
 pub(crate) mod authority;
+pub(crate) mod chart;
 #[path = "../../tests/it/support/client.rs"]
 pub(crate) mod client;
 pub(crate) mod cluster;
@@ -42,6 +43,7 @@ pub(crate) use cluster::Cluster;
 pub(crate) use control_plane::Part;
 pub(crate) use edge::{Edge, secret};
 pub(crate) use eventually::{breathe, eventually};
+pub(crate) use kubectl::Kubectl;
 pub(crate) use node::{Node, POD_IMAGE};
 pub(crate) use operator::{Deployment, Replica};
 pub(crate) use origin::Origin;

@@ -11,6 +11,9 @@ pub use definitions::{crds_yaml, definition_yaml, policies_yaml};
 
 use crate::api::all_crds;
 
+/// Folders of nothing but definitions.
+pub const DEFINITION_FOLDERS: [&str; 2] = ["charts/tidegate/files/crds", "crds"];
+
 /// A file that must look like this.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GeneratedFile {
@@ -33,10 +36,14 @@ pub fn generated_files() -> Result<Vec<GeneratedFile>, CodegenError> {
     let mut files = Vec::new();
     for crd in all_crds() {
         let plural = &crd.spec.names.plural;
-        files.push(GeneratedFile {
-            path: format!("crds/{plural}.yaml"),
-            content: definition_yaml(&crd)?,
-        });
+        let definition = definition_yaml(&crd)?;
+        // Helm takes nothing from outside of the chart's folder.
+        for folder in DEFINITION_FOLDERS {
+            files.push(GeneratedFile {
+                path: format!("{folder}/{plural}.yaml"),
+                content: definition.clone(),
+            });
+        }
         files.push(GeneratedFile {
             path: format!("docs/reference/{}.md", crd.spec.names.kind.to_lowercase()),
             content: reference::page(&crd),

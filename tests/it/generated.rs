@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use tidegate::codegen::generated_files;
+use tidegate::codegen::{DEFINITION_FOLDERS, generated_files};
 
 #[test]
 fn generated_files_are_current() {
@@ -39,10 +39,12 @@ fn generated_files_are_current() {
         }
     }
     // A kind that is gone must not leave its definition behind.
-    for entry in fs::read_dir(root.join("crds")).unwrap() {
-        let path = format!("crds/{}", entry.unwrap().file_name().to_string_lossy());
-        if !files.iter().any(|file| file.path == path) {
-            writeln!(stale, "{path}: nothing generates it").unwrap();
+    for folder in DEFINITION_FOLDERS {
+        for entry in fs::read_dir(root.join(folder)).unwrap() {
+            let path = format!("{folder}/{}", entry.unwrap().file_name().to_string_lossy());
+            if !files.iter().any(|file| file.path == path) {
+                writeln!(stale, "{path}: nothing generates it").unwrap();
+            }
         }
     }
     assert!(

@@ -12,6 +12,7 @@
 mod abuse;
 mod acme;
 mod alerts;
+mod chart;
 mod desync;
 mod downgrade;
 mod examples;

@@ -73,6 +73,7 @@ const GO_PROGRAMS: &[GoProgram] = &[
         "step-ca",
         "github.com/smallstep/certificates/cmd/step-ca@v0.30.2",
     ),
+    ("helm", "helm.sh/helm/v4/cmd/helm@v4.3.1"),
 ];
 
 /// What is built from `e2e/cluster`: program and package.

@@ -1,0 +1,6 @@
+//! The Helm chart: what it renders, what an API server and its admission say of that, what its roles allow.
+
+mod admission;
+mod gitops;
+mod permissions;
+mod values;

@@ -1,0 +1,362 @@
+//! What the chart's roles allow: what the program does, and no more.
+
+use std::process::Command;
+use std::time::Duration;
+
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
+};
+use kube::Api;
+use kube::api::PostParams;
+
+use crate::support::chart::{Permissions, helm};
+use crate::support::program::{self, Program};
+use crate::support::{Cluster, block_on, eventually, ports};
+
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Whether the account may; `resource` is written as `name.group/subresource:object`, and `namespace` is empty
+/// for what belongs to none.
+fn may(cluster: &Cluster, home: &str, verb: &str, resource: &str, namespace: &str) -> bool {
+    let (resource, object) = resource.split_once(':').unwrap_or((resource, ""));
+    let (resource, part) = resource.split_once('/').unwrap_or((resource, ""));
+    let (resource, group) = resource.split_once('.').unwrap_or((resource, ""));
+    let given = |text: &str| Some(text.to_owned()).filter(|it| !it.is_empty());
+    let review = SubjectAccessReview {
+        spec: SubjectAccessReviewSpec {
+            user: Some(account(home)),
+            resource_attributes: Some(ResourceAttributes {
+                verb: given(verb),
+                group: given(group),
+                resource: given(resource),
+                subresource: given(part),
+                name: given(object),
+                namespace: given(namespace),
+                ..ResourceAttributes::default()
+            }),
+            ..SubjectAccessReviewSpec::default()
+        },
+        ..SubjectAccessReview::default()
+    };
+    let api: Api<SubjectAccessReview> = Api::all(cluster.client());
+    let answer = block_on(api.create(&PostParams::default(), &review)).unwrap();
+    answer.status.unwrap().allowed
+}
+
+fn account(home: &str) -> String {
+    format!("system:serviceaccount:{home}:{}", Permissions::account())
+}
+
+/// A role is in force a moment after it was made.
+#[track_caller]
+fn wait_for_roles(cluster: &Cluster, home: &str, served: &str) {
+    eventually("the roles", PATIENCE, || {
+        let all = may(cluster, home, "list", "secrets", served)
+            && may(cluster, home, "get", "secrets", home)
+            && may(cluster, home, "list", "acmeissuers.edge.tidegate.dev", "");
+        all.then_some(()).ok_or_else(|| "not yet".to_owned())
+    });
+}
+
+/// In a namespace that is served.
+const SERVED: &[(&str, &[&str])] = &[
+    ("tlsroutes.edge.tidegate.dev", &["get", "list", "watch"]),
+    ("tlsroutes.edge.tidegate.dev/status", &["patch"]),
+    ("tunnelagents.edge.tidegate.dev", &["get", "list", "watch"]),
+    ("tunnelagents.edge.tidegate.dev/status", &["patch"]),
+    ("services", &["list", "watch"]),
+    ("endpointslices.discovery.k8s.io", &["list", "watch"]),
+    ("configmaps", &["get", "list", "watch"]),
+    ("secrets", &["get", "list", "watch", "create", "patch"]),
+    ("events.events.k8s.io", &["create", "patch"]),
+    ("pods", &[]),
+    ("pods/exec", &[]),
+    ("deployments.apps", &[]),
+    ("serviceaccounts", &[]),
+    ("serviceaccounts/token", &[]),
+    ("roles.rbac.authorization.k8s.io", &[]),
+    ("rolebindings.rbac.authorization.k8s.io", &[]),
+    ("leases.coordination.k8s.io", &[]),
+    ("ingresses.networking.k8s.io", &[]),
+];
+
+/// In the program's own, when that is not served.
+const HOME: &[(&str, &[&str])] = &[
+    ("tlsroutes.edge.tidegate.dev", &[]),
+    (
+        "secrets",
+        &["get", "list", "watch", "create", "patch", "delete"],
+    ),
+    ("endpointslices.discovery.k8s.io", &["list", "watch"]),
+    (
+        "leases.coordination.k8s.io:tidegate",
+        &["get", "update", "create"],
+    ),
+    ("leases.coordination.k8s.io:other", &["create"]),
+    ("configmaps", &[]),
+    ("services", &[]),
+    ("pods", &[]),
+];
+
+/// In any other.
+const ELSEWHERE: &[(&str, &[&str])] = &[
+    ("tlsroutes.edge.tidegate.dev", &[]),
+    ("secrets", &[]),
+    ("configmaps", &[]),
+    ("services", &[]),
+    ("endpointslices.discovery.k8s.io", &[]),
+    ("leases.coordination.k8s.io", &[]),
+    ("events.events.k8s.io", &[]),
+];
+
+/// Wherever it runs.
+const CLUSTER: &[(&str, &[&str])] = &[
+    ("acmeissuers.edge.tidegate.dev", &["get", "list", "watch"]),
+    ("acmeissuers.edge.tidegate.dev/status", &["patch"]),
+    ("namespaces", &[]),
+    ("nodes", &[]),
+    ("customresourcedefinitions.apiextensions.k8s.io", &[]),
+    ("clusterroles.rbac.authorization.k8s.io", &[]),
+    (
+        "validatingadmissionpolicies.admissionregistration.k8s.io",
+        &[],
+    ),
+];
+
+const VERBS: &[&str] = &[
+    "get", "list", "watch", "create", "update", "patch", "delete",
+];
+
+#[track_caller]
+fn exactly(cluster: &Cluster, home: &str, namespace: &str, table: &[(&str, &[&str])]) {
+    for (resource, allowed) in table {
+        for verb in VERBS {
+            let may = may(cluster, home, verb, resource, namespace);
+            assert_eq!(
+                may,
+                allowed.contains(verb),
+                "{verb} {resource} in {namespace:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn with_namespaces_the_roles_end_at_these() {
+    let (Some(cluster), Some(helm)) = (Cluster::shared(), helm()) else {
+        return;
+    };
+    let (home, served, other) = (
+        cluster.namespace(),
+        cluster.namespace(),
+        cluster.namespace(),
+    );
+    let kubectl = cluster.kubectl();
+    let _permissions = Permissions::install(&helm, kubectl, home.name(), &[served.name()]);
+    wait_for_roles(cluster, home.name(), served.name());
+    exactly(cluster, home.name(), served.name(), SERVED);
+    exactly(cluster, home.name(), home.name(), HOME);
+    exactly(cluster, home.name(), other.name(), ELSEWHERE);
+    exactly(cluster, home.name(), "", CLUSTER);
+    // Where Events of what belongs to no namespace are written.
+    let home = home.name();
+    assert!(may(
+        cluster,
+        home,
+        "create",
+        "events.events.k8s.io",
+        "default"
+    ));
+    assert!(!may(cluster, home, "get", "secrets", "default"));
+    // As a person asks.
+    for (verb, resource, namespace, answer) in [
+        ("patch", "secrets", served.name(), "yes"),
+        ("delete", "secrets", served.name(), "no"),
+        ("get", "secrets", "kube-system", "no"),
+        ("*", "*", home, "no"),
+    ] {
+        let account = account(home);
+        let args = [
+            "auth", "can-i", verb, resource, "-n", namespace, "--as", &account,
+        ];
+        let (_, said) = kubectl.attempt(&args);
+        assert_eq!(said.lines().next(), Some(answer), "{args:?}: {said}");
+    }
+}
+
+#[test]
+fn without_namespaces_the_role_is_the_same_everywhere() {
+    let (Some(cluster), Some(helm)) = (Cluster::shared(), helm()) else {
+        return;
+    };
+    let (home, other) = (cluster.namespace(), cluster.namespace());
+    let kubectl = cluster.kubectl();
+    let _permissions = Permissions::install(&helm, kubectl, home.name(), &[]);
+    wait_for_roles(cluster, home.name(), other.name());
+    exactly(cluster, home.name(), other.name(), SERVED);
+    exactly(cluster, home.name(), "", CLUSTER);
+}
+
+/// Whoever had the program's token could otherwise make tokens of any account, and overwrite any Secret.
+#[test]
+fn secrets_that_are_none_of_its_business_are_refused() {
+    let (Some(cluster), Some(helm)) = (Cluster::shared(), helm()) else {
+        return;
+    };
+    let (home, other) = (cluster.namespace(), cluster.namespace());
+    let kubectl = cluster.kubectl();
+    let _permissions = Permissions::install(&helm, kubectl, home.name(), &[]);
+    wait_for_roles(cluster, home.name(), other.name());
+    let program = cluster.kubectl_as(home.name(), Permissions::account());
+    let secret = |kind: &str, data: &str| {
+        let text = "apiVersion: v1\nkind: Secret\nmetadata:\n  generateName: s-\n  annotations: {kubernetes.io/service-account.name: default}\n";
+        format!("{text}type: {kind}\nstringData: {{{data}}}\n")
+    };
+    let tls = "tls.crt: a, tls.key: b";
+    let create = |namespace: &str, text: &str| {
+        program.attempt_with(&["create", "-n", namespace, "-f", "-"], text)
+    };
+    eventually("the policy", PATIENCE, || {
+        let (made, said) = create(other.name(), &secret("Opaque", ""));
+        if made { Err(said) } else { Ok(()) }
+    });
+    for (namespace, kind, data, allowed) in [
+        (
+            home.name(),
+            "edge.tidegate.dev/document",
+            "content: a",
+            true,
+        ),
+        (
+            other.name(),
+            "edge.tidegate.dev/document",
+            "content: a",
+            false,
+        ),
+        (home.name(), "kubernetes.io/tls", tls, true),
+        (other.name(), "kubernetes.io/tls", tls, true),
+        (home.name(), "Opaque", "", false),
+        (
+            home.name(),
+            "kubernetes.io/service-account-token",
+            "",
+            false,
+        ),
+        (
+            other.name(),
+            "kubernetes.io/service-account-token",
+            "",
+            false,
+        ),
+    ] {
+        let (made, said) = create(namespace, &secret(kind, data));
+        assert_eq!(made, allowed, "{kind} in {namespace}: {said}");
+        let ours = "tidegate writes its own documents and TLS certificates";
+        assert!(made || said.contains(ours), "{said}");
+    }
+    // Of others: neither changed nor deleted.
+    let other_s = "apiVersion: v1\nkind: Secret\nmetadata: {name: token}\nstringData: {a: b}\n";
+    kubectl.apply(home.name(), other_s);
+    for args in [
+        &[
+            "patch",
+            "secret/token",
+            "--type=merge",
+            "-p",
+            r#"{"stringData":{"a":"c"}}"#,
+        ][..],
+        &["delete", "secret/token"],
+    ] {
+        let (done, said) = program.attempt(&[&["-n", home.name()], args].concat());
+        assert!(!done, "{args:?}: {said}");
+    }
+    // And nobody else is kept from anything.
+    kubectl.run(&["delete", "-n", home.name(), "secret/token"]);
+}
+
+/// The same program as in a pod, with the account's token and nothing else.
+#[track_caller]
+fn runs_with(watched: bool) {
+    let (Some(cluster), Some(helm)) = (Cluster::shared(), helm()) else {
+        return;
+    };
+    let (home, served) = (cluster.namespace(), cluster.namespace());
+    let kubectl = cluster.kubectl();
+    let names = [served.name()];
+    let watched: &[&str] = if watched { &names } else { &[] };
+    let _permissions = Permissions::install(&helm, kubectl, home.name(), watched);
+    wait_for_roles(cluster, home.name(), served.name());
+    let route = "\
+apiVersion: edge.tidegate.dev/v1alpha1
+kind: TlsRoute
+metadata: {name: blog}
+spec:
+  className: CLASS
+  hostnames: [CLASS.example.com]
+  rules:
+  - backends: [{service: {name: blog, port: 80}}]
+";
+    kubectl.apply(served.name(), &route.replace("CLASS", home.name()));
+    let state = tempfile::tempdir().unwrap();
+    let admin = ports::free();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+    command
+        .arg("operator")
+        .args(["--namespace", home.name(), "--identity", "one"])
+        .args(["--class", home.name(), "--lease", Permissions::account()])
+        .args(["--http", &format!("127.0.0.1:{}", ports::free())])
+        .args(["--https", &format!("127.0.0.1:{}", ports::free())])
+        .args(["--admin", &format!("127.0.0.1:{admin}")])
+        .arg("--state-dir")
+        .arg(state.path().join("state"))
+        .env(
+            "KUBECONFIG",
+            cluster.kubeconfig_for(home.name(), Permissions::account()),
+        );
+    if !watched.is_empty() {
+        command.args(["--watch-namespace", served.name()]);
+    }
+    let edge = Program::start(&mut command).wait_for_port(admin);
+    let route = format!("-n={}", served.name());
+    eventually("a status that was written", PATIENCE, || {
+        let path = "jsonpath={.status.conditions[?(@.type=='Ready')].reason}";
+        let reason = kubectl.run(&["get", "tlsr/blog", &route, "-o", path]);
+        let written = reason == "BackendNotFound";
+        written
+            .then_some(())
+            .ok_or_else(|| format!("{reason}; log:\n{}", edge.log()))
+    });
+    eventually("an Event that was told", PATIENCE, || {
+        let args = [
+            "get",
+            "events.events.k8s.io",
+            &route,
+            "-o",
+            "jsonpath={.items[*].reason}",
+        ];
+        let reasons = kubectl.run(&args);
+        let told = reasons.contains("BackendNotFound");
+        told.then_some(())
+            .ok_or_else(|| format!("{reasons}; log:\n{}", edge.log()))
+    });
+    let documents = "secrets -l edge.tidegate.dev/document -o name";
+    let documents: Vec<&str> = documents.split(' ').collect();
+    let args = [&["get", "-n", home.name()], &documents[..]].concat();
+    let said = kubectl.run(&args);
+    assert!(said.contains("secret/"), "no documents: {said}");
+    let ask = format!("http://127.0.0.1:{admin}/readyz");
+    program::succeed(Command::new("curl").args(["-sSf", &ask]));
+    let log = edge.log();
+    let refused = log.to_lowercase().contains("forbidden");
+    assert!(!refused, "the role lacks something:\n{log}");
+}
+
+#[test]
+fn the_program_runs_with_these_roles_in_named_namespaces() {
+    runs_with(true);
+}
+
+#[test]
+fn the_program_runs_with_these_roles_in_every_namespace() {
+    runs_with(false);
+}

@@ -1,0 +1,469 @@
+//! What values make of the chart, and values that are refused.
+
+use serde_json::{Value, json};
+
+use crate::support::chart::{helm, objects, one, render, try_render};
+
+/// Where to look, and what is to be there; `Null`: nothing.
+type Expected = (&'static str, &'static str, Value);
+
+const ARGS: &str = "/spec/template/spec/containers/0/args";
+const POD: &str = "/spec/template/spec/securityContext";
+const CONTAINER: &str = "/spec/template/spec/containers/0";
+
+#[test]
+fn values_are_rendered() {
+    let Some(helm) = helm() else {
+        return;
+    };
+    let table: &[(&[&str], &[Expected])] = &[
+        (
+            &[],
+            &[
+                ("Deployment", "/spec/replicas", json!(2)),
+                (
+                    "Deployment",
+                    "/spec/strategy/rollingUpdate",
+                    json!({"maxSurge": 1, "maxUnavailable": 0}),
+                ),
+                (
+                    "Deployment",
+                    "/spec/template/spec/terminationGracePeriodSeconds",
+                    json!(45),
+                ),
+                (
+                    "Deployment",
+                    "/spec/template/spec/containers/0/image",
+                    json!("ghcr.io/tidegate/tidegate:0.0.0"),
+                ),
+                ("Deployment", "/spec/template/spec/hostNetwork", Value::Null),
+                (
+                    "Deployment",
+                    "/spec/template/spec/containers/0/ports/0",
+                    json!({"name": "http", "containerPort": 8080}),
+                ),
+                (
+                    "Deployment",
+                    "/spec/template/spec/containers/0/securityContext",
+                    json!({"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}}),
+                ),
+                (
+                    "Deployment",
+                    "/spec/template/spec/volumes/0/emptyDir/medium",
+                    json!("Memory"),
+                ),
+                ("Service", "/spec/type", json!("LoadBalancer")),
+                ("Service", "/spec/externalTrafficPolicy", json!("Local")),
+                ("PodDisruptionBudget", "/spec/maxUnavailable", json!(1)),
+                (
+                    "CustomResourceDefinition",
+                    "/metadata/annotations/helm.sh~1resource-policy",
+                    json!("keep"),
+                ),
+                ("DaemonSet", "", Value::Null),
+                ("NetworkPolicy", "", Value::Null),
+                ("ConfigMap", "", Value::Null),
+                ("PrometheusRule", "", Value::Null),
+            ],
+        ),
+        (
+            &[
+                "replicas=1",
+                "crds.keep=false",
+                "image.digest=sha256:0123456789012345678901234567890123456789012345678901234567890123",
+            ],
+            &[
+                ("PodDisruptionBudget", "", Value::Null),
+                (
+                    "CustomResourceDefinition",
+                    "/metadata/annotations",
+                    Value::Null,
+                ),
+                (
+                    "Deployment",
+                    "/spec/template/spec/containers/0/image",
+                    json!(
+                        "ghcr.io/tidegate/tidegate@sha256:0123456789012345678901234567890123456789012345678901234567890123"
+                    ),
+                ),
+            ],
+        ),
+        (
+            &[
+                "crds.enabled=false",
+                "rbac.create=false",
+                "rbac.aggregate=false",
+                "policy.limitSecretWrites=false",
+                "service.enabled=false",
+            ],
+            &[
+                ("CustomResourceDefinition", "", Value::Null),
+                ("Role", "", Value::Null),
+                ("ClusterRole", "", Value::Null),
+                ("ValidatingAdmissionPolicy", "", Value::Null),
+                // The replicas find each other all the same.
+                ("Service", "/spec/clusterIP", json!("None")),
+            ],
+        ),
+        (
+            &[
+                "kind=DaemonSet",
+                "hostPorts.enabled=true",
+                "service.enabled=false",
+            ],
+            &[
+                ("Deployment", "", Value::Null),
+                ("DaemonSet", "/spec/replicas", Value::Null),
+                (
+                    "DaemonSet",
+                    "/spec/updateStrategy/rollingUpdate",
+                    json!({"maxSurge": 0, "maxUnavailable": 1}),
+                ),
+                (
+                    "DaemonSet",
+                    "/spec/template/spec/containers/0/ports/1",
+                    json!({"name": "https", "containerPort": 8443, "hostPort": 443}),
+                ),
+                (
+                    "DaemonSet",
+                    "/spec/template/spec/securityContext/runAsUser",
+                    json!(65532),
+                ),
+                (
+                    "DaemonSet",
+                    "/spec/template/spec/topologySpreadConstraints",
+                    Value::Null,
+                ),
+            ],
+        ),
+        (
+            &[
+                "kind=DaemonSet",
+                "hostNetwork.enabled=true",
+                "service.enabled=false",
+            ],
+            &[
+                ("DaemonSet", "/spec/template/spec/hostNetwork", json!(true)),
+                // A declared port would be claimed on the node.
+                (
+                    "DaemonSet",
+                    "/spec/template/spec/containers/0/ports",
+                    Value::Null,
+                ),
+                (
+                    "DaemonSet",
+                    "/spec/template/spec/securityContext/runAsUser",
+                    json!(0),
+                ),
+                (
+                    "DaemonSet",
+                    "/spec/template/spec/containers/0/securityContext/capabilities",
+                    json!({"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]}),
+                ),
+                ("Service", "/spec/ports/0/targetPort", json!(80)),
+            ],
+        ),
+        (
+            &[
+                "hostNetwork.enabled=true",
+                "hostNetwork.bindPrivilegedPorts=false",
+            ],
+            &[(
+                "Deployment",
+                "/spec/template/spec/securityContext/runAsUser",
+                json!(65532),
+            )],
+        ),
+        (
+            &["drainSeconds=120", "preStopSeconds=0"],
+            &[
+                (
+                    "Deployment",
+                    "/spec/template/spec/terminationGracePeriodSeconds",
+                    json!(130),
+                ),
+                (
+                    "Deployment",
+                    "/spec/template/spec/containers/0/lifecycle",
+                    Value::Null,
+                ),
+            ],
+        ),
+        (
+            &["watchNamespaces={a,b}"],
+            &[
+                (
+                    "ClusterRole",
+                    "/metadata/name",
+                    json!("there:edge-tidegate:issuers"),
+                ),
+                ("ClusterRole", "/rules/0/resources", json!(["acmeissuers"])),
+            ],
+        ),
+        (
+            &["networkPolicy.enabled=true"],
+            &[
+                ("NetworkPolicy", "/spec/policyTypes", json!(["Ingress"])),
+                ("NetworkPolicy", "/spec/ingress/0/from", Value::Null),
+                (
+                    "NetworkPolicy",
+                    "/spec/ingress/1/ports",
+                    json!([{"port": 9180, "protocol": "TCP"}]),
+                ),
+            ],
+        ),
+        (
+            &[
+                "podMonitor.enabled=true",
+                "prometheusRule.enabled=true",
+                "dashboard.enabled=true",
+            ],
+            &[
+                (
+                    "PodMonitor",
+                    "/spec/podMetricsEndpoints/0/relabelings/0",
+                    json!({"targetLabel": "job", "replacement": "tidegate"}),
+                ),
+                (
+                    "PrometheusRule",
+                    "/spec/groups/0/rules/0/alert",
+                    json!("TidegateDown"),
+                ),
+                // Grafana's and not Helm's.
+                (
+                    "PrometheusRule",
+                    "/spec/groups/0/rules/0/annotations/summary",
+                    json!("The edge {{ $labels.instance }} does not answer"),
+                ),
+                (
+                    "ConfigMap",
+                    "/metadata/labels/grafana_dashboard",
+                    json!("1"),
+                ),
+            ],
+        ),
+    ];
+    for (set, expected) in table {
+        let objects = render(&helm, "edge", "there", set);
+        for (kind, pointer, wanted) in *expected {
+            let found = (objects.iter())
+                .find(|object| object["kind"] == *kind)
+                .and_then(|object| object.pointer(pointer))
+                .unwrap_or(&Value::Null);
+            assert_eq!(found, wanted, "{set:?}: {kind}{pointer}");
+        }
+    }
+}
+
+#[test]
+fn options_of_the_program_follow_the_values() {
+    let Some(helm) = helm() else {
+        return;
+    };
+    let table: &[(&[&str], &[&str], &[&str])] = &[
+        (
+            &[],
+            &[
+                "operator",
+                "--http=8080",
+                "--https=8443",
+                "--admin=9180",
+                "--public-https-port=443",
+                "--replicas-service=edge-tidegate-replicas",
+                "--lease=edge-tidegate",
+                "--drain-timeout=30s",
+                "--access-log=on",
+            ],
+            &[
+                "--default-issuer-file",
+                "--watch-namespace",
+                "--class",
+                "--proxy-protocol",
+                "--mask",
+            ],
+        ),
+        (
+            &["hostNetwork.enabled=true", "hostPorts.https=8444"],
+            &["--http=80", "--https=8444", "--public-https-port=8444"],
+            &[],
+        ),
+        (
+            &["hostPorts.enabled=true", "hostPorts.https=444"],
+            &["--https=8443", "--public-https-port=444"],
+            &[],
+        ),
+        (
+            &["service.ports.https=9443"],
+            &["--public-https-port=9443"],
+            &[],
+        ),
+        (
+            &["watchNamespaces={a,b}", "className=inner"],
+            &["--watch-namespace=a,b", "--class=inner"],
+            &[],
+        ),
+        (
+            &[
+                "proxyProtocol=required",
+                "trustedProxies={10.0.0.0/8,fd00::/8}",
+                "publicAddresses={192.0.2.1}",
+            ],
+            &[
+                "--proxy-protocol=required",
+                "--trusted-proxies=10.0.0.0/8,fd00::/8",
+                "--public-address=192.0.2.1",
+            ],
+            &[],
+        ),
+        (
+            &[
+                "defaultIssuer.enabled=true",
+                "defaultIssuer.termsOfServiceAgreed=true",
+            ],
+            &["--default-issuer-file=/etc/tidegate/issuer.yaml"],
+            &[],
+        ),
+        (
+            &[
+                "log.access=false",
+                "log.maskClientIP=true",
+                "extraArgs={--max-connections=5}",
+            ],
+            &[
+                "--access-log=off",
+                "--mask-client-ip",
+                "--max-connections=5",
+            ],
+            &[],
+        ),
+    ];
+    for (set, wanted, unwanted) in table {
+        let objects = render(&helm, "edge", "there", set);
+        let args = one(&objects, "Deployment").pointer(ARGS).unwrap();
+        let args: Vec<&str> = (args.as_array().unwrap().iter())
+            .map(|it| it.as_str().unwrap())
+            .collect();
+        for wanted in *wanted {
+            assert!(args.contains(wanted), "{set:?}: {wanted} not in {args:?}");
+        }
+        for unwanted in *unwanted {
+            let found = args.iter().any(|it| it.starts_with(unwanted));
+            assert!(!found, "{set:?}: {unwanted} in {args:?}");
+        }
+    }
+}
+
+/// Whoever gives their own contexts gets exactly those.
+#[test]
+fn security_contexts_are_replaced_whole() {
+    let Some(helm) = helm() else {
+        return;
+    };
+    let set = [
+        "podSecurityContext.runAsUser=1000",
+        "securityContext.privileged=true",
+    ];
+    let objects = render(&helm, "edge", "there", &set);
+    let deployment = one(&objects, "Deployment");
+    assert_eq!(deployment.pointer(POD), Some(&json!({"runAsUser": 1000})));
+    let container = deployment.pointer(CONTAINER).unwrap();
+    assert_eq!(container["securityContext"], json!({"privileged": true}));
+}
+
+/// Eight lines of a route are enough when the values name an issuer.
+#[test]
+fn the_default_issuer_is_an_acme_issuer() {
+    let Some(helm) = helm() else {
+        return;
+    };
+    let set = [
+        "defaultIssuer.enabled=true",
+        "defaultIssuer.termsOfServiceAgreed=true",
+        "defaultIssuer.email=admin@example.com",
+        "defaultIssuer.spec.profile=shortlived",
+    ];
+    let rendered = render(&helm, "edge", "there", &set);
+    let map = one(&rendered, "ConfigMap");
+    let issuers = objects(map["data"]["issuer.yaml"].as_str().unwrap());
+    assert_eq!(
+        issuers,
+        [json!({
+            "apiVersion": "edge.tidegate.dev/v1alpha1",
+            "kind": "AcmeIssuer",
+            "metadata": {"name": "default"},
+            "spec": {
+                "default": true,
+                "directory": "https://acme-v02.api.letsencrypt.org/directory",
+                "termsOfServiceAgreed": true,
+                "contact": ["mailto:admin@example.com"],
+                "profile": "shortlived",
+            },
+        })]
+    );
+    // Another issuer is another pod: the program reads the file when it starts.
+    let pod = |objects: &[Value]| {
+        let annotations = "/spec/template/metadata/annotations";
+        one(objects, "Deployment").pointer(annotations).cloned()
+    };
+    let mut other = set.to_vec();
+    other.push("defaultIssuer.spec.keyType=P384");
+    assert_ne!(pod(&rendered), pod(&render(&helm, "edge", "there", &other)));
+}
+
+#[test]
+fn values_that_make_no_sense_are_refused() {
+    let Some(helm) = helm() else {
+        return;
+    };
+    for (set, said) in [
+        (
+            &["replica=3"][..],
+            "additional properties 'replica' not allowed",
+        ),
+        (
+            &["service.tpye=NodePort"],
+            "additional properties 'tpye' not allowed",
+        ),
+        (&["kind=StatefulSet"], "/kind"),
+        (&["replicas=two"], "/replicas"),
+        (&["service.type=ExternalName"], "/service/type"),
+        (
+            &["service.externalTrafficPolicy=local"],
+            "/service/externalTrafficPolicy",
+        ),
+        (&["containerPorts.https=443"], "/containerPorts/https"),
+        (&["service.ports.https=70000"], "/service/ports/https"),
+        (&["watchNamespaces={Blog}"], "/watchNamespaces/0"),
+        (&["watchNamespaces={a,a}"], "/watchNamespaces"),
+        (&["image.digest=sha256:0"], "/image/digest"),
+        (&["trustedProxies={router}"], "/trustedProxies/0"),
+        // Nobody would get in.
+        (&["proxyProtocol=required"], "/trustedProxies"),
+        (
+            &["defaultIssuer.enabled=true"],
+            "/defaultIssuer/termsOfServiceAgreed",
+        ),
+        (
+            &["defaultIssuer.directory=http://ca.example"],
+            "/defaultIssuer/directory",
+        ),
+        (&["defaultIssuer.email=admin"], "/defaultIssuer/email"),
+        (&["extraArgs={operator}"], "/extraArgs/0"),
+        (
+            &["podMonitor.enabled=true", "hostNetwork.enabled=true"],
+            "serviceMonitor.enabled",
+        ),
+        (
+            &["hostNetwork.enabled=true", "hostPorts.enabled=true"],
+            "exclude each other",
+        ),
+        (
+            &["serviceAccount.create=false"],
+            "serviceAccount.name is needed",
+        ),
+    ] {
+        let error = try_render(&helm, "edge", "there", set).map(|_| ());
+        let error = error.expect_err(&format!("{set:?} was rendered"));
+        assert!(error.contains(said), "{set:?}: {error}");
+    }
+}
