@@ -208,51 +208,68 @@ fn secrets_that_are_none_of_its_business_are_refused() {
     let _permissions = Permissions::install(&helm, kubectl, home.name(), &[]);
     wait_for_roles(cluster, home.name(), other.name());
     let program = cluster.kubectl_as(home.name(), Permissions::account());
-    let secret = |kind: &str, data: &str| {
-        let text = "apiVersion: v1\nkind: Secret\nmetadata:\n  generateName: s-\n  annotations: {kubernetes.io/service-account.name: default}\n";
-        format!("{text}type: {kind}\nstringData: {{{data}}}\n")
+    let secret = |kind: &str, label: &str, data: &str| {
+        let annotation = "kubernetes.io/service-account.name: default";
+        format!(
+            "apiVersion: v1\nkind: Secret\nmetadata:\n  name: a-{}-tls\n  annotations: {{{annotation}}}\n  \
+             labels: {{{label}}}\ntype: {kind}\nstringData: {{{data}}}\n",
+            kind.rsplit('/').next().unwrap().to_lowercase(),
+        )
     };
+    let (document, certificate) = ("edge.tidegate.dev/document", "kubernetes.io/tls");
     let tls = "tls.crt: a, tls.key: b";
+    let ours = "edge.tidegate.dev/managed: \"true\", edge.tidegate.dev/document: a";
     let create = |namespace: &str, text: &str| {
         program.attempt_with(&["create", "-n", namespace, "-f", "-"], text)
     };
     eventually("the policy", PATIENCE, || {
-        let (made, said) = create(other.name(), &secret("Opaque", ""));
+        let (made, said) = create(other.name(), &secret("Opaque", ours, ""));
         if made { Err(said) } else { Ok(()) }
     });
-    for (namespace, kind, data, allowed) in [
-        (
-            home.name(),
-            "edge.tidegate.dev/document",
-            "content: a",
-            true,
-        ),
-        (
-            other.name(),
-            "edge.tidegate.dev/document",
-            "content: a",
-            false,
-        ),
-        (home.name(), "kubernetes.io/tls", tls, true),
-        (other.name(), "kubernetes.io/tls", tls, true),
-        (home.name(), "Opaque", "", false),
-        (
-            home.name(),
-            "kubernetes.io/service-account-token",
-            "",
-            false,
-        ),
-        (
-            other.name(),
-            "kubernetes.io/service-account-token",
-            "",
-            false,
-        ),
+    let token = "kubernetes.io/service-account-token";
+    for (namespace, kind, label, data, allowed) in [
+        (home.name(), document, "", "content: a", false),
+        (home.name(), document, ours, "content: a", true),
+        (other.name(), document, ours, "content: a", false),
+        (other.name(), certificate, "", tls, false),
+        (other.name(), certificate, ours, tls, true),
+        (home.name(), "Opaque", ours, "", false),
+        (home.name(), token, ours, "", false),
+        (other.name(), token, ours, "", false),
     ] {
-        let (made, said) = create(namespace, &secret(kind, data));
-        assert_eq!(made, allowed, "{kind} in {namespace}: {said}");
-        let ours = "tidegate writes its own documents and TLS certificates";
-        assert!(made || said.contains(ours), "{said}");
+        let (made, said) = create(namespace, &secret(kind, label, data));
+        assert_eq!(made, allowed, "{kind} {label:?} in {namespace}: {said}");
+        let refusal = "tidegate writes its own documents and the certificates of routes";
+        assert!(made || said.contains(refusal), "{said}");
+    }
+    // Its own it may change; those of others, once it could have the label on them, are still theirs.
+    let theirs = secret(certificate, "", tls).replace("a-tls-tls", "theirs-tls");
+    kubectl.apply(other.name(), &theirs);
+    let label = r#"{"metadata":{"labels":{"edge.tidegate.dev/managed":"true"}}}"#;
+    for (name, allowed) in [("a-tls-tls", true), ("theirs-tls", false)] {
+        let name = format!("secret/{name}");
+        let patch = [
+            "-n",
+            other.name(),
+            "patch",
+            &name,
+            "--type=merge",
+            "-p",
+            label,
+        ];
+        let change = [
+            "-n",
+            other.name(),
+            "patch",
+            &name,
+            "--type=merge",
+            "-p",
+            r#"{"stringData":{"tls.key":"c"}}"#,
+        ];
+        for args in [&patch[..], &change] {
+            let (done, said) = program.attempt(args);
+            assert_eq!(done, allowed, "{args:?}: {said}");
+        }
     }
     // Of others: neither changed nor deleted.
     let other_s = "apiVersion: v1\nkind: Secret\nmetadata: {name: token}\nstringData: {a: b}\n";

@@ -28,7 +28,13 @@ fn every_example_passes_the_check() {
 #[test]
 fn routes_in_the_documents_pass_the_check() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for document in ["README.md", "docs/getting-started.md"] {
+    for document in [
+        "README.md",
+        "docs/getting-started.md",
+        "docs/kubernetes.md",
+        "docs/migrate-ingress-nginx.md",
+        "docs/migrate-traefik-cert-manager.md",
+    ] {
         let text = fs::read_to_string(root.join(document)).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let blocks: Vec<_> = text

@@ -14,6 +14,7 @@
 
 mod bench;
 mod gate;
+mod image;
 mod quickstart;
 mod shell;
 mod tools;
@@ -28,6 +29,7 @@ usage: cargo xtask COMMAND [OPTIONS]
   test [FILTER…]        installs what the tests need, then `cargo test --workspace`
   codegen               rewrites generated and golden files from their sources
   tools [test|bench]    installs programs the tests or the benchmark use
+  image [OPTIONS]       builds the container image; `image --help`
   quickstart [--check]  serves examples/quickstart at https://localhost:8443
   bench [OPTIONS]       measures Tidegate beside other proxies; `bench --help`
 ";
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         "tools" => tools::install(rest.first().map_or("test", String::as_str)),
         "quickstart" => quickstart::run(rest),
         "bench" => bench::run(rest),
+        "image" => image::build(rest),
         "help" | "--help" | "-h" => {
             print!("{HELP}");
             Ok(())

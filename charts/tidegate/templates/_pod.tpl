@@ -87,6 +87,12 @@ spec:
     {{- if ne .Values.proxyProtocol "off" }}
     - --proxy-protocol={{ .Values.proxyProtocol }}
     {{- end }}
+    {{- with .Values.backends.allowAddresses }}
+    - --allow-addresses={{ join "," . }}
+    {{- end }}
+    {{- with .Values.backends.refuseAddresses }}
+    - --refuse-addresses={{ join "," . }}
+    {{- end }}
     {{- with .Values.publicAddresses }}
     - --public-address={{ join "," . }}
     {{- end }}

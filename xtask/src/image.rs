@@ -1,0 +1,205 @@
+//! `cargo xtask image`: the container image, from scratch, without a daemon and without a base to pull.
+//!
+//! The program is static (musl), so that the image holds it, the authorities it trusts, and a name for its user.
+//! Builds for the machine's own architecture; must not push anything, which is the release workflow's part.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::shell::{self, find, phase, run};
+
+/// Largest image that may be published, compressed.
+const LARGEST: u64 = 40 << 20;
+
+const USAGE: &str = "\
+usage: cargo xtask image [OPTIONS]
+
+  --profile NAME   profile of Cargo; default: release
+  --tag NAME       name in the archive; default: ghcr.io/tidegate/tidegate:VERSION
+  --program FILE   a static program that is built already
+";
+
+/// What is asked for.
+struct Options {
+    profile: String,
+    tag: Option<String>,
+    program: Option<PathBuf>,
+}
+
+/// An architecture, as everybody calls it.
+struct Architecture {
+    /// Of images.
+    image: &'static str,
+    target: &'static str,
+}
+
+/// Builds the image of this checkout into `target/image`.
+pub(crate) fn build(args: &[String]) -> Result<()> {
+    let Some(options) = parse(args)? else {
+        print!("{USAGE}");
+        return Ok(());
+    };
+    let Some(buildah) = find("buildah") else {
+        bail!("buildah is not installed; Debian: apt-get install buildah musl-tools");
+    };
+    let architecture = architecture()?;
+    let program = match &options.program {
+        Some(program) => program.clone(),
+        None => compile(&architecture, &options.profile)?,
+    };
+    is_static(&program)?;
+    let folder = shell::root().join("target/image");
+    let context = folder.join(architecture.image);
+    fill(&context.join("root"), &program)?;
+
+    let version = version()?;
+    let tag = (options.tag).unwrap_or_else(|| format!("ghcr.io/tidegate/tidegate:{version}"));
+    let archive = folder.join(format!("tidegate-{}.tar", architecture.image));
+    let revision = shell::output(
+        Command::new("git")
+            .current_dir(shell::root())
+            .args(["rev-parse", "HEAD"]),
+    )?;
+    phase("image", || {
+        // Works in any container and on any file system; there is one layer.
+        let buildah = || {
+            let mut command = Command::new(&buildah);
+            command.args(["--storage-driver", "vfs"]);
+            command.arg("--root").arg(folder.join("storage"));
+            command.arg("--runroot").arg(folder.join("run"));
+            command
+        };
+        run(buildah()
+            .args(["build", "--format", "oci", "--layers=false"])
+            .args(["--arch", architecture.image, "--timestamp", "0"])
+            .arg(format!("--build-arg=VERSION={version}"))
+            .arg(format!("--build-arg=REVISION={}", revision.trim()))
+            .args(["--tag", &tag, "--file"])
+            .arg(shell::root().join("packaging/image/Containerfile"))
+            .arg(&context))?;
+        let _ = fs::remove_file(&archive);
+        let target = format!("oci-archive:{}:{tag}", archive.display());
+        run(buildah().args(["push", "--quiet", &tag, &target]))?;
+        run(buildah().args(["rmi", "--force", &tag]))
+    })?;
+    let size = fs::metadata(&archive).context("read the archive")?.len();
+    let unpacked = fs::metadata(&program).context("read the program")?.len();
+    println!(
+        "{tag}\n  {}\n  compressed {:.1} MB, program {:.1} MB, linux/{}",
+        archive.display(),
+        megabytes(size),
+        megabytes(unpacked),
+        architecture.image
+    );
+    if size > LARGEST {
+        bail!("the image is larger than {:.0} MB", megabytes(LARGEST));
+    }
+    Ok(())
+}
+
+fn parse(args: &[String]) -> Result<Option<Options>> {
+    let mut options = Options {
+        profile: "release".to_owned(),
+        tag: None,
+        program: None,
+    };
+    let mut rest = args.iter();
+    while let Some(arg) = rest.next() {
+        if arg == "--help" {
+            return Ok(None);
+        }
+        let Some(value) = rest.next().cloned() else {
+            bail!("{arg} needs a value\n\n{USAGE}");
+        };
+        match arg.as_str() {
+            "--profile" => options.profile = value,
+            "--tag" => options.tag = Some(value),
+            "--program" => options.program = Some(value.into()),
+            other => bail!("no option {other:?}\n\n{USAGE}"),
+        }
+    }
+    Ok(Some(options))
+}
+
+fn architecture() -> Result<Architecture> {
+    match std::env::consts::ARCH {
+        "x86_64" => Ok(Architecture {
+            image: "amd64",
+            target: "x86_64-unknown-linux-musl",
+        }),
+        "aarch64" => Ok(Architecture {
+            image: "arm64",
+            target: "aarch64-unknown-linux-musl",
+        }),
+        other => bail!("there is no image for {other}"),
+    }
+}
+
+/// The static program of this checkout.
+fn compile(architecture: &Architecture, profile: &str) -> Result<PathBuf> {
+    if find("musl-gcc").is_none() {
+        bail!("musl-gcc is not installed; Debian: apt-get install musl-tools");
+    }
+    let target = architecture.target;
+    let mut command = shell::cargo(&["build", "--locked", "--bin", "tidegate"]);
+    command.args(["--target", target, "--profile", profile]);
+    // C parts of the cryptography are built too.
+    command.env(format!("CC_{}", target.replace('-', "_")), "musl-gcc");
+    phase("build", || run(&mut command))?;
+    let built = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| shell::root().join("target"), PathBuf::from);
+    let folder = if profile == "dev" { "debug" } else { profile };
+    Ok(built.join(target).join(folder).join("tidegate"))
+}
+
+/// Nothing else is in the image, so a loader would be missed at the start of the first pod.
+fn is_static(program: &Path) -> Result<()> {
+    let mut readelf = Command::new("readelf");
+    let headers = shell::output(readelf.args(["--program-headers", "--wide"]).arg(program))?;
+    if headers.contains("INTERP") {
+        bail!("{} is not static", program.display());
+    }
+    Ok(())
+}
+
+/// What the image holds.
+fn fill(root: &Path, program: &Path) -> Result<()> {
+    let _ = fs::remove_dir_all(root);
+    let certificates = root.join("etc/ssl/certs");
+    fs::create_dir_all(&certificates).context("create the image's folder")?;
+    let mut strip = Command::new("strip");
+    let inside = root.join("tidegate");
+    run(strip.arg("-o").arg(&inside).arg(program))?;
+    let bundle = [
+        "/etc/ssl/certs/ca-certificates.crt",
+        "/etc/pki/tls/certs/ca-bundle.crt",
+    ]
+    .into_iter()
+    .find(|path| Path::new(path).exists())
+    .context("find the system's certificate authorities: install ca-certificates")?;
+    fs::copy(bundle, certificates.join("ca-certificates.crt"))
+        .with_context(|| format!("copy {bundle}"))?;
+    for (file, text) in [
+        ("etc/passwd", "root:x:0:0::/:\ntidegate:x:65532:65532::/:\n"),
+        ("etc/group", "root:x:0:\ntidegate:x:65532:\n"),
+    ] {
+        fs::write(root.join(file), text).with_context(|| format!("write {file}"))?;
+    }
+    Ok(())
+}
+
+fn version() -> Result<String> {
+    let metadata = shell::output(&mut shell::cargo(&["pkgid"]))?;
+    let version = metadata.trim().rsplit(['#', '@']).next();
+    version
+        .map(str::to_owned)
+        .context("find the version of the program")
+}
+
+#[expect(clippy::cast_precision_loss, reason = "shown with one digit")]
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
