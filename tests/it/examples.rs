@@ -33,7 +33,6 @@ fn routes_in_the_documents_pass_the_check() {
         "docs/getting-started.md",
         "docs/kubernetes.md",
         "docs/migrate-ingress-nginx.md",
-        "docs/migrate-traefik-cert-manager.md",
     ] {
         let text = fs::read_to_string(root.join(document)).unwrap();
         let folder = tempfile::tempdir().unwrap();
