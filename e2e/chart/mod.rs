@@ -3,5 +3,4 @@
 mod admission;
 mod gitops;
 mod permissions;
-mod release;
 mod values;

@@ -85,6 +85,7 @@ pub(crate) fn list(objects: &[Value]) -> String {
 
 /// The chart's service account with all its permissions, in a cluster. Dropping takes them away again.
 pub(crate) struct Permissions {
+    helm: PathBuf,
     kubectl: Kubectl,
     release: String,
 }
@@ -99,12 +100,29 @@ impl Permissions {
         namespace: &str,
         watched: &[&str],
     ) -> Self {
+        let permissions = Self {
+            helm: helm.to_owned(),
+            kubectl: kubectl.clone(),
+            release: namespace.to_owned(),
+        };
+        permissions.apply(watched);
+        permissions
+    }
+
+    /// Adds those for every namespace.
+    #[track_caller]
+    pub(crate) fn widen(&self) {
+        self.apply(&[]);
+    }
+
+    #[track_caller]
+    fn apply(&self, watched: &[&str]) {
         let name = format!("fullnameOverride={}", Self::account());
         let watched = format!("watchNamespaces={{{}}}", watched.join(","));
         // An empty list in braces would be a list of one empty name.
         let watched = Some(&*watched).filter(|it| !it.contains("{}"));
         let set: Vec<&str> = [Some(&*name), watched].into_iter().flatten().collect();
-        let objects = render(helm, namespace, namespace, &set);
+        let objects = render(&self.helm, &self.release, &self.release, &set);
         let kinds = [
             "ServiceAccount",
             "Role",
@@ -119,12 +137,8 @@ impl Permissions {
             .filter(|object| kinds.iter().any(|kind| object["kind"] == *kind))
             .collect();
         let args = ["apply", "--server-side", "-f", "-"];
-        let (ok, said) = kubectl.attempt_with(&args, &list(&mine));
+        let (ok, said) = self.kubectl.attempt_with(&args, &list(&mine));
         assert!(ok, "{said}");
-        Self {
-            kubectl: kubectl.clone(),
-            release: namespace.to_owned(),
-        }
     }
 
     /// Name of the service account, of the Lease and of all else.

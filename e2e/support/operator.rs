@@ -23,6 +23,7 @@ use kube::Api;
 use tempfile::TempDir;
 use tidegate::api::TlsRoute;
 
+use super::chart::{self, Permissions};
 use super::edge::PATIENCE;
 use super::program::{self, Program};
 use super::{Client, Cluster, Edge, block_on, eventually, ports};
@@ -108,21 +109,21 @@ pub(crate) struct Deployment<'a> {
     pub(crate) cluster: &'a Cluster,
     namespace: String,
     kubeconfig: PathBuf,
+    permissions: Permissions,
     args: Vec<String>,
 }
 
 impl<'a> Deployment<'a> {
-    /// An edge with the permissions of its role that runs in this namespace and serves only its objects.
+    /// An edge with the permissions of the chart's roles that runs in this namespace and serves only its objects.
     #[track_caller]
     pub(crate) fn new(cluster: &'a Cluster, namespace: &str) -> Self {
-        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/e2e/testdata/role.yaml");
-        let role = fs::read_to_string(file).unwrap();
-        let role = role.replace("NAMESPACE", namespace);
-        cluster.kubectl().apply(namespace, &role);
+        let helm = chart::helm().expect("helm, for the chart's roles: cargo xtask tools");
+        let permissions = Permissions::install(&helm, cluster.kubectl(), namespace, &[namespace]);
         Self {
             cluster,
             namespace: namespace.to_owned(),
-            kubeconfig: cluster.kubeconfig_for(namespace, "tidegate"),
+            kubeconfig: cluster.kubeconfig_for(namespace, Permissions::account()),
+            permissions,
             args: vec!["--watch-namespace".to_owned(), namespace.to_owned()],
         }
     }
@@ -130,6 +131,7 @@ impl<'a> Deployment<'a> {
     /// The same for the objects of every namespace.
     pub(crate) fn everywhere(mut self) -> Self {
         self.args.clear();
+        self.permissions.widen();
         self
     }
 
@@ -231,21 +233,6 @@ impl<'a> Deployment<'a> {
             Some((found, why, message)) if found == status && why == reason => Ok(message),
             other => Err(format!("{other:?}")),
         })
-    }
-}
-
-impl Drop for Deployment<'_> {
-    fn drop(&mut self) {
-        let name = format!("tidegate-{}", self.namespace);
-        let delete = [
-            "delete",
-            "clusterrolebinding",
-            &name,
-            "--wait=false",
-            "--request-timeout=5s",
-        ];
-        // A story may have stopped the API server.
-        let _ = self.cluster.kubectl().command(&delete).output();
     }
 }
 
