@@ -94,6 +94,7 @@ fn values_are_rendered() {
                 "rbac.create=false",
                 "rbac.aggregate=false",
                 "policy.limitSecretWrites=false",
+                "policy.crossObject=false",
                 "service.enabled=false",
             ],
             &[

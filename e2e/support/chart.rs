@@ -132,8 +132,12 @@ impl Permissions {
             "ValidatingAdmissionPolicy",
             "ValidatingAdmissionPolicyBinding",
         ];
+        // Not the policies about routes: they are the whole cluster's.
         let mine: Vec<Value> = objects
             .into_iter()
+            .filter(|object| {
+                object["metadata"]["labels"]["app.kubernetes.io/instance"] == *self.release
+            })
             .filter(|object| kinds.iter().any(|kind| object["kind"] == *kind))
             .collect();
         let args = ["apply", "--server-side", "-f", "-"];

@@ -49,10 +49,16 @@ pub fn generated_files() -> Result<Vec<GeneratedFile>, CodegenError> {
             content: reference::page(&crd),
         });
     }
-    files.push(GeneratedFile {
-        path: "manifests/policies.yaml".to_owned(),
-        content: policies_yaml()?,
-    });
+    let policies = policies_yaml()?;
+    for path in [
+        "charts/tidegate/files/policies.yaml",
+        "manifests/policies.yaml",
+    ] {
+        files.push(GeneratedFile {
+            path: path.to_owned(),
+            content: policies.clone(),
+        });
+    }
     files.push(GeneratedFile {
         path: "docs/reference/conditions.md".to_owned(),
         content: conditions::page(),
