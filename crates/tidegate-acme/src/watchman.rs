@@ -274,7 +274,9 @@ impl Watchman {
                 }
                 changed = self.issuers.changed() => {
                     let issuers = Arc::clone(&self.issuers.borrow_and_update());
+                    let before = memory.clone();
                     shared.lanes.settle(&mut memory.pending, SystemTime::now());
+                    self.keep(&before, &memory).await;
                     for (issuer, target) in shared.lanes.adjust(&issuers) {
                         let left = memory.pending.iter();
                         left.filter(|one| one.issuer == issuer && one.target == target)
