@@ -3,4 +3,5 @@
 mod admission;
 mod gitops;
 mod permissions;
+mod release;
 mod values;

@@ -59,7 +59,7 @@ spec:
     - --https={{ include "tidegate.https" . }}
     - --admin={{ .Values.containerPorts.admin }}
     - --public-https-port={{ include "tidegate.public" . }}
-    - --state-dir=/var/lib/tidegate
+    - --state-dir=/var/lib/tidegate/state
     - --lease={{ include "tidegate.fullname" . }}
     - --replicas-service={{ include "tidegate.fullname" . }}-replicas
     - --drain-timeout={{ .Values.drainSeconds }}s
@@ -170,7 +170,8 @@ spec:
     {{- toYaml . | nindent 4 }}
     {{- end }}
   volumes:
-  # Copies of what Secrets hold: keys are not to reach a disk.
+  # Copies of what Secrets hold: keys are not to reach a disk. The program makes a folder of its own within, because
+  # the mount belongs to root.
   - name: state
     emptyDir: {medium: Memory, sizeLimit: 64Mi}
   {{- if .Values.defaultIssuer.enabled }}
