@@ -34,6 +34,7 @@ use crate::operator::lease::{Elector, Leadership};
 use crate::operator::published::{Publications, PublishedSecrets, Publisher};
 use crate::operator::replicas::{Presenter, Replicas};
 use crate::operator::status::StatusWriter;
+use crate::operator::tickets::Rotator;
 use crate::operator::{Cluster, ClusterOptions, Source, World};
 use crate::source::state::StateFolder;
 use crate::source::{InternalIssuer, Issuance, Refreshed};
@@ -472,6 +473,14 @@ impl Running {
         spawn_named(
             "challenge-answers",
             self.tasks.track_future(presenter.run(stop.clone())),
+        );
+        let rotator = Rotator {
+            store: Arc::clone(&self.documents),
+            world: Arc::clone(&self.world),
+        };
+        spawn_named(
+            "ticket-keys",
+            self.tasks.track_future(rotator.run(stop.clone())),
         );
         Some(Leader { acme, stop })
     }

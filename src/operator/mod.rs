@@ -23,6 +23,7 @@ pub mod replicas;
 mod services;
 mod source;
 pub mod status;
+pub mod tickets;
 mod watch;
 
 pub use cluster::{Cluster, ClusterError, ClusterOptions};

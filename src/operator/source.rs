@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use super::documents::Document;
 use super::published::{Publications, PublishedSecrets};
 use super::replicas::SharedAnswers;
+use super::tickets::SharedKeys;
 use super::watch::World;
 use crate::source::{Finding, InternalIssuer, Issuance, Refreshed, next_moment, wanted};
 use crate::translate::{
@@ -35,6 +36,7 @@ pub struct Source {
     records: BTreeMap<String, Read>,
     published: watch::Receiver<Arc<PublishedSecrets>>,
     challenges: Arc<ChallengeAnswers>,
+    ticket_keys: SharedKeys,
 }
 
 /// A certificate's document as it was last read.
@@ -63,6 +65,7 @@ impl Source {
             records: BTreeMap::new(),
             published,
             challenges: Arc::default(),
+            ticket_keys: SharedKeys::default(),
         }
     }
 
@@ -104,6 +107,7 @@ impl Source {
         };
         self.world.fill(&mut inputs);
         self.fill_issued(&mut inputs);
+        inputs.ticket_keys = self.ticket_keys.of(&self.world);
         let answers = self.fill_answers(&mut inputs);
         if let Some(issuance) = &mut self.issuance {
             // Newer than what the watch has shown; its answers count once every replica can see them.

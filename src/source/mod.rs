@@ -15,6 +15,7 @@ mod internal;
 mod issuance;
 mod refreshed;
 pub mod state;
+pub mod tickets;
 
 pub use acme_store::AcmeStore;
 pub use internal::InternalIssuer;

@@ -22,6 +22,7 @@ use super::loader::{Loaded, Loader};
 use crate::api::TlsRoute;
 use crate::source::ca::CaError;
 use crate::source::state::StateFolder;
+use crate::source::tickets::KeptKeys;
 use crate::source::{Finding, InternalIssuer, Issuance, Refreshed, next_moment, wanted};
 use crate::translate::{Environment, Kind, LastGood, StaticFilesPolicy, Translation, translate};
 
@@ -38,6 +39,7 @@ enum Objects {
 pub struct Source {
     objects: Objects,
     internal: Option<InternalIssuer>,
+    ticket_keys: Option<KeptKeys>,
     issuance: Option<Issuance>,
     environment: Environment,
     last_good: Arc<LastGood>,
@@ -66,6 +68,7 @@ impl Source {
         Self {
             objects,
             internal: None,
+            ticket_keys: None,
             issuance: None,
             environment,
             last_good: Arc::default(),
@@ -81,6 +84,7 @@ impl Source {
         default_names: Vec<HostPattern>,
         now: SystemTime,
     ) -> Result<Self, CaError> {
+        self.ticket_keys = Some(KeptKeys::new(Arc::clone(&state)));
         self.internal = Some(InternalIssuer::open(state, lifetime, default_names, now)?);
         Ok(self)
     }
@@ -116,6 +120,12 @@ impl Source {
         }
         inputs.environment = self.environment.clone();
         inputs.last_good = Arc::clone(&self.last_good);
+        let mut rotation = None;
+        if let Some(kept) = &mut self.ticket_keys {
+            let (keys, next) = kept.at(now);
+            inputs.ticket_keys = Some(keys);
+            rotation = next;
+        }
         let mut findings = Vec::new();
         let answers = match &mut self.issuance {
             Some(issuance) => issuance.fill(&mut inputs),
@@ -133,6 +143,7 @@ impl Source {
             .internal
             .as_ref()
             .and_then(InternalIssuer::next_renewal);
+        let renewals = renewals.into_iter().chain(rotation).min();
         let next = next_moment(&translation.snapshot, renewals, now);
         Refreshed {
             counts: match &self.objects {

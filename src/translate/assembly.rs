@@ -39,6 +39,7 @@ pub fn translate(inputs: &Inputs, now: SystemTime) -> Translation {
                 default_certificate: inputs.default_certificate.clone(),
                 challenges: Arc::clone(&inputs.challenges),
                 reach: Arc::clone(&inputs.environment.reach),
+                ticket_keys: inputs.ticket_keys.clone(),
                 ..Snapshot::default()
             },
             ..Translation::default()

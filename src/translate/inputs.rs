@@ -12,7 +12,7 @@ use std::time::SystemTime;
 
 use tidegate_acme::notices::DeliveryState;
 use tidegate_acme::preflight::Finding;
-use tidegate_model::{Certificate, ChallengeAnswers, ObjectName, Reach, RouteId};
+use tidegate_model::{Certificate, ChallengeAnswers, ObjectName, Reach, RouteId, TicketKeys};
 
 use super::LastGood;
 use crate::api::{AcmeIssuer, TlsRoute, TunnelAgent};
@@ -44,6 +44,8 @@ pub struct Inputs {
     pub published: BTreeMap<RouteId, PublishedSecret>,
     /// Answers to challenges that are asked for at this moment.
     pub challenges: Arc<ChallengeAnswers>,
+    /// Keys of TLS session tickets that are shared with other edges, or kept for the next process.
+    pub ticket_keys: Option<Arc<TicketKeys>>,
     /// Served to clients without SNI, and until a route's own certificate exists.
     pub default_certificate: Option<Arc<Certificate>>,
     /// What is true of this edge.

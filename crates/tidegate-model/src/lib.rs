@@ -19,6 +19,7 @@ mod rule;
 mod secret;
 mod snapshot;
 mod store;
+mod tickets;
 
 pub use backend::{
     ActiveHealthCheck, BackendGroup, CircuitLimits, Cluster, ClusterKey, HashKey, LoadBalancing,
@@ -44,3 +45,4 @@ pub use snapshot::{
     VirtualHost,
 };
 pub use store::{Published, SnapshotStore};
+pub use tickets::{TicketKey, TicketKeys};

@@ -7,7 +7,7 @@ use rustls::RootCertStore;
 
 use crate::{
     Certificate, ChallengeAnswers, Cluster, Fingerprint, HostName, HostPattern, Reach, RouteEntry,
-    RouteId,
+    RouteId, TicketKeys,
 };
 
 /// One complete configuration of the data plane. A request or connection uses one from start to end.
@@ -21,6 +21,8 @@ pub struct Snapshot {
     pub challenges: Arc<ChallengeAnswers>,
     /// Where the addresses that names turn out to have may lead.
     pub reach: Arc<Reach>,
+    /// Keys of session tickets that other edges have too; without them each process has its own.
+    pub ticket_keys: Option<Arc<TicketKeys>>,
 }
 
 impl Snapshot {

@@ -39,6 +39,7 @@ mod router;
 mod settings;
 mod static_files;
 mod stop;
+mod tickets;
 mod tls;
 mod upgrade;
 mod upstream;

@@ -22,6 +22,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::challenge;
+use crate::tickets::{self, Ticketer};
 
 /// A ClientHello fits in one record of 16 KiB and a bit; post-quantum ones are below 2 KiB.
 const MAX_CLIENT_HELLO: usize = 18 * 1024;
@@ -270,8 +271,8 @@ fn without_name(
 type PolicyKey = (TlsVersion, Option<(Fingerprint, ClientAuthMode)>);
 
 /// The server configurations in use, by policy. Session tickets are shared by all workers and by all
-/// hosts of one client-authentication policy, never across two: a ticket must not carry a client past
-/// a check it has not made.
+/// hosts of one policy, and where the snapshot has keys by all edges that have them too; never across two
+/// policies: a ticket must not carry a client past a check it has not made.
 pub(crate) struct TlsConfigs {
     resolver: Arc<SnapshotResolver>,
     configs: Mutex<HashMap<PolicyKey, Arc<ServerConfig>>>,
@@ -345,7 +346,8 @@ impl TlsConfigs {
         config.alpn_protocols = [&b"h2"[..], b"http/1.1", b"http/1.0"]
             .map(<[u8]>::to_vec)
             .to_vec();
-        config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
+        let policy = tickets::policy(min_version, identity(client_auth.map(|auth| &**auth)));
+        config.ticketer = Arc::new(Ticketer::new(Arc::clone(&self.resolver.store), policy)?);
         config.ignore_client_order = true;
         // 0-RTT stays off: early data can be replayed.
         config.max_early_data_size = 0;

@@ -11,6 +11,7 @@ mod http1_upstream;
 mod lifecycle;
 mod messages;
 mod peers;
+mod resumption;
 mod retries;
 mod streams;
 mod tls;
