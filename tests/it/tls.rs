@@ -361,3 +361,35 @@ fn a_proxy_header_stands_before_tls_that_is_opened_here_or_behind() {
         assert_eq!(behind_a_balancer(&edge, &ca.pem, host, b""), None, "{host}");
     }
 }
+
+#[test]
+fn sessions_outlive_a_restart() {
+    let origin = Origin::text("x");
+    let mut edge = Edge::start(&[route("tls", HOST, origin.address())]);
+    edge.wait_for_status(HOST, "/", 200);
+    let ca = std::fs::read_to_string(edge.ca_file()).unwrap();
+    for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
+        // Remembers sessions from one connection to the next.
+        let client = edge.client().with_config(|_| config(&ca, &[version]));
+        let handshake = || {
+            block_on(async {
+                let mut stream = client.connect(HOST, &["http/1.1"]).await.unwrap();
+                let request =
+                    format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n");
+                stream.write_all(request.as_bytes()).await.unwrap();
+                // Tickets come after the handshake.
+                let mut answer = String::new();
+                stream.read_to_string(&mut answer).await.unwrap();
+                assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+                stream.get_ref().1.handshake_kind().unwrap()
+            })
+        };
+        assert_ne!(handshake(), rustls::HandshakeKind::Resumed);
+        edge.start_again();
+        edge.wait_for_status(HOST, "/", 200);
+        assert_eq!(handshake(), rustls::HandshakeKind::Resumed, "{version:?}");
+    }
+    let keys = edge.folder().join("state/tickets.json");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&keys.metadata().unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+}
