@@ -28,6 +28,7 @@ use super::publish::Tracked;
 use super::report::Process;
 use super::signals::{Asked, Signals};
 use crate::admin::{Admin, ControlView, HostGuard, Readiness};
+use crate::operator::default_issuer::DefaultIssuerFile;
 use crate::operator::documents::DocumentStore;
 use crate::operator::internal_ca;
 use crate::operator::lease::{Elector, Leadership};
@@ -70,6 +71,8 @@ pub struct OperatorOptions {
     pub allow_addresses: Vec<IpNet>,
     /// Networks that backends may not lead to.
     pub refuse_addresses: Vec<IpNet>,
+    /// File with the AcmeIssuer that is the default.
+    pub default_issuer: Option<PathBuf>,
     /// The state folder; it may be empty at each start.
     pub state: PathBuf,
     /// The data plane.
@@ -200,6 +203,13 @@ impl Running {
             cluster_domain: cluster.domain.clone(),
         };
         let published = watch::Sender::<Arc<PublishedSecrets>>::default();
+        let mut source = Source::new(Arc::clone(&world), environment, published.subscribe());
+        if let Some(path) = &options.default_issuer {
+            let file = Arc::new(DefaultIssuerFile::new(path));
+            source.set_default_issuer(Arc::clone(&file));
+            let follow = file.follow(Arc::clone(&world), stop.clone());
+            spawn_named("default-issuer", tasks.track_future(follow));
+        }
         Ok(Self {
             process: Process {
                 started_at,
@@ -207,11 +217,7 @@ impl Running {
                 admin: admin_address.map(|address| address.to_string()),
                 listeners,
             },
-            source: Arc::new(Mutex::new(Source::new(
-                Arc::clone(&world),
-                environment,
-                published.subscribe(),
-            ))),
+            source: Arc::new(Mutex::new(source)),
             publications: watch::Sender::default(),
             published_seen: published.subscribe(),
             published,

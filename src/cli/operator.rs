@@ -137,6 +137,17 @@ pub(super) struct OperatorArgs {
     )]
     refuse_addresses: Vec<IpNet>,
 
+    /// File with one AcmeIssuer that routes without issuerRef use, as if it were an object with default: true. An
+    /// object of the same name wins. Changes take effect within seconds; while the file is wrong, what it said
+    /// before stays in use.
+    #[arg(
+        long,
+        env = "TIDEGATE_DEFAULT_ISSUER_FILE",
+        value_name = "FILE",
+        help_heading = "Kubernetes"
+    )]
+    default_issuer_file: Option<PathBuf>,
+
     #[command(flatten)]
     state: StateArgs,
 
@@ -161,6 +172,7 @@ impl OperatorArgs {
             static_files: self.static_files,
             allow_addresses: self.allow_addresses,
             refuse_addresses: self.refuse_addresses,
+            default_issuer: self.default_issuer_file,
             state: self.state.resolve(None)?,
             settings: self.edge.settings(),
             admin: self.edge.admin(),

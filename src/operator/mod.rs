@@ -12,6 +12,7 @@
 mod addresses;
 mod cache;
 pub mod cluster;
+pub mod default_issuer;
 pub mod documents;
 pub mod events;
 pub mod internal_ca;

@@ -13,6 +13,7 @@ use tidegate_acme::store::Kind as DocumentKind;
 use tidegate_model::{Certificate, CertificateOrigin, ChallengeAnswers, RouteId};
 use tokio::sync::watch;
 
+use super::default_issuer::DefaultIssuerFile;
 use super::documents::Document;
 use super::published::{Publications, PublishedSecrets};
 use super::replicas::SharedAnswers;
@@ -37,6 +38,7 @@ pub struct Source {
     published: watch::Receiver<Arc<PublishedSecrets>>,
     challenges: Arc<ChallengeAnswers>,
     ticket_keys: SharedKeys,
+    default_issuer: Option<Arc<DefaultIssuerFile>>,
 }
 
 /// A certificate's document as it was last read.
@@ -66,12 +68,18 @@ impl Source {
             published,
             challenges: Arc::default(),
             ticket_keys: SharedKeys::default(),
+            default_issuer: None,
         }
     }
 
     /// Issues certificates from this internal CA from now on.
     pub fn set_internal(&mut self, internal: InternalIssuer) {
         self.internal = Some(internal);
+    }
+
+    /// Takes the default issuer from this file from now on.
+    pub fn set_default_issuer(&mut self, file: Arc<DefaultIssuerFile>) {
+        self.default_issuer = Some(file);
     }
 
     /// This replica orders from now on, or not any more.
@@ -117,24 +125,34 @@ impl Source {
         }
         inputs.published = PublishedSecrets::clone(&self.published.borrow());
         let mut findings = Vec::new();
+        if let Some(file) = &self.default_issuer {
+            let objects = self.world.issuers.all().into_iter();
+            let objects = objects.map(|(name, _)| name.name.to_string()).collect();
+            file.fill(&mut inputs, &objects, &mut findings);
+        }
         let translation = match &mut self.internal {
             Some(internal) => internal.translate(&mut inputs, now, &mut findings),
             None => translate(&inputs, now),
         };
         self.last_good = Arc::new(translation.last_good.clone());
         findings.extend(self.not_understood());
-        findings.extend(translation.problems.iter().map(|problem| Finding {
-            file: None,
-            line: None,
-            column: None,
-            document: None,
-            object: Some(problem.object.to_string()),
-            field: problem.field.clone(),
-            severity: problem.severity(),
-            reason: problem.reason.to_string(),
-            message: problem.message.clone(),
-            hint: problem.hint.clone(),
-            kept: false,
+        findings.extend(translation.problems.iter().map(|problem| {
+            let file = self.default_issuer.as_ref();
+            let place = file.and_then(|file| file.place(&problem.object, &problem.field));
+            let (file, line) = place.unzip();
+            Finding {
+                file,
+                line: line.flatten(),
+                column: None,
+                document: None,
+                object: Some(problem.object.to_string()),
+                field: problem.field.clone(),
+                severity: problem.severity(),
+                reason: problem.reason.to_string(),
+                message: problem.message.clone(),
+                hint: problem.hint.clone(),
+                kept: false,
+            }
         }));
         findings.sort();
         findings.dedup();

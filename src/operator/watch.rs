@@ -222,7 +222,8 @@ impl World {
         self.documents.get(&ObjectName::new(namespace, name))
     }
 
-    fn changed(&self) {
+    /// Tells that something changed.
+    pub(super) fn changed(&self) {
         self.changes
             .send_modify(|count| *count = count.wrapping_add(1));
     }

@@ -16,6 +16,7 @@ mod issuance;
 mod refreshed;
 pub mod state;
 pub mod tickets;
+pub(crate) mod yaml;
 
 pub use acme_store::AcmeStore;
 pub use internal::InternalIssuer;

@@ -185,7 +185,10 @@ mod tests {
         at(hours * 60)
     }
 
-    fn keys(from: &[(u8, SystemTime)]) -> TicketKeys {
+    /// Secret, and when it begins to make tickets.
+    type Keys<'a> = &'a [(u8, SystemTime)];
+
+    fn keys(from: Keys<'_>) -> TicketKeys {
         let key = |(secret, from): &(u8, SystemTime)| TicketKey {
             secret: Secret::new([*secret; 32]),
             encrypts_from: *from,
@@ -206,12 +209,7 @@ mod tests {
     #[test]
     fn what_is_due_is_done_and_nothing_else() {
         let steady = [(2, hours(24)), (1, hours(12))];
-        let cases: [(
-            &str,
-            &[(u8, SystemTime)],
-            SystemTime,
-            Option<&[(u8, SystemTime)]>,
-        ); 9] = [
+        let cases: [(&str, Keys<'_>, SystemTime, Option<Keys<'_>>); 9] = [
             (
                 "start",
                 &[],

@@ -17,12 +17,12 @@ use std::time::{Duration, SystemTime};
 
 use tidegate_model::{HostPattern, RouteId};
 
-use super::kinds::{Identity, ObjectKind};
 use super::loader::{Loaded, Loader};
 use crate::api::TlsRoute;
 use crate::source::ca::CaError;
 use crate::source::state::StateFolder;
 use crate::source::tickets::KeptKeys;
+use crate::source::yaml::kinds::{Identity, ObjectKind};
 use crate::source::{Finding, InternalIssuer, Issuance, Refreshed, next_moment, wanted};
 use crate::translate::{Environment, Kind, LastGood, StaticFilesPolicy, Translation, translate};
 

@@ -351,7 +351,7 @@ impl Work<'_> {
                         "spec.tls",
                         Reason::OrderFailed,
                         format!("AcmeIssuer {name} cannot be asked for a certificate"),
-                        "mend what its own status says",
+                        issuers::how_to_mend(self.inputs, &name),
                     );
                 }
                 (Some(message), Some(IssuerChoice::Acme(name))) => {

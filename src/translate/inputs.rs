@@ -26,6 +26,8 @@ pub struct Inputs {
     pub agents: Vec<Arc<TunnelAgent>>,
     /// Issuers in any order.
     pub issuers: Vec<Arc<AcmeIssuer>>,
+    /// Where the default issuer should come from, if not from an object.
+    pub issuer_file: Option<IssuerFile>,
     /// Secrets that routes may name.
     pub secrets: BTreeMap<ObjectName, Arc<SecretData>>,
     /// ConfigMaps that routes may name.
@@ -52,6 +54,16 @@ pub struct Inputs {
     pub environment: Environment,
     /// What the last translation returned; empty at the start.
     pub last_good: Arc<LastGood>,
+}
+
+/// A file that stands for an AcmeIssuer which is the default.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IssuerFile {
+    /// As it was given.
+    pub path: String,
+    /// Name of the issuer among [`Inputs::issuers`] that was read from it; None when the file has none that can
+    /// be used, or an object stands for it.
+    pub issuer: Option<String>,
 }
 
 /// What is true of this edge, whatever the objects say.

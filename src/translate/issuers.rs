@@ -40,7 +40,7 @@ pub(super) fn choose(
         CertificateSource::Secret(_) => return None,
         CertificateSource::InternalCa => return Some(IssuerChoice::InternalCa),
         CertificateSource::DefaultIssuer => match default_issuer(inputs) {
-            None => return Some(IssuerChoice::InternalCa),
+            None => return without_default(inputs, report),
             Some(name) => name,
         },
         CertificateSource::Acme(name) => name,
@@ -69,6 +69,34 @@ pub(super) fn choose(
         );
     }
     exists.then(|| IssuerChoice::Acme(name.to_owned()))
+}
+
+/// Where an issuer was promised and its file cannot be used, the internal CA must not step in: clients would not
+/// trust it, and certificates that were issued before stay in use without it.
+fn without_default(inputs: &Inputs, report: &mut Report) -> Option<IssuerChoice> {
+    let Some(file) = &inputs.issuer_file else {
+        return Some(IssuerChoice::InternalCa);
+    };
+    report.add(
+        "spec.tls",
+        Reason::IssuerNotFound,
+        format!("the default issuer cannot be read from {}", file.path),
+        "mend the file; the operator's log says what is wrong with it",
+    );
+    None
+}
+
+/// What somebody can do about an issuer that cannot be asked.
+pub(super) fn how_to_mend(inputs: &Inputs, name: &str) -> String {
+    match &inputs.issuer_file {
+        Some(file) if file.issuer.as_deref() == Some(name) => {
+            format!(
+                "mend {}; the operator's log says what is wrong with it",
+                file.path
+            )
+        }
+        _ => "mend what its own status says".to_owned(),
+    }
 }
 
 /// Checks one issuer.

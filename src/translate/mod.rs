@@ -45,8 +45,9 @@ pub use assembly::translate;
 pub use certificates::{CertificateError, parse_certificate};
 pub use durations::{DurationError, parse_duration};
 pub use inputs::{
-    ConfigMapData, Environment, Inputs, IssuerReport, OrderReport, ProgramPolicy, PublishedSecret,
-    SecretData, ServiceData, ServicePortData, ServiceResolution, StaticFilesPolicy,
+    ConfigMapData, Environment, Inputs, IssuerFile, IssuerReport, OrderReport, ProgramPolicy,
+    PublishedSecret, SecretData, ServiceData, ServicePortData, ServiceResolution,
+    StaticFilesPolicy,
 };
 pub use outputs::{
     GoodRoute, IssuerChoice, Kind, LastGood, ObjectRef, Problem, Reference, ReferenceKind,

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const AREAS: &[(&str, &[&str])] = &[
     ("api", &[]),
     ("translate", &["api"]),
-    ("source", &["translate"]),
+    ("source", &["api", "translate"]),
     ("standalone", &["api", "source", "translate"]),
     ("operator", &["api", "source", "translate"]),
     ("admin", &[]),

@@ -348,7 +348,7 @@ mod tests {
         }
         let longer = [&ticket[..], b"x"].concat();
         assert_eq!(ticketer.decrypt_at(&longer, now), None);
-        assert_eq!(ticketer.decrypt_at(&[0; 70_000], now), None);
+        assert_eq!(ticketer.decrypt_at(&vec![0; 70_000], now), None);
         let shown = format!("{ticketer:?} {:?}", keys(&[(1, 100)]).ticket_keys);
         assert!(
             !shown.contains("1, 1") && shown.contains("[redacted]"),

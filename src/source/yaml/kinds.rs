@@ -20,7 +20,7 @@ use crate::translate::{ConfigMapData, SecretData};
 pub(crate) const MAX_OBJECT_BYTES: usize = 1_572_864;
 
 /// The reason of an object of another program's API group.
-pub(super) const FOREIGN_KIND: &str = "ForeignKind";
+pub(crate) const FOREIGN_KIND: &str = "ForeignKind";
 
 /// The kinds that are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -14,9 +14,9 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::document;
 use super::folder::{self, FileStamp, Listing, Role};
-use super::kinds::{self, Identity, MAX_OBJECT_BYTES, Object, ObjectKind};
+use crate::source::yaml::document;
+use crate::source::yaml::kinds::{self, Identity, MAX_OBJECT_BYTES, Object, ObjectKind};
 use crate::translate::{Inputs, SecretData, Severity};
 
 /// Most objects that are read.

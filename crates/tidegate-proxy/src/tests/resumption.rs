@@ -11,13 +11,13 @@ use super::*;
 
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS12, &rustls::version::TLS13];
 
-fn keys(secret: u8) -> Option<Arc<TicketKeys>> {
+fn keys(secret: u8) -> Arc<TicketKeys> {
     let now = SystemTime::now();
-    Some(Arc::new(TicketKeys::new(vec![TicketKey {
+    Arc::new(TicketKeys::new(vec![TicketKey {
         secret: Secret::new([secret; 32]),
         encrypts_from: now,
         expires: now + Duration::from_hours(1),
-    }])))
+    }]))
 }
 
 /// An edge that serves [`HOST`] with this certificate and these ticket keys.
@@ -110,9 +110,9 @@ fn handshake(edge: &TestEdge, client: &Arc<ClientConfig>) -> Option<HandshakeKin
 #[test]
 fn a_session_is_resumed_at_another_edge_with_the_same_keys_only() {
     let certificate = certificate(&[HOST]);
-    let (first, _origin) = edge(&certificate, None, keys(1));
-    let (second, _origin) = edge(&certificate, None, keys(1));
-    let (stranger, _origin) = edge(&certificate, None, keys(2));
+    let (first, _origin) = edge(&certificate, None, Some(keys(1)));
+    let (second, _origin) = edge(&certificate, None, Some(keys(1)));
+    let (stranger, _origin) = edge(&certificate, None, Some(keys(2)));
     let (alone, _origin) = edge(&certificate, None, None);
     for version in VERSIONS {
         let client = client(version, &certificate, None);
@@ -133,13 +133,13 @@ fn a_session_is_resumed_at_another_edge_with_the_same_keys_only() {
 #[test]
 fn new_keys_are_used_without_a_new_connection_to_anything() {
     let certificate = certificate(&[HOST]);
-    let (first, origin) = edge(&certificate, None, keys(1));
-    let (second, _origin) = edge(&certificate, None, keys(2));
+    let (first, origin) = edge(&certificate, None, Some(keys(1)));
+    let (second, _origin) = edge(&certificate, None, Some(keys(2)));
     let client = client(&rustls::version::TLS13, &certificate, None);
     assert!(handshake(&first, &client).is_some());
     let rule = forward_to(&[cluster(origin.address)]);
     first.store.publish(Snapshot {
-        ticket_keys: keys(2),
+        ticket_keys: Some(keys(2)),
         ..snapshot(vec![virtual_host(
             HOST,
             rule,
@@ -155,10 +155,10 @@ fn new_keys_are_used_without_a_new_connection_to_anything() {
 fn a_ticket_carries_nobody_past_another_client_authentication() {
     let certificate = certificate(&[HOST]);
     let (ours, theirs) = (Clients::new(7), Clients::new(8));
-    let (open, _origin) = edge(&certificate, None, keys(1));
-    let (closed, _origin) = edge(&certificate, Some(&ours.auth), keys(1));
-    let (also_closed, _origin) = edge(&certificate, Some(&ours.auth), keys(1));
-    let (of_others, _origin) = edge(&certificate, Some(&theirs.auth), keys(1));
+    let (open, _origin) = edge(&certificate, None, Some(keys(1)));
+    let (closed, _origin) = edge(&certificate, Some(&ours.auth), Some(keys(1)));
+    let (also_closed, _origin) = edge(&certificate, Some(&ours.auth), Some(keys(1)));
+    let (of_others, _origin) = edge(&certificate, Some(&theirs.auth), Some(keys(1)));
     for version in VERSIONS {
         let nobody = client(version, &certificate, None);
         assert!(handshake(&open, &nobody).is_some());
