@@ -6,3 +6,4 @@ mod replicas;
 mod routes;
 mod scale;
 mod secrets;
+mod shared;
