@@ -93,6 +93,12 @@ words! {
         ProxyProtocol,
         /// TLS is passed through without a PROXY protocol header, so the backend sees the edge's address.
         AddressLost,
+        /// The addresses of clients are replaced by the cluster's own before they reach the edge. The message names the switch that mends it.
+        SourceAddressReplaced,
+        /// The load balancer does not send the PROXY protocol header that the edge reads from it.
+        ProxyHeaderMissing,
+        /// The load balancer sends a PROXY protocol header that the edge does not read.
+        ProxyHeaderUnexpected,
         /// `spec.suspend` is true: the object is not served and its certificate is not renewed.
         Suspended,
         /// A field has a value that cannot be used. The message names the field.

@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 use tidegate_acme::engine::{Engine, Surroundings};
 use tidegate_model::{HostName, ObjectName, Reach, SnapshotStore};
-use tidegate_proxy::{RunningEdge, Settings};
+use tidegate_proxy::{ProxyProtocolMode, RunningEdge, Settings};
 use tidegate_telemetry::{chain, spawn_named};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -40,7 +40,7 @@ use crate::operator::{Cluster, ClusterOptions, Source, World};
 use crate::source::state::StateFolder;
 use crate::source::{InternalIssuer, Issuance, Refreshed};
 use crate::translate::{
-    Environment, ProgramPolicy, ServiceResolution, StaticFilesPolicy, Statuses,
+    Environment, Exposure, ProgramPolicy, ServiceResolution, StaticFilesPolicy, Statuses,
 };
 
 /// Quiet time before a refresh, so that many changes become one.
@@ -63,6 +63,8 @@ pub struct OperatorOptions {
     pub lease: String,
     /// Service whose endpoints are the replicas.
     pub replicas_service: Option<String>,
+    /// Service by which clients reach the edge.
+    pub service: Option<String>,
     /// Addresses of this replica.
     pub own_addresses: Vec<IpAddr>,
     /// Folder of `static` backends.
@@ -353,6 +355,8 @@ impl Running {
     /// Fetches what is named, translates, publishes.
     async fn refresh(&mut self) {
         let now = SystemTime::now();
+        let exposure = self.exposure();
+        self.lock_source().set_exposure(exposure);
         let mut refreshed = None;
         for _ in 0..ROUNDS {
             let source = Arc::clone(&self.source);
@@ -377,6 +381,20 @@ impl Running {
         }
         if let Some(refreshed) = refreshed {
             self.publish(refreshed, now);
+        }
+    }
+
+    /// How clients reach this replica, as far as it can see.
+    fn exposure(&self) -> Exposure {
+        let service = self.options.service.as_ref();
+        Exposure {
+            peers: self.edge.observe().peers,
+            proxy_protocol: self.options.settings.proxy_protocol != ProxyProtocolMode::Off,
+            service: service.and_then(|name| {
+                let name = ObjectName::new(self.cluster.namespace.as_str(), name.as_str());
+                self.world.exposed(&name)
+            }),
+            own_addresses: self.options.own_addresses.clone(),
         }
     }
 

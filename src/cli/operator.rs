@@ -86,6 +86,16 @@ pub(super) struct OperatorArgs {
     )]
     replicas_service: Option<String>,
 
+    /// Service of this edge by which clients reach it, in the program's namespace: what it does to their addresses
+    /// is told in the condition ClientAddressPreserved.
+    #[arg(
+        long,
+        env = "TIDEGATE_SERVICE",
+        value_name = "NAME",
+        help_heading = "Kubernetes"
+    )]
+    service: Option<String>,
+
     /// Addresses of this replica.
     #[arg(
         long,
@@ -168,6 +178,7 @@ impl OperatorArgs {
             class: self.class,
             lease: self.lease,
             replicas_service: self.replicas_service,
+            service: self.service,
             own_addresses: self.pod_ip,
             static_files: self.static_files,
             allow_addresses: self.allow_addresses,

@@ -20,6 +20,10 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub(super) struct ServiceShape {
     external_name: Option<String>,
     ports: Vec<PortShape>,
+    /// Its `spec.type`.
+    pub(super) type_: String,
+    /// Whether `spec.externalTrafficPolicy` is `Local`.
+    pub(super) local: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +56,8 @@ pub(super) fn service_shape(service: &Service) -> ServiceShape {
     };
     let is_tcp = |protocol: Option<&str>| matches!(protocol, None | Some("TCP"));
     ServiceShape {
+        type_: spec.type_.clone().unwrap_or_default(),
+        local: spec.external_traffic_policy.as_deref() == Some("Local"),
         external_name: (spec.type_.as_deref() == Some("ExternalName"))
             .then(|| spec.external_name.clone().unwrap_or_default()),
         ports: spec

@@ -21,7 +21,7 @@ use super::tickets::SharedKeys;
 use super::watch::World;
 use crate::source::{Finding, InternalIssuer, Issuance, Refreshed, next_moment, wanted};
 use crate::translate::{
-    Environment, Inputs, IssuerChoice, Kind, LastGood, ObjectRef, Severity, Translation,
+    Environment, Exposure, Inputs, IssuerChoice, Kind, LastGood, ObjectRef, Severity, Translation,
     parse_certificate, translate,
 };
 
@@ -39,6 +39,7 @@ pub struct Source {
     challenges: Arc<ChallengeAnswers>,
     ticket_keys: SharedKeys,
     default_issuer: Option<Arc<DefaultIssuerFile>>,
+    exposure: Option<Exposure>,
 }
 
 /// A certificate's document as it was last read.
@@ -69,6 +70,7 @@ impl Source {
             challenges: Arc::default(),
             ticket_keys: SharedKeys::default(),
             default_issuer: None,
+            exposure: None,
         }
     }
 
@@ -106,11 +108,17 @@ impl Source {
             .collect()
     }
 
+    /// How clients reach this replica, as far as it can see.
+    pub fn set_exposure(&mut self, exposure: Exposure) {
+        self.exposure = Some(exposure);
+    }
+
     /// Translates what is known now.
     pub fn refresh(&mut self, now: SystemTime) -> Refreshed {
         let mut inputs = Inputs {
             environment: self.environment.clone(),
             last_good: Arc::clone(&self.last_good),
+            exposure: self.exposure.clone(),
             ..Inputs::default()
         };
         self.world.fill(&mut inputs);

@@ -33,7 +33,7 @@ use super::named::Named;
 use super::objects::{Guarded, guarded, name_of};
 use super::services::{ServiceShape, SliceShape, by_service, join, service_shape, slice_shape};
 use crate::api::{AcmeIssuer, TlsRoute, TunnelAgent};
-use crate::translate::{Inputs, Reference, ServiceData};
+use crate::translate::{ExposedService, Inputs, Reference, ServiceData};
 
 /// What is known of the cluster, kept up to date for as long as the tasks run.
 #[derive(Debug)]
@@ -155,6 +155,16 @@ impl World {
         let known = self.api_server.iter().copied().chain(self.kubernetes());
         inputs.environment.reach = Arc::new(inputs.environment.reach.with_api_server(known));
         self.named.fill(inputs);
+    }
+
+    /// A Service as it is reached from outside, if there is one of that name where we look.
+    pub fn exposed(&self, service: &ObjectName) -> Option<ExposedService> {
+        let shape = self.services.get(service)?;
+        Some(ExposedService {
+            name: service.to_string(),
+            type_: shape.type_.clone(),
+            local: shape.local,
+        })
     }
 
     /// Where the API server really is, where its own Service is looked at.

@@ -21,8 +21,8 @@ use super::solvers::Made;
 use super::status::{Conditions, certificate_status, joined};
 use super::trackers::TrackerGroups;
 use super::{
-    GoodRoute, Inputs, IssuerChoice, Kind, ObjectRef, PublishedSecret, SecretData,
-    ServiceResolution, Translation, WantedCertificate, agents, issuance, issuers,
+    GoodRoute, Inputs, IssuerChoice, Kind, Lost, ObjectRef, PublishedSecret, SecretData,
+    ServiceResolution, Translation, WantedCertificate, agents, exposure, issuance, issuers,
 };
 use crate::api::conditions::{Condition, ConditionType, Reason, timestamp};
 use crate::api::{CertificateStatus, TlsRoute, TlsRouteSpec, TlsRouteStatus};
@@ -34,6 +34,7 @@ pub fn translate(inputs: &Inputs, now: SystemTime) -> Translation {
         now,
         claims: Claims::new(inputs.environment.is_shared()),
         groups: TrackerGroups::default(),
+        lost: inputs.exposure.as_ref().and_then(exposure::judge),
         result: Translation {
             snapshot: Snapshot {
                 default_certificate: inputs.default_certificate.clone(),
@@ -96,6 +97,8 @@ struct Work<'a> {
     now: SystemTime,
     claims: Claims,
     groups: TrackerGroups,
+    /// Why no backend learns the addresses of clients.
+    lost: Option<Lost>,
     result: Translation,
 }
 
@@ -620,6 +623,12 @@ impl Work<'_> {
             reason,
             message,
         );
+        if let Some(lost) = &self.lost
+            && !report.has(ConditionType::ClientAddressPreserved)
+        {
+            let type_ = ConditionType::ClientAddressPreserved;
+            conditions.set(type_, false, lost.reason, lost.summary());
+        }
         conditions.summarize(&SUMMARY);
         let certificate = served
             .certificate

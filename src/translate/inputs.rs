@@ -14,7 +14,7 @@ use tidegate_acme::notices::DeliveryState;
 use tidegate_acme::preflight::Finding;
 use tidegate_model::{Certificate, ChallengeAnswers, ObjectName, Reach, RouteId, TicketKeys};
 
-use super::LastGood;
+use super::{Exposure, LastGood};
 use crate::api::{AcmeIssuer, TlsRoute, TunnelAgent};
 
 /// Everything that decides what the data plane serves.
@@ -50,6 +50,8 @@ pub struct Inputs {
     pub ticket_keys: Option<Arc<TicketKeys>>,
     /// Served to clients without SNI, and until a route's own certificate exists.
     pub default_certificate: Option<Arc<Certificate>>,
+    /// How clients reach this edge, where that is watched.
+    pub exposure: Option<Exposure>,
     /// What is true of this edge.
     pub environment: Environment,
     /// What the last translation returned; empty at the start.

@@ -20,6 +20,7 @@ mod balancing;
 mod certificates;
 mod conflicts;
 mod durations;
+mod exposure;
 mod filters;
 mod inputs;
 mod issuance;
@@ -44,6 +45,7 @@ mod tests;
 pub use assembly::translate;
 pub use certificates::{CertificateError, parse_certificate};
 pub use durations::{DurationError, parse_duration};
+pub use exposure::{ExposedService, Exposure, Lost, judge as judge_exposure};
 pub use inputs::{
     ConfigMapData, Environment, Inputs, IssuerFile, IssuerReport, OrderReport, ProgramPolicy,
     PublishedSecret, SecretData, ServiceData, ServicePortData, ServiceResolution,

@@ -33,7 +33,9 @@ pub use filter::{
     IpAccess, Mirror, OriginPattern, PathRewrite, RateLimit, RateLimitKey, Rewrite,
 };
 pub use names::{HostName, HostPattern, NameError, ObjectName, RouteId};
-pub use observed::{EndpointState, ListenerState, Observed, ObservedCluster, ObservedListener};
+pub use observed::{
+    EndpointState, ListenerState, Observed, ObservedCluster, ObservedListener, ObservedPeers,
+};
 pub use reach::{Reach, Special};
 pub use rule::{
     Action, FixedResponse, HeaderMatch, Limits, PathMatch, QueryMatch, Redirect, RedirectPath,

@@ -1,6 +1,6 @@
 //! What is really so: the data plane's report to status, admin API and people.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::ClusterKey;
 
@@ -15,6 +15,39 @@ pub struct Observed {
     pub connections: u64,
     /// Requests in flight.
     pub requests: u64,
+    /// Who connected lately.
+    pub peers: ObservedPeers,
+}
+
+/// Who connected to the listeners within the last ten to twenty minutes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ObservedPeers {
+    /// Connections from addresses of the internet, without PROXY header.
+    pub public: u64,
+    /// Connections from addresses of private networks, without PROXY header. Trusted proxies do not count.
+    pub private: u64,
+    /// Addresses of those, sorted; not all if there are [`Self::ADDRESSES`].
+    pub private_addresses: Vec<IpAddr>,
+    /// Connections that began with a PROXY header, which was read.
+    pub proxied: u64,
+    /// Connections of trusted proxies without the PROXY header that is read from them.
+    pub unproxied: u64,
+    /// Connections that began with a PROXY header where none is read.
+    pub unexpected: u64,
+}
+
+impl ObservedPeers {
+    /// How many addresses are remembered.
+    pub const ADDRESSES: usize = 16;
+
+    /// Adds an address, unless there are enough.
+    pub fn remember(&mut self, address: IpAddr) {
+        if self.private_addresses.len() < Self::ADDRESSES
+            && let Err(place) = self.private_addresses.binary_search(&address)
+        {
+            self.private_addresses.insert(place, address);
+        }
+    }
 }
 
 /// A bound listener.

@@ -20,6 +20,7 @@ use crate::filters::basic_auth::Authenticator;
 use crate::filters::rate_limit::RateLimits;
 use crate::listener::{self, ListenerKind};
 use crate::metrics::Metrics;
+use crate::peers::Peers;
 use crate::tls::TlsConfigs;
 use crate::upstream::watch::{self, Clusters};
 use crate::upstream::{REAP_INTERVAL, Upstreams};
@@ -157,6 +158,7 @@ impl Edge {
             tls: TlsConfigs::new(Arc::clone(&store)),
             clusters: Arc::new(Clusters::default()),
             metrics: Metrics::new(),
+            peers: Peers::default(),
             https_port,
             rate_limits: RateLimits::new(std::time::Instant::now()),
             authenticator: Authenticator::new(random_salt()?),
@@ -330,6 +332,7 @@ impl RunningEdge {
             clusters: shared.clusters.observe(),
             connections: u64::try_from(shared.metrics.connections.get()).unwrap_or_default(),
             requests: u64::try_from(shared.metrics.in_flight.get()).unwrap_or_default(),
+            peers: shared.peers.observe(),
         }
     }
 

@@ -31,6 +31,7 @@ mod metrics;
 mod normalize;
 mod passthrough;
 mod path;
+mod peers;
 mod proxy_protocol;
 mod redirect;
 mod respond;

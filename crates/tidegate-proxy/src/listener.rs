@@ -17,6 +17,7 @@ use crate::connection::{self, ConnectionFacts};
 use crate::filters::concurrency::InFlightGuard;
 use crate::forwarded;
 use crate::io::{Socket, Transport};
+use crate::peers::Began;
 use crate::proxy_protocol::{self, Parsed};
 use crate::tls::{self, Decision, TlsError};
 use crate::worker::Worker;
@@ -191,9 +192,21 @@ async fn begin_protocol(
         let reading = read_proxy_header(&mut tcp, mode);
         match tokio::time::timeout_at(deadline, reading).await {
             // Where the client connected to is the balancer's address, not this listener's.
-            Ok(Ok((Some((source, destination)), ahead))) => (source, destination, ahead),
-            Ok(Ok((None, ahead))) => (peer, local, ahead),
+            Ok(Ok((Some((source, destination)), ahead))) => {
+                worker.shared.peers.note(peer.ip(), Began::Proxied);
+                (source, destination, ahead)
+            }
+            Ok(Ok((None, ahead))) => {
+                // Nothing comes after the header of a health check that is the proxy's own.
+                if !ahead.is_empty() {
+                    worker.shared.peers.note(peer.ip(), Began::Unproxied);
+                }
+                (peer, local, ahead)
+            }
             Ok(Err(error)) => {
+                if error.kind() == io::ErrorKind::InvalidData {
+                    worker.shared.peers.note(peer.ip(), Began::Unproxied);
+                }
                 tracing::debug!(%peer, %error, "PROXY header refused");
                 worker.shared.metrics.connection_refused("BadProxyHeader");
                 return None;
@@ -215,11 +228,13 @@ async fn begin_protocol(
         tls: None,
         _open: open,
     };
+    // What a trusted proxy is asked for is told by header fields.
+    let direct = !trusted;
     match kind {
-        ListenerKind::Http => begin_plain(worker, tcp, ahead, facts).await,
+        ListenerKind::Http => begin_plain(worker, tcp, ahead, facts, direct).await,
         ListenerKind::Https => {
             let limit = worker.shared.settings.timeouts.tls_handshake;
-            begin_tls(worker, tcp, ahead, facts, deadline, limit)
+            begin_tls(worker, tcp, ahead, facts, direct, (deadline, limit))
                 .await
                 .unwrap_or_else(|error| {
                     worker.shared.metrics.tls_failed(error.reason());
@@ -254,10 +269,17 @@ async fn begin_plain(
     mut tcp: TcpStream,
     ahead: Bytes,
     facts: ConnectionFacts,
+    direct: bool,
 ) -> Option<Ready> {
     let limit = worker.shared.settings.timeouts.request_head;
     let sniffing = sniff_version(&mut tcp, ahead);
     let (version, ahead) = first_bytes(worker, limit, sniffing).await?.ok()?;
+    let peers = &worker.shared.peers;
+    if proxy_protocol::begins(&ahead) {
+        peers.note(facts.client.ip(), Began::Unexpectedly);
+    } else if direct {
+        peers.note(facts.client.ip(), Began::Directly);
+    }
     let stall = worker.shared.settings.timeouts.write_stall;
     Some(Ready {
         transport: Transport::Plain(Socket::new(tcp, ahead, stall)),
@@ -290,15 +312,23 @@ async fn begin_tls(
     mut tcp: TcpStream,
     ahead: Bytes,
     mut facts: ConnectionFacts,
-    deadline: tokio::time::Instant,
-    limit: Duration,
+    direct: bool,
+    (deadline, limit): (tokio::time::Instant, Duration),
 ) -> Result<Option<Ready>, TlsError> {
     let shared = &worker.shared;
     let timed_out = |_| TlsError::Timeout(limit);
     let left = deadline.saturating_duration_since(tokio::time::Instant::now());
     let hello = first_bytes(worker, left, tls::read_hello(&mut tcp, ahead))
         .await
-        .ok_or(TlsError::Timeout(limit))??;
+        .ok_or(TlsError::Timeout(limit))?
+        .inspect_err(|error| {
+            if matches!(error, TlsError::ProxyHeader) {
+                shared.peers.note(facts.client.ip(), Began::Unexpectedly);
+            }
+        })?;
+    if direct {
+        shared.peers.note(facts.client.ip(), Began::Directly);
+    }
     let published = shared.store.load_full();
     let decision = tls::decide(
         &shared.tls,

@@ -64,6 +64,11 @@ pub(crate) enum ProxyHeaderError {
     Truncated,
 }
 
+/// Whether a connection that begins so begins with a PROXY header.
+pub(crate) fn begins(bytes: &[u8]) -> bool {
+    bytes.starts_with(V2_SIGNATURE) || bytes.starts_with(V1_PREFIX)
+}
+
 /// Looks at the first bytes of a connection.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Parsed, ProxyHeaderError> {
     if bytes.starts_with(V2_SIGNATURE) {

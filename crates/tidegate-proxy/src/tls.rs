@@ -38,6 +38,8 @@ pub(crate) enum TlsError {
     TooLong,
     #[error("parse the ClientHello")]
     Hello(#[source] rustls::Error),
+    #[error("the connection begins with a PROXY header, which is not read from this peer")]
+    ProxyHeader,
     #[error("no route has the server name {0:?}")]
     UnknownName(String),
     #[error("no certificate for {0:?} yet")]
@@ -59,6 +61,7 @@ impl TlsError {
             Self::Closed => "ClosedBeforeHello",
             Self::TooLong => "ClientHelloTooLong",
             Self::Hello(_) => "BadClientHello",
+            Self::ProxyHeader => "UnexpectedProxyHeader",
             Self::UnknownName(_) => "UnknownServerName",
             Self::NoCertificate(_) => "NoCertificate",
             Self::NoChallenge(_) => "NoChallenge",
@@ -138,6 +141,7 @@ pub(crate) async fn read_hello(tcp: &mut TcpStream, ahead: Bytes) -> Result<Hell
                         raw: raw.freeze(),
                     });
                 }
+                Err(_) if crate::proxy_protocol::begins(&raw) => return Err(TlsError::ProxyHeader),
                 Err((error, mut alert)) => {
                     let mut bytes = Vec::new();
                     if alert.write_all(&mut bytes).is_ok() {

@@ -12,6 +12,7 @@ use crate::filters::basic_auth::Authenticator;
 use crate::filters::concurrency::InFlight;
 use crate::filters::rate_limit::RateLimits;
 use crate::metrics::Metrics;
+use crate::peers::Peers;
 use crate::tls::TlsConfigs;
 use crate::upstream::Upstreams;
 use crate::upstream::watch::Clusters;
@@ -29,6 +30,8 @@ pub(crate) struct Shared {
     pub(crate) authenticator: Authenticator,
     /// Open connections per client address.
     pub(crate) connections: Arc<InFlight>,
+    /// Who connected lately.
+    pub(crate) peers: Peers,
     /// Requests in flight per client address and rule.
     pub(crate) requests: Arc<InFlight>,
     /// No new connections; open ones are asked to go.

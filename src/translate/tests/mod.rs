@@ -18,10 +18,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tidegate_acme::settings::{DnsMethod, Method};
-use tidegate_model::ObjectName;
+use tidegate_model::{ObjectName, ObservedPeers};
 
-use super::{Inputs, Translation, translate};
-use crate::api::conditions::ConditionType;
+use super::{Exposure, Inputs, Translation, translate};
+use crate::api::conditions::{ConditionType, find_condition};
 use crate::api::validate_cel;
 
 /// 2026-01-01T00:00:00Z.
@@ -243,4 +243,42 @@ fn a_provider_that_this_build_does_not_have_names_the_feature() {
     assert!(problem.starts_with(expected), "{problem}");
     assert!(problem.contains("--features dns-providers"), "{problem}");
     assert!(!problem.contains("s3cr3t"), "{problem}");
+}
+
+#[test]
+fn addresses_that_are_lost_before_the_edge_are_told_by_every_route() {
+    let text = fs::read_to_string(testdata().join("services.in.yaml")).unwrap();
+    let mut inputs = input::steps(&text).remove(0);
+    let of = |inputs: &Inputs| {
+        let translation = translate(inputs, now());
+        let statuses = translation.statuses.routes.into_values();
+        statuses
+            .map(|status| {
+                let type_ = ConditionType::ClientAddressPreserved;
+                let found = find_condition(&status.conditions, type_).unwrap();
+                (found.reason.clone(), found.message.clone())
+            })
+            .collect::<Vec<_>>()
+    };
+    let fine = of(&inputs);
+    inputs.exposure = Some(Exposure::default());
+    assert_eq!(of(&inputs), fine);
+    inputs.exposure = Some(Exposure {
+        peers: ObservedPeers {
+            private: 100,
+            private_addresses: vec!["10.42.0.1".parse().unwrap()],
+            ..ObservedPeers::default()
+        },
+        own_addresses: vec!["10.42.0.9".parse().unwrap()],
+        ..Exposure::default()
+    });
+    let lost = of(&inputs);
+    assert_eq!(lost.len(), fine.len());
+    for (reason, message) in lost {
+        assert_eq!(reason, "SourceAddressReplaced", "{message}");
+        assert!(
+            message.contains("(10.42.0.1)") && message.contains("externalTrafficPolicy: Local"),
+            "{message}"
+        );
+    }
 }

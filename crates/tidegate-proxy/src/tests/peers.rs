@@ -155,3 +155,32 @@ fn a_listener_for_both_families_names_ipv4_clients_as_such() {
     let answer = say(connect(address), get("/").as_bytes());
     assert!(answer.contains("\r\nX-Forwarded-For: ::1\r\n"), "{answer}");
 }
+
+#[test]
+fn headers_that_are_missing_or_not_expected_are_counted() {
+    let origin = Origin::echo();
+    let rule = || forward_to(&[cluster(origin.address)]);
+    let header = b"PROXY TCP4 9.9.9.9 1.2.3.4 5 443\r\n".to_vec();
+    let off = TestEdge::start_with(rule(), trusting(ProxyProtocolMode::Off));
+    for begin in [header.clone(), version_2()] {
+        // With the begin of a ClientHello after it, as it would come.
+        let tls = [&begin[..], b"\x16\x03\x01\x02\x00\x01"].concat();
+        say(connect_from(TRUSTED, off.https), &tls);
+        say(connect_from([127, 0, 0, 3], off.https), &tls);
+        let plain = [&begin[..], get("/").as_bytes()].concat();
+        say(connect_from([127, 0, 0, 3], off.http), &plain);
+    }
+    say(off.connect(), get("/").as_bytes());
+    let seen = off.edge.observe().peers;
+    assert_eq!((seen.unexpected, seen.proxied, seen.unproxied), (6, 0, 0));
+    // This machine tells nothing of how clients come.
+    assert_eq!((seen.public, seen.private), (0, 0));
+
+    let required = TestEdge::start_with(rule(), trusting(ProxyProtocolMode::Required));
+    let with = [&header[..], get("/").as_bytes()].concat();
+    say(connect_from(TRUSTED, required.http), &with);
+    say(connect_from(TRUSTED, required.http), get("/").as_bytes());
+    say(connect_from([127, 0, 0, 3], required.http), &with);
+    let seen = required.edge.observe().peers;
+    assert_eq!((seen.unexpected, seen.proxied, seen.unproxied), (1, 1, 1));
+}
