@@ -62,6 +62,9 @@ spec:
     - --state-dir=/var/lib/tidegate/state
     - --lease={{ include "tidegate.fullname" . }}
     - --replicas-service={{ include "tidegate.fullname" . }}-replicas
+    {{- if .Values.service.enabled }}
+    - --service={{ include "tidegate.fullname" . }}
+    {{- end }}
     - --drain-timeout={{ .Values.drainSeconds }}s
     - --log-format={{ .Values.log.format }}
     - --log-level={{ .Values.log.level }}
