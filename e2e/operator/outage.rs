@@ -143,6 +143,43 @@ fn serving_goes_on_while_the_api_server_is_away() {
     assert!(one.program().ended().is_none() && one.pid() == pid);
 }
 
+#[test]
+fn a_restart_while_the_api_server_is_away_serves_what_it_told_last() {
+    let Some(cluster) = Cluster::own() else {
+        return;
+    };
+    let namespace = cluster.namespace();
+    let space = namespace.name();
+    let edge = Deployment::new(&cluster, space).everywhere();
+    let mut one = edge.replica("one").start();
+    let blue = Origin::text_at(anywhere(), "blue");
+    let host = "remembered.example.com";
+    cluster
+        .kubectl()
+        .apply(space, &service("blue", &[blue.address()]));
+    cluster
+        .kubectl()
+        .apply(space, &route_to("remembered", host, "blue"));
+    edge.wait_for("remembered", "Ready", "True", "Ready");
+    let client = one.client();
+    eventually("what was told, on disk", PATIENCE, || {
+        let kept = one.kept("cluster.json").unwrap_or_default();
+        kept.contains(host)
+            .then_some(())
+            .ok_or_else(|| kept.len().to_string())
+    });
+    cluster.pause(Part::ApiServer);
+    one.start_again();
+    assert!(one.log().contains("serving what it told last"));
+    assert_eq!(client.try_get(host, "/").unwrap().text(), "blue");
+    cluster.resume(Part::ApiServer);
+    let new = "learned.example.com";
+    cluster
+        .kubectl()
+        .apply(space, &route_to("learned", new, "blue"));
+    one.wait_for_text(&client, new, "blue");
+}
+
 #[track_caller]
 fn wait_for_log(replica: &Replica, words: &str, times: usize) {
     eventually(words, PATIENCE, || {

@@ -279,6 +279,11 @@ impl Replica {
         self.launch();
     }
 
+    /// A file of its state folder, if it is there.
+    pub(crate) fn kept(&self, file: &str) -> Option<String> {
+        fs::read_to_string(self.state.path().join("state").join(file)).ok()
+    }
+
     #[track_caller]
     fn launch(&mut self) {
         self.program = Some(Program::start(&mut self.command).wait_for_port(self.admin));

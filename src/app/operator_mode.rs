@@ -32,6 +32,7 @@ use crate::operator::default_issuer::DefaultIssuerFile;
 use crate::operator::documents::DocumentStore;
 use crate::operator::internal_ca;
 use crate::operator::lease::{Elector, Leadership};
+use crate::operator::memory;
 use crate::operator::published::{Publications, PublishedSecrets, Publisher};
 use crate::operator::replicas::{Presenter, Replicas};
 use crate::operator::status::StatusWriter;
@@ -49,6 +50,8 @@ const HOLD_OFF: Duration = Duration::from_millis(50);
 const LONGEST_HOLD_OFF: Duration = Duration::from_millis(500);
 /// Rounds of fetching what objects name before something is published all the same.
 const ROUNDS: usize = 4;
+/// Time after which a start without the API server serves what it told last.
+const REMEMBER_AFTER: Duration = Duration::from_secs(5);
 /// Pause before a lost engine is tried again.
 const ENGINE_RETRY: Duration = Duration::from_secs(5);
 
@@ -131,6 +134,14 @@ struct Running {
 struct Leader {
     acme: Acme,
     stop: CancellationToken,
+}
+
+/// How waiting for the lists ended.
+enum Completion {
+    Complete,
+    /// Not in time.
+    Late,
+    Stop,
 }
 
 /// What woke the loop.
@@ -252,12 +263,25 @@ impl Running {
     /// Returns when the process is asked to end.
     async fn run(&mut self) {
         let mut changes = self.world.changes();
-        if !self.complete(&mut changes).await {
-            return;
+        match self.complete(&mut changes, Some(REMEMBER_AFTER)).await {
+            Completion::Complete => {}
+            Completion::Stop => return,
+            Completion::Late => {
+                self.remember().await;
+                if let Completion::Stop = self.complete(&mut changes, None).await {
+                    return;
+                }
+            }
         }
         self.open_internal_ca().await;
         self.refresh().await;
         self.readiness.set_ready();
+        let keep = memory::keep(
+            Arc::clone(&self.world),
+            Arc::clone(&self.state),
+            self.stop.clone(),
+        );
+        spawn_named("memory", self.tasks.track_future(keep));
         self.lead_or_not().await;
         loop {
             match self.woken(&mut changes).await {
@@ -275,24 +299,60 @@ impl Running {
         }
     }
 
-    /// Waits until every list was read; false when the process is asked to end before.
-    async fn complete(&mut self, changes: &mut watch::Receiver<u64>) -> bool {
+    /// Waits until every list was read, but not longer than `patience`.
+    async fn complete(
+        &mut self,
+        changes: &mut watch::Receiver<u64>,
+        patience: Option<Duration>,
+    ) -> Completion {
+        let patience = async {
+            match patience {
+                Some(patience) => tokio::time::sleep(patience).await,
+                None => std::future::pending().await,
+            }
+        };
+        let mut patience = std::pin::pin!(patience);
         while !self.world.is_complete() {
             tokio::select! {
                 asked = self.signals.next() => {
                     if asked == Asked::Stop {
-                        return false;
+                        return Completion::Stop;
                     }
                 }
                 more = changes.changed() => {
                     if more.is_err() {
-                        return false;
+                        return Completion::Stop;
                     }
                 }
+                () = &mut patience => return Completion::Late,
             }
         }
         tracing::info!(objects = ?self.world.counts(), "every list was read");
-        true
+        Completion::Complete
+    }
+
+    /// The API server is away: what it told last is served, if this replica has been told anything.
+    async fn remember(&mut self) {
+        match memory::restore(&self.world, &self.state) {
+            Ok(None) => {
+                tracing::warn!(
+                    "the API server does not answer, and nothing is known from before; waiting"
+                );
+            }
+            Err(error) => {
+                tracing::error!(error = %chain(&error), "the API server does not answer, and what it told last cannot be read; waiting");
+            }
+            Ok(Some(at)) => {
+                let now = SystemTime::now();
+                let age = now.duration_since(at).unwrap_or_default();
+                tracing::warn!(age = ?Duration::from_secs(age.as_secs()), "the API server does not answer: serving what it told last");
+                self.set_internal_ca(now);
+                if let Some(refreshed) = self.translate(now).await {
+                    self.publish(refreshed, now);
+                }
+                self.readiness.set_ready();
+            }
+        }
     }
 
     async fn woken(&mut self, changes: &mut watch::Receiver<u64>) -> Woken {
@@ -338,6 +398,10 @@ impl Running {
         if let Err(error) = internal_ca::share_root(&self.documents, &self.state, now).await {
             tracing::error!(error = %chain(&error), "cannot share the internal CA's root; this replica uses one of its own until its next start");
         }
+        self.set_internal_ca(now);
+    }
+
+    fn set_internal_ca(&self, now: SystemTime) {
         let opened = InternalIssuer::open(
             Arc::clone(&self.state),
             self.options.certificate_lifetime,
@@ -359,16 +423,7 @@ impl Running {
         self.lock_source().set_exposure(exposure);
         let mut refreshed = None;
         for _ in 0..ROUNDS {
-            let source = Arc::clone(&self.source);
-            let task = tokio::task::spawn_blocking(move || {
-                source
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .refresh(now)
-            });
-            let Ok(new) = task.await else {
-                tracing::error!("the refresh panicked; what was served before is still served");
-                self.next = now + Duration::from_secs(60);
+            let Some(new) = self.translate(now).await else {
                 return;
             };
             let stale = self.world.stale(&new.translation.references);
@@ -396,6 +451,22 @@ impl Running {
             }),
             own_addresses: self.options.own_addresses.clone(),
         }
+    }
+
+    async fn translate(&mut self, now: SystemTime) -> Option<Refreshed> {
+        let source = Arc::clone(&self.source);
+        let task = tokio::task::spawn_blocking(move || {
+            source
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .refresh(now)
+        });
+        if let Ok(refreshed) = task.await {
+            return Some(refreshed);
+        }
+        tracing::error!("the refresh panicked; what was served before is still served");
+        self.next = now + Duration::from_secs(60);
+        None
     }
 
     fn publish(&mut self, mut refreshed: Refreshed, now: SystemTime) {

@@ -234,12 +234,15 @@ enum Format {
 impl EdgeArgs {
     /// Begins to log as it is asked for.
     pub(super) fn start_log(&self) -> anyhow::Result<()> {
+        // The client of the API server tells each failed request as an error of its own; whoever asked tells it
+        // as what it is.
+        let level = format!("kube_client=off,{}", self.log_level);
         tidegate_telemetry::init(&LogOptions {
             format: match self.log_format {
                 Format::Human => LogFormat::Human,
                 Format::Json => LogFormat::Json,
             },
-            level: self.log_level.clone(),
+            level,
         })?;
         Ok(())
     }

@@ -115,6 +115,15 @@ impl<T: PartialEq> Cache<T> {
         self.slot(feed, |slot| slot.objects.remove(name).is_some())
     }
 
+    /// Takes what was known in an earlier life, until a list is complete.
+    pub(super) fn restore(&self, objects: impl Iterator<Item = (ObjectName, T)>) {
+        let mut feeds = self.lock();
+        if let Some(slot) = feeds.first_mut().filter(|slot| !slot.complete) {
+            let objects = objects.map(|(name, object)| (name, Arc::new(object)));
+            slot.objects.extend(objects);
+        }
+    }
+
     fn slot<R>(&self, feed: Feed, work: impl FnOnce(&mut Slot<T>) -> R) -> R
     where
         R: Default,
@@ -157,6 +166,21 @@ mod tests {
         cache.begin(feed);
         cache.listed(feed, name("a"), 1);
         assert!(!cache.end(feed), "nothing changed");
+    }
+
+    #[test]
+    fn what_is_restored_lasts_until_a_list_is_complete() {
+        let cache = Cache::new(1);
+        let feed = cache.feeds()[0];
+        cache.restore([(name("old"), 1)].into_iter());
+        assert!(!cache.is_complete());
+        cache.begin(feed);
+        cache.listed(feed, name("new"), 2);
+        assert_eq!(cache.all()[0].0, name("old"));
+        cache.end(feed);
+        assert_eq!(cache.all()[0].0, name("new"));
+        cache.restore([(name("old"), 1)].into_iter());
+        assert_eq!(cache.len(), 1, "too late");
     }
 
     #[test]

@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A document as a watch shows it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Document {
-    kind: String,
+    pub(super) kind: String,
     /// Name within the kind.
     pub name: String,
     /// The document.

@@ -17,6 +17,7 @@ pub mod documents;
 pub mod events;
 pub mod internal_ca;
 pub mod lease;
+pub mod memory;
 mod named;
 mod objects;
 pub mod published;

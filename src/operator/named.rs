@@ -33,6 +33,9 @@ pub(super) struct Named {
     fetched: Mutex<Fetched>,
 }
 
+/// Content by name.
+pub(super) type Kept<T> = Vec<(ObjectName, Arc<T>)>;
+
 #[derive(Default)]
 struct Fetched {
     secrets: BTreeMap<ObjectName, (String, Arc<SecretData>)>,
@@ -59,12 +62,43 @@ impl Named {
         self.secret_versions.is_complete() && self.map_versions.is_complete()
     }
 
+    /// What was fetched, to be kept over a restart.
+    pub(super) fn fetched(&self) -> (Kept<SecretData>, Kept<ConfigMapData>) {
+        let fetched = self.lock();
+        let secrets = fetched.secrets.iter();
+        let maps = fetched.maps.iter();
+        (
+            secrets
+                .map(|(name, (_, data))| (name.clone(), Arc::clone(data)))
+                .collect(),
+            maps.map(|(name, (_, data))| (name.clone(), Arc::clone(data)))
+                .collect(),
+        )
+    }
+
+    /// Takes what was fetched in an earlier life. It is fetched again once its version is known.
+    pub(super) fn restore(
+        &self,
+        secrets: impl Iterator<Item = (ObjectName, Arc<SecretData>)>,
+        maps: impl Iterator<Item = (ObjectName, Arc<ConfigMapData>)>,
+    ) {
+        let mut fetched = self.lock();
+        let secrets = secrets.map(|(name, data)| (name, (String::new(), data)));
+        fetched.secrets.extend(secrets);
+        let maps = maps.map(|(name, data)| (name, (String::new(), data)));
+        fetched.maps.extend(maps);
+    }
+
     /// Fills in what was fetched and still exists.
     pub(super) fn fill(&self, inputs: &mut Inputs) {
         let mut fetched = self.lock();
         let Fetched { secrets, maps } = &mut *fetched;
-        secrets.retain(|name, _| self.secret_versions.get(name).is_some());
-        maps.retain(|name, _| self.map_versions.get(name).is_some());
+        if self.secret_versions.is_complete() {
+            secrets.retain(|name, _| self.secret_versions.get(name).is_some());
+        }
+        if self.map_versions.is_complete() {
+            maps.retain(|name, _| self.map_versions.get(name).is_some());
+        }
         inputs.secrets = (secrets.iter())
             .map(|(name, (_, data))| (name.clone(), Arc::clone(data)))
             .collect();

@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use serde::{Deserialize, Serialize};
 use tidegate_model::ObjectName;
 
 use crate::translate::{ServiceData, ServicePortData};
@@ -16,7 +17,7 @@ use crate::translate::{ServiceData, ServicePortData};
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// What of a Service counts here.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(super) struct ServiceShape {
     external_name: Option<String>,
     ports: Vec<PortShape>,
@@ -26,7 +27,7 @@ pub(super) struct ServiceShape {
     pub(super) local: bool,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct PortShape {
     port: u16,
     /// Slices call their ports by the names of the Service's.
@@ -35,7 +36,7 @@ struct PortShape {
 }
 
 /// What of an `EndpointSlice` counts here.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(super) struct SliceShape {
     /// The Service it belongs to.
     pub(super) service: String,
