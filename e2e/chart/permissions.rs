@@ -1,5 +1,6 @@
 //! What the chart's roles allow: what the program does, and no more.
 
+use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use kube::Api;
 use kube::api::PostParams;
 
 use crate::support::chart::{Permissions, helm};
+use crate::support::operator::{service, slices};
 use crate::support::program::{self, Program};
 use crate::support::{Cluster, block_on, eventually, ports};
 
@@ -168,6 +170,15 @@ fn with_namespaces_the_roles_end_at_these() {
         "default"
     ));
     assert!(!may(cluster, home, "get", "secrets", "default"));
+    // And where the API server's own endpoints are.
+    for (slice, allowed) in [(":kubernetes", true), (":other", false), ("", false)] {
+        let slice = format!("endpointslices.discovery.k8s.io{slice}");
+        for verb in ["list", "watch"] {
+            let may = may(cluster, home, verb, &slice, "default");
+            assert_eq!(may, allowed, "{verb} {slice}");
+        }
+        assert!(!may(cluster, home, "get", &slice, "default"));
+    }
     // As a person asks.
     for (verb, resource, namespace, answer) in [
         ("patch", "secrets", served.name(), "yes"),
@@ -291,6 +302,28 @@ fn secrets_that_are_none_of_its_business_are_refused() {
     kubectl.run(&["delete", "-n", home.name(), "secret/token"]);
 }
 
+/// A Service with the endpoints of the API server's own. They have another address than the one that the program
+/// is told, as in a cluster. False where they cannot be made up.
+#[track_caller]
+fn back_door(cluster: &Cluster, namespace: &str) -> bool {
+    if Cluster::is_given() {
+        return false;
+    }
+    // Of TEST-NET-3: nobody is there.
+    let address = SocketAddr::from(([203, 0, 113, 6], 6443));
+    cluster
+        .kubectl()
+        .apply("default", &slice_of_the_api_server(address));
+    cluster
+        .kubectl()
+        .apply(namespace, &service("sneak", &[address]));
+    true
+}
+
+fn slice_of_the_api_server(address: SocketAddr) -> String {
+    slices("kubernetes", &[address]).replace("name: kubernetes-0", "name: kubernetes")
+}
+
 /// The same program as in a pod, with the account's token and nothing else.
 #[track_caller]
 fn runs_with(watched: bool) {
@@ -313,7 +346,13 @@ spec:
   rules:
   - backends: [{service: {name: blog, port: 80}}]
 ";
-    kubectl.apply(served.name(), &route.replace("CLASS", home.name()));
+    let route = route.replace("CLASS", home.name());
+    kubectl.apply(served.name(), &route);
+    let sneaky = back_door(cluster, served.name());
+    let sneak = route
+        .replace("blog", "sneak")
+        .replace(".example", "2.example");
+    kubectl.apply(served.name(), &sneak);
     let state = tempfile::tempdir().unwrap();
     let admin = ports::free();
     let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
@@ -356,6 +395,16 @@ spec:
         told.then_some(())
             .ok_or_else(|| format!("{reasons}; log:\n{}", edge.log()))
     });
+    if sneaky {
+        eventually("the API server refused as a backend", PATIENCE, || {
+            let path = "jsonpath={.status.conditions[?(@.type=='ResolvedRefs')].message}";
+            let said = kubectl.run(&["get", "tlsr/sneak", &route, "-o", path]);
+            let refused = said.contains("the API server's address");
+            refused
+                .then_some(())
+                .ok_or_else(|| format!("{said}; log:\n{}", edge.log()))
+        });
+    }
     let documents = "secrets -l edge.tidegate.dev/document -o name";
     let documents: Vec<&str> = documents.split(' ').collect();
     let args = [&["get", "-n", home.name()], &documents[..]].concat();

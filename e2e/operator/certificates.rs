@@ -172,6 +172,22 @@ fn answers_reach_every_replica_and_certificates_outlive_replicas_and_losses() {
         }
     }
     lose_documents(&site, &one, &two, &[&first, &second]);
+    die_unnoticed(&site, &one, &mut two);
+}
+
+/// A replica that is gone and still among the endpoints is not waited for.
+fn die_unnoticed(site: &Site<'_>, one: &Replica, two: &mut Replica) {
+    let waited = || one.log().matches("does not serve the answer").count();
+    let before = waited();
+    two.kill();
+    site.front.lead_to(&[one]);
+    for (name, issuer) in [("alone", "by-http"), ("alone-tls", "by-tls")] {
+        let host = site.route(name, issuer);
+        site.wait_for_trust(one, &host);
+    }
+    let log = one.log();
+    assert!(log.contains("is taken for dead"), "{log}");
+    assert_eq!(waited(), before, "{log}");
 }
 
 /// The Secret that a certificate is published in is a copy: whatever happens to it, the host is served.

@@ -30,6 +30,7 @@ use super::signals::{Asked, Signals};
 use crate::admin::{Admin, ControlView, HostGuard, Readiness};
 use crate::operator::default_issuer::DefaultIssuerFile;
 use crate::operator::documents::DocumentStore;
+use crate::operator::inquiry::Inquiry;
 use crate::operator::internal_ca;
 use crate::operator::lease::{Elector, Leadership};
 use crate::operator::memory;
@@ -564,6 +565,7 @@ impl Running {
                 service: ObjectName::new(self.cluster.namespace.as_str(), name.as_str()),
                 own: self.options.own_addresses.clone(),
             }),
+            inquiry: Inquiry::default(),
         };
         spawn_named(
             "challenge-answers",

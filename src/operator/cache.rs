@@ -16,6 +16,7 @@ pub(super) struct Feed(usize);
 #[derive(Debug)]
 pub(super) struct Cache<T> {
     feeds: Mutex<Vec<Slot<T>>>,
+    optional: bool,
 }
 
 #[derive(Debug)]
@@ -37,6 +38,15 @@ impl<T: PartialEq> Cache<T> {
         };
         Self {
             feeds: Mutex::new((0..feeds).map(|_| slot()).collect()),
+            optional: false,
+        }
+    }
+
+    /// The same, of what nobody has to wait for who may not read it.
+    pub(super) fn optional(feeds: usize) -> Self {
+        Self {
+            optional: true,
+            ..Self::new(feeds)
         }
     }
 
@@ -96,6 +106,14 @@ impl<T: PartialEq> Cache<T> {
             slot.objects = coming;
             slot.complete = true;
             changed
+        })
+    }
+
+    /// The list may not be read. Returns whether it was waited for until now.
+    pub(super) fn refused(&self, feed: Feed) -> bool {
+        let optional = self.optional;
+        self.slot(feed, |slot| {
+            optional && !std::mem::replace(&mut slot.complete, true)
         })
     }
 

@@ -144,7 +144,11 @@ pub(super) fn save(world: &World, state: &StateFolder, now: SystemTime) -> Resul
         agents: good(&world.agents),
         issuers: good(&world.issuers),
         services: named(&world.services),
-        slices: named(&world.slices),
+        slices: {
+            let mut slices = named(&world.slices);
+            slices.extend(named(&world.api_servers));
+            slices
+        },
         secrets: secrets
             .iter()
             .map(|(name, secret)| {

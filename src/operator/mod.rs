@@ -15,6 +15,7 @@ pub mod cluster;
 pub mod default_issuer;
 pub mod documents;
 pub mod events;
+pub mod inquiry;
 pub mod internal_ca;
 pub mod lease;
 pub mod memory;

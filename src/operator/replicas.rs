@@ -8,33 +8,36 @@
 //!
 //! The authority's question reaches whichever replica the network chooses. So the leader writes the answers
 //! into a document, waits until its own data plane serves them, and asks the other replicas the question
-//! itself. A replica that does not answer within a bound is named in the log and not waited for: it may be
-//! dead, and an order must not hang on it.
+//! itself. One that is there and does not serve the answer yet is waited for, within a bound; one that accepts
+//! no connection is soon taken for dead (`inquiry`). An order must not hang on either: they are named in the
+//! log. Answers that come while others are asked about do not wait for these.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesOrdered;
 use serde::{Deserialize, Serialize};
 use tidegate_acme::answers::{Answer, AnswerSet, Answers};
-use tidegate_acme::preflight::facts::LoopbackAnswer;
-use tidegate_acme::preflight::loopback::ask;
 use tidegate_model::{ObjectName, Secret};
 use tidegate_telemetry::chain;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::addresses::Endpoint;
 use super::documents::{DocumentStore, secret_name};
+use super::inquiry::Inquiry;
 use super::watch::World;
 
 /// Kind of the document that holds the answers.
 const KIND: &str = "answers";
 const NAME: &str = "challenges";
-/// Time in which the other replicas must serve an answer.
+/// Time in which another replica must serve an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Pause before a replica that does not serve it yet is asked again.
-const AGAIN: Duration = Duration::from_millis(100);
+/// The same for one whose probes fail: it may be starting, and be reached without its Service.
+const PATIENCE_UNREADY: Duration = Duration::from_secs(3);
 
 /// The document.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -78,48 +81,70 @@ pub struct Presenter {
     pub served: watch::Receiver<u64>,
     /// The others.
     pub replicas: Option<Replicas>,
+    /// How they are asked.
+    pub inquiry: Inquiry,
 }
 
 impl Presenter {
     /// Runs until the token is cancelled.
-    pub async fn run(mut self, stop: CancellationToken) {
+    pub async fn run(self, stop: CancellationToken) {
+        let _ = stop.run_until_cancelled(Box::pin(self.present())).await;
+    }
+
+    async fn present(self) {
         let mut wanted = self.answers.subscribe();
         // What a leader before has left is nobody's any more.
         let left = SharedAnswers::of(&self.world);
         let base = left.version + 1;
-        let _ = stop
-            .run_until_cancelled(async {
-                let mut before = Arc::new(BTreeSet::new());
-                loop {
-                    let set = wanted.borrow_and_update().clone();
-                    let version = base + set.version;
-                    // At the beginning there may be answers to an order that goes on, or none and old ones
-                    // that must go.
-                    if set.version == 0 && set.answers == before && left.answers.is_empty() {
-                        if wanted.changed().await.is_err() {
-                            return;
-                        }
-                        continue;
-                    }
+        let mut before = Arc::new(BTreeSet::new());
+        // Those under way, in the order of their versions: a version counts as served when those before do.
+        let mut questions = FuturesOrdered::new();
+        loop {
+            let set = wanted.borrow_and_update().clone();
+            let version = base + set.version;
+            // At the beginning there may be answers to an order that goes on, or none and old ones that must go.
+            if set.version > 0 || set.answers != before || !left.answers.is_empty() {
+                let share = async {
                     self.share(&set, version).await;
-                    if self
-                        .served
-                        .wait_for(|served| *served >= version)
-                        .await
-                        .is_err()
-                    {
-                        return;
-                    }
-                    let new: Vec<Answer> = set.answers.difference(&before).cloned().collect();
-                    self.ask_replicas(&new).await;
-                    before = Arc::clone(&set.answers);
-                    self.answers.mark_served(set.version);
-                    if wanted.changed().await.is_err() {
-                        return;
-                    }
+                    let mut served = self.served.clone();
+                    let served = served.wait_for(|served| *served >= version).await;
+                    served.is_ok()
+                };
+                if !self.meanwhile(&mut questions, share).await {
+                    return;
                 }
-            })
-            .await;
+                let new: Vec<Answer> = set.answers.difference(&before).cloned().collect();
+                before = Arc::clone(&set.answers);
+                let version = set.version;
+                let asked = self.ask_replicas(new);
+                questions.push_back(async move {
+                    asked.await;
+                    version
+                });
+            }
+            if self
+                .meanwhile(&mut questions, wanted.changed())
+                .await
+                .is_err()
+            {
+                return;
+            }
+        }
+    }
+
+    /// Does that while the questions go on.
+    async fn meanwhile<T>(
+        &self,
+        questions: &mut FuturesOrdered<impl Future<Output = u64>>,
+        work: impl Future<Output = T>,
+    ) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                Some(version) = questions.next() => self.answers.mark_served(version),
+            }
+        }
     }
 
     /// Writes, again and again until it is written.
@@ -146,38 +171,37 @@ impl Presenter {
         }
     }
 
-    /// Asks every other replica every new answer, until all give them or the time is over.
-    async fn ask_replicas(&self, new: &[Answer]) {
+    /// Asks every other replica every new answer, until all give them or their time is over.
+    async fn ask_replicas(&self, new: Vec<Answer>) {
         let Some(replicas) = self.replicas.as_ref().filter(|_| !new.is_empty()) else {
             return;
         };
-        let others = |port| -> Vec<SocketAddr> {
-            let all = self.world.endpoints(&replicas.service, port);
-            all.into_iter()
-                .filter(|(ip, _)| !replicas.own.contains(ip))
-                .map(|(_, address)| address)
-                .collect()
+        let others = |port| -> Vec<Endpoint> {
+            let mut all = self.world.endpoints(&replicas.service, port);
+            all.retain(|endpoint| !replicas.own.contains(&endpoint.ip));
+            all
         };
         let (http, https) = (others("http"), others("https"));
         let questions = new.iter().flat_map(|answer| {
-            let addresses = match answer {
+            let endpoints = match answer {
                 Answer::Http01 { .. } => &http,
                 Answer::TlsAlpn01 { .. } => &https,
             };
-            addresses.iter().map(move |address| (answer, *address))
+            endpoints.iter().map(move |endpoint| (answer, *endpoint))
         });
-        let questions = questions.map(|(answer, address)| async move {
-            let until = async {
-                loop {
-                    match ask(answer, address, PATIENCE).await {
-                        LoopbackAnswer::Ours => return,
-                        other => tracing::debug!(%address, ?answer, ?other, "a replica does not serve an answer yet"),
-                    }
-                    tokio::time::sleep(AGAIN).await;
-                }
-            };
-            if tokio::time::timeout(PATIENCE, until).await.is_err() {
-                tracing::warn!(%address, ?answer, "a replica does not serve the answer to a challenge; if the authority asks that one, the order fails");
+        let wanted = self.answers.subscribe();
+        let questions = questions.map(|(answer, endpoint)| {
+            let wanted = wanted.clone();
+            async move {
+                let patience = if endpoint.serving {
+                    PATIENCE
+                } else {
+                    PATIENCE_UNREADY
+                };
+                let still = || wanted.borrow().answers.contains(answer);
+                self.inquiry
+                    .ask(answer, endpoint.address, patience, still)
+                    .await;
             }
         });
         futures_util::future::join_all(questions).await;

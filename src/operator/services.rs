@@ -48,6 +48,13 @@ pub(super) struct SliceShape {
     ending: Vec<IpAddr>,
     /// Addresses of all endpoints.
     pub(super) all: Vec<IpAddr>,
+    /// Addresses of endpoints that are ending.
+    #[serde(default)]
+    pub(super) leaving: Vec<IpAddr>,
+    /// Addresses of endpoints whose probes fail, or have not succeeded yet. Those of a Service that
+    /// publishes them all the same count as ready.
+    #[serde(default)]
+    pub(super) failing: Vec<IpAddr>,
 }
 
 /// Reads a Service.
@@ -100,9 +107,16 @@ pub(super) fn slice_shape(slice: &EndpointSlice) -> Option<SliceShape> {
         // Unknown counts as ready (EndpointConditions).
         let ready = conditions.and_then(|it| it.ready).unwrap_or(true);
         let serving = conditions.and_then(|it| it.serving).unwrap_or(ready);
+        let leaving = conditions.and_then(|it| it.terminating).unwrap_or(false);
         let addresses = endpoint.addresses.iter().filter_map(|it| it.parse().ok());
         for address in addresses {
             shape.all.push(address);
+            if leaving {
+                shape.leaving.push(address);
+            }
+            if !serving {
+                shape.failing.push(address);
+            }
             if ready {
                 shape.ready.push(address);
             } else if serving {
@@ -223,6 +237,33 @@ mod tests {
             ["10.0.0.1:8080", "10.0.0.2:8080", "10.0.1.1:8081"]
         );
         assert_eq!(addresses(&data, 1), ["10.0.0.1:9000", "10.0.0.2:9000"]);
+    }
+
+    #[test]
+    fn replicas_are_found_unless_they_are_ending() {
+        // As the slices of a Service are that publishes addresses that are not ready.
+        let all = slice(
+            &json!([{"name": "http", "port": 8080}, {"name": "https", "port": 8443}]),
+            &json!([
+                {"addresses": ["10.0.0.1"], "conditions": {"ready": true, "serving": true, "terminating": false}},
+                {"addresses": ["10.0.0.2"], "conditions": {"ready": true, "serving": false, "terminating": false}},
+                {"addresses": ["10.0.0.3"], "conditions": {"ready": true, "serving": true, "terminating": true}},
+                {"addresses": ["10.0.0.4"]},
+            ]),
+        );
+        let found: Vec<(String, bool)> = super::super::addresses::of_port(&[&all], "https")
+            .into_iter()
+            .map(|endpoint| (endpoint.address.to_string(), endpoint.serving))
+            .collect();
+        let expected = [
+            ("10.0.0.1:8443", true),
+            ("10.0.0.2:8443", false),
+            ("10.0.0.4:8443", true),
+        ];
+        assert_eq!(
+            found,
+            expected.map(|(at, serving)| (at.to_owned(), serving))
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::SystemTime;
@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::addresses;
+use super::addresses::{self, Endpoint};
 use super::cache::{Cache, Feed};
 use super::cluster::Cluster;
 use super::documents::{self, Document};
@@ -35,6 +35,9 @@ use super::services::{ServiceShape, SliceShape, by_service, join, service_shape,
 use crate::api::{AcmeIssuer, TlsRoute, TunnelAgent};
 use crate::translate::{ExposedService, Inputs, Reference, ServiceData};
 
+/// The API server's own Service. Its slice has the same name.
+const API_SERVER: (&str, &str) = ("default", "kubernetes");
+
 /// What is known of the cluster, kept up to date for as long as the tasks run.
 #[derive(Debug)]
 pub struct World {
@@ -43,6 +46,8 @@ pub struct World {
     pub(super) issuers: Cache<Guarded<AcmeIssuer>>,
     pub(super) services: Cache<ServiceShape>,
     pub(super) slices: Cache<SliceShape>,
+    /// Where the API server really is, if `slices` does not have it.
+    pub(super) api_servers: Cache<SliceShape>,
     pub(super) documents: Cache<Document>,
     pub(super) named: Named,
     changes: watch::Sender<u64>,
@@ -57,18 +62,17 @@ impl World {
     /// Begins to watch. Ends with the token.
     pub fn watch(cluster: &Cluster, stop: &CancellationToken, tasks: &TaskTracker) -> Arc<Self> {
         let scopes = Scopes::of(&cluster.watched);
+        let also_own = scopes.with(&cluster.namespace);
+        let elsewhere = !also_own.covers(API_SERVER.0);
         let world = Arc::new(Self {
             routes: Cache::new(scopes.0.len()),
             agents: Cache::new(scopes.0.len()),
             issuers: Cache::new(1),
             services: Cache::new(scopes.0.len()),
-            slices: Cache::new(scopes.with(&cluster.namespace).0.len()),
+            slices: Cache::new(also_own.0.len()),
+            api_servers: Cache::optional(usize::from(elsewhere)),
             documents: Cache::new(1),
-            named: Named::new(
-                cluster.client.clone(),
-                scopes.with(&cluster.namespace).0.len(),
-                scopes.0.len(),
-            ),
+            named: Named::new(cluster.client.clone(), also_own.0.len(), scopes.0.len()),
             changes: watch::Sender::new(0),
             trouble: AtomicU32::new(0),
             namespace: cluster.namespace.clone(),
@@ -88,7 +92,6 @@ impl World {
             |world| &world.services,
             |service, _| Some(service_shape(&service)),
         );
-        let also_own = scopes.with(&cluster.namespace);
         watches.each::<EndpointSlice, _>(
             &also_own,
             |world| &world.slices,
@@ -105,6 +108,7 @@ impl World {
             |map, _| map.metadata.resource_version.clone(),
         );
         watches.documents();
+        watches.api_servers();
         world
     }
 
@@ -120,6 +124,7 @@ impl World {
             && self.issuers.is_complete()
             && self.services.is_complete()
             && self.slices.is_complete()
+            && self.api_servers.is_complete()
             && self.documents.is_complete()
             && self.named.is_complete()
     }
@@ -167,12 +172,10 @@ impl World {
         })
     }
 
-    /// Where the API server really is, where its own Service is looked at.
+    /// Where the API server really is, by the endpoints of its own Service.
     fn kubernetes(&self) -> impl Iterator<Item = SocketAddr> {
-        let slices = self.slices.all();
-        let own = slices
-            .into_iter()
-            .filter(|(name, slice)| &*name.namespace == "default" && slice.service == "kubernetes");
+        let slices = self.slices.all().into_iter().chain(self.api_servers.all());
+        let own = slices.filter(|(name, slice)| (&*name.namespace, &*slice.service) == API_SERVER);
         own.flat_map(|(_, slice)| {
             let ports: Vec<u16> = slice.ports.values().copied().collect();
             let all = slice.all.clone();
@@ -199,8 +202,8 @@ impl World {
             .collect()
     }
 
-    /// Addresses at which the named port of a Service is answered, by endpoints that are ready or not.
-    pub(super) fn endpoints(&self, service: &ObjectName, port: &str) -> Vec<(IpAddr, SocketAddr)> {
+    /// Where the named port of a Service is answered, by endpoints that are ready or not, but not ending.
+    pub(super) fn endpoints(&self, service: &ObjectName, port: &str) -> Vec<Endpoint> {
         let slices = self.slices.all();
         let of = by_service(slices.iter().map(|(name, slice)| (name, &**slice)));
         addresses::of_port(of.get(service).map(Vec::as_slice).unwrap_or_default(), port)
@@ -254,10 +257,14 @@ impl Scopes {
         Self(all)
     }
 
+    fn covers(&self, namespace: &str) -> bool {
+        let mut all = self.0.iter();
+        all.any(|scope| scope.as_deref().is_none_or(|it| it == namespace))
+    }
+
     fn with(&self, namespace: &str) -> Self {
         let mut all = self.0.clone();
-        let known = |scope: &Option<String>| scope.as_deref().is_none_or(|it| it == namespace);
-        if !all.iter().any(known) {
+        if !self.covers(namespace) {
             all.push(Some(namespace.to_owned()));
         }
         Self(all)
@@ -308,6 +315,22 @@ impl Watches<'_> {
                 feed,
                 |world| &world.documents,
                 |secret, _| Document::of(&secret),
+            );
+        }
+    }
+
+    /// Watches one slice where we otherwise do not look.
+    fn api_servers(&self) {
+        let (namespace, name) = API_SERVER;
+        let api = Api::<EndpointSlice>::namespaced(self.cluster.client.clone(), namespace);
+        let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+        for feed in self.world.api_servers.feeds() {
+            self.spawn(
+                api.clone(),
+                config.clone(),
+                feed,
+                |world| &world.api_servers,
+                |slice, _| slice_shape(&slice),
             );
         }
     }
@@ -396,6 +419,10 @@ async fn follow<K, T>(
                 } else {
                     tracing::debug!(kind, error = %chain(&error), "still cannot watch");
                 }
+                // Roles that somebody wrote for an earlier version lack this one.
+                if is_refused(&error) && cache.refused(feed) {
+                    world.changed();
+                }
                 continue;
             }
         };
@@ -437,23 +464,26 @@ async fn follow<K, T>(
     }
 }
 
+fn status_of(error: &watcher::Error) -> Option<u16> {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => Some(status.code),
+        _ => None,
+    }
+}
+
+fn is_refused(error: &watcher::Error) -> bool {
+    status_of(error) == Some(403)
+}
+
 /// What a person can do about a watch that is refused.
 fn hint(error: &watcher::Error) -> Option<&'static str> {
-    let (watcher::Error::InitialListFailed(source) | watcher::Error::WatchStartFailed(source)) =
-        error
-    else {
-        return None;
-    };
-    match source {
-        kube::Error::Api(status) if status.code == 404 => {
-            Some("install the definitions: `tidegate crds | kubectl apply --server-side -f -`")
-        }
-        kube::Error::Api(status) if status.code == 403 => Some(
+    match status_of(error)? {
+        404 => Some("install the definitions: `tidegate crds | kubectl apply --server-side -f -`"),
+        403 => Some(
             "the service account lacks a permission; the chart's roles name all that are needed",
         ),
-        kube::Error::Api(status) if status.code == 401 => {
-            Some("the credentials were refused; see the kubeconfig or the service account")
-        }
+        401 => Some("the credentials were refused; see the kubeconfig or the service account"),
         _ => None,
     }
 }
