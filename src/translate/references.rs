@@ -160,7 +160,7 @@ impl References<'_> {
             );
             return None;
         };
-        let reach = &self.inputs.environment.reach;
+        let reach = self.inputs.environment.reach.of_services();
         let (addresses, refused) = reach.sort_out(port.addresses.clone());
         if let Some(refused) = refused {
             report.add(

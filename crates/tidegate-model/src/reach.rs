@@ -81,6 +81,17 @@ impl Reach {
         Self(limits)
     }
 
+    /// The same for endpoints of Services, which are where pods are: networks that are refused do not count,
+    /// because those of pods and Services are refused so that they are reached as Services only.
+    #[must_use]
+    pub fn of_services(&self) -> Self {
+        let mut limits = self.0.clone();
+        if let Some(limits) = &mut limits {
+            limits.refused.clear();
+        }
+        Self(limits)
+    }
+
     /// Whether there is anything where connections may not lead. Names are then looked up as they are written,
     /// without the search domains of the machine.
     pub fn is_limited(&self) -> bool {
@@ -201,6 +212,20 @@ mod tests {
             "203.0.113.7:80",
         ] {
             assert_eq!(limited().refuses(address.parse().unwrap()), None);
+        }
+    }
+
+    #[test]
+    fn services_lead_to_pods_but_neither_to_the_machine_nor_to_the_api_server() {
+        let reach = limited().of_services();
+        for (address, passes) in [
+            ("10.42.7.7:80", true),
+            ("127.0.0.1:80", false),
+            ("169.254.169.254:80", false),
+            ("10.43.0.1:443", false),
+        ] {
+            let refused = reach.refuses(address.parse().unwrap());
+            assert_eq!(refused.is_none(), passes, "{address}");
         }
     }
 
