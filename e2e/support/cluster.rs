@@ -178,6 +178,12 @@ impl Cluster {
         self.plane().resume_part(part);
     }
 
+    /// CPU time that a part took so far; none where the cluster is somebody's.
+    pub(crate) fn cpu_time(&self, part: Part) -> Duration {
+        let plane = self.plane.as_ref();
+        plane.map(|plane| plane.cpu_time(part)).unwrap_or_default()
+    }
+
     /// Waits until the API server answers and says that it is ready.
     #[track_caller]
     pub(crate) fn wait_until_ready(&self) {

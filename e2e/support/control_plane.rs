@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use rcgen::KeyPair;
 
@@ -161,6 +162,11 @@ impl ControlPlane {
     /// Lets it go on.
     pub(crate) fn resume_part(&self, part: Part) {
         self.parts.lock().unwrap()[&part].signal("CONT");
+    }
+
+    /// CPU time that the part took so far.
+    pub(crate) fn cpu_time(&self, part: Part) -> Duration {
+        self.parts.lock().unwrap()[&part].cpu_time()
     }
 
     /// Panics with what it said if a part has ended by itself.

@@ -28,6 +28,10 @@ use super::edge::PATIENCE;
 use super::program::{self, Program};
 use super::{Client, Cluster, Edge, block_on, eventually, ports};
 
+/// Names a build of `tidegate` that the replicas run instead of the one that was built with the tests, such as an
+/// optimized one for figures.
+const PROGRAM: &str = "TIDEGATE_E2E_PROGRAM";
+
 /// An address of this machine that is not loopback.
 pub(crate) fn machine() -> IpAddr {
     static ADDRESS: LazyLock<IpAddr> = LazyLock::new(|| {
@@ -155,7 +159,10 @@ impl<'a> Deployment<'a> {
             .unwrap();
         let everywhere =
             |port: u16| format!("127.0.0.1:{port},{}", SocketAddr::new(machine(), port));
-        let mut command = Edge::command();
+        let mut command = match std::env::var_os(PROGRAM) {
+            Some(program) => Edge::command_of(program),
+            None => Edge::command(),
+        };
         command
             .arg("operator")
             .args(["--namespace", &self.namespace, "--identity", name])

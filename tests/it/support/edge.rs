@@ -1,5 +1,6 @@
 //! The real `tidegate` binary on free ports of loopback, over a folder of the test's own.
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -169,7 +170,12 @@ impl Edge {
 
     /// The binary, with an environment of its own.
     pub(crate) fn command() -> Command {
-        let mut command = Command::new(Self::binary());
+        Self::command_of(Self::binary())
+    }
+
+    /// Another build of it.
+    pub(crate) fn command_of(binary: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(binary);
         Self::environment(&mut command);
         command
     }
