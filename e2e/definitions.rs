@@ -136,7 +136,6 @@ fn kubectl_lists_the_category_with_what_people_ask_first() {
     let listed = cluster
         .kubectl()
         .run(&["get", "edge", "-n", namespace.name()]);
-    cluster.kubectl().run(&["delete", "acmeissuer", issuer]);
     for row in [
         "tlsroute.edge.tidegate.dev/blog",
         "tunnelagent.edge.tidegate.dev/homelab",
@@ -147,6 +146,17 @@ fn kubectl_lists_the_category_with_what_people_ask_first() {
     let header = listed.lines().find(|line| line.contains("HOSTS")).unwrap();
     let columns: Vec<&str> = header.split_whitespace().collect();
     assert_eq!(columns, ["NAME", "HOSTS", "READY", "EXPIRES", "AGE"]);
+    for (kind, expected) in [
+        ("tlsr", "NAME HOSTS READY REASON EXPIRES AGE CLASS"),
+        ("tagent", "NAME CONNECTED READY REASON VERSION AGE CLASS"),
+        ("acmei", "NAME DEFAULT READY REASON DIRECTORY AGE CLASS"),
+    ] {
+        let args = ["get", kind, "-n", namespace.name(), "-o", "wide"];
+        let table = cluster.kubectl().run(&args);
+        let header: Vec<&str> = table.lines().next().unwrap().split_whitespace().collect();
+        assert_eq!(header.join(" "), expected, "{table}");
+    }
+    cluster.kubectl().run(&["delete", "acmeissuer", issuer]);
     let short = cluster
         .kubectl()
         .run(&["get", "tlsr", "-n", namespace.name(), "-o", "name"]);

@@ -1,8 +1,11 @@
 //! A route's life: applied, served, changed, deleted; what it lacks is said and mends itself.
 
+use kube::Api;
+use tidegate::api::AcmeIssuer;
+
 use crate::support::edge::PATIENCE;
 use crate::support::operator::{anywhere, route_to, route_with, service};
-use crate::support::{Cluster, Deployment, Origin, eventually};
+use crate::support::{Cluster, Deployment, Origin, block_on, eventually};
 
 #[test]
 fn eight_lines_are_served_changed_and_deleted() {
@@ -29,11 +32,18 @@ fn eight_lines_are_served_changed_and_deleted() {
     let client = one.client();
     // Ready means served: no second try.
     assert_eq!(client.get("blog.example.com", "/").text(), "blue");
-    let listed = kubectl.run(&["get", "edge", "-n", space]);
-    assert!(
-        listed.contains("blog.example.com") && listed.contains("True"),
-        "{listed}"
-    );
+    let listed = kubectl.run(&["get", "edge", "-n", space, "--no-headers"]);
+    let row = listed.lines().find(|line| line.contains("/blog"));
+    let cells: Vec<&str> = row.unwrap().split_whitespace().collect();
+    let expected = [
+        "tlsroute.edge.tidegate.dev/blog",
+        "blog.example.com",
+        "True",
+    ];
+    assert_eq!(cells[..3], expected, "{listed}");
+    let wide = kubectl.run(&["get", "tlsr", "-n", space, "-o", "wide"]);
+    assert!(wide.contains("REASON") && !wide.contains('['), "{wide}");
+    eprintln!("{wide}");
     let told = kubectl.run(&["events", "-n", space, "--for", "tlsroute/blog"]);
     assert!(told.contains("Normal") && told.contains("Ready"), "{told}");
 
@@ -89,6 +99,35 @@ fn a_route_of_another_class_is_left_alone() {
     edge.wait_for("inner", "Ready", "True", "Ready");
     let client = one.client();
     assert_eq!(client.get("inner.example.com", "/").text(), "inner");
+    // Two edges that wrote about one issuer would write for ever.
+    let issuers: Api<AcmeIssuer> = Api::all(cluster.client());
+    for class in ["outer", "inner"] {
+        let issuer = format!(
+            "apiVersion: edge.tidegate.dev/v1alpha1\nkind: AcmeIssuer\nmetadata: {{name: {space}-{class}}}\n\
+             spec: {{className: {class}, directory: \"https://127.0.0.1:1/dir\", termsOfServiceAgreed: true}}\n"
+        );
+        kubectl.apply(space, &issuer);
+    }
+    let observed = |class: &str| {
+        let issuer = block_on(issuers.get(&format!("{space}-{class}"))).unwrap();
+        issuer.status.and_then(|status| status.observed_generation)
+    };
+    eventually("a status of the own issuer", PATIENCE, || {
+        let observed = observed("inner");
+        (observed == Some(1))
+            .then_some(())
+            .ok_or_else(|| format!("{observed:?}"))
+    });
+    assert_eq!(observed("outer"), Some(-1));
+    // The other edge's cannot be used, and whose it is is said.
+    let tls = format!("issuerRef: {{name: {space}-outer}}");
+    let asking = route_with("asking", "asking.example.com", "web", &tls);
+    kubectl.apply(space, &format!("{asking}  className: inner\n"));
+    let said = edge.wait_for("asking", "ResolvedRefs", "False", "IssuerNotFound");
+    assert!(said.contains("has className outer"), "{said}");
+    for class in ["outer", "inner"] {
+        kubectl.run(&["delete", "acmeissuer", &format!("{space}-{class}")]);
+    }
     for name in ["outer", "none"] {
         let error = client
             .try_get(&format!("{name}.example.com"), "/")

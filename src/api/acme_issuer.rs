@@ -20,11 +20,18 @@ use super::{Notification, SecretKeyRef, Solver};
     derive = "PartialEq",
     derive = "Default",
     doc = "An AcmeIssuer is an account at a certification authority that speaks ACME.",
+    selectable = ".spec.className",
     printcolumn(name = "Default", type_ = "boolean", json_path = ".spec.default"),
     printcolumn(
         name = "Ready",
         type_ = "string",
         json_path = ".status.conditions[?(@.type=='Ready')].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        priority = 1,
+        json_path = ".status.conditions[?(@.type=='Ready')].reason"
     ),
     printcolumn(
         name = "Directory",
@@ -36,6 +43,12 @@ use super::{Notification, SecretKeyRef, Solver};
         name = "Age",
         type_ = "date",
         json_path = ".metadata.creationTimestamp"
+    ),
+    printcolumn(
+        name = "Class",
+        type_ = "string",
+        priority = 1,
+        json_path = ".spec.className"
     )
 )]
 #[x_kube(validation = Rule::new("has(self.termsOfServiceAgreed) && self.termsOfServiceAgreed")
@@ -43,10 +56,16 @@ use super::{Notification, SecretKeyRef, Solver};
     .reason(Reason::FieldValueInvalid))]
 #[serde(rename_all = "camelCase")]
 pub struct AcmeIssuerSpec {
-    /// Whether routes that name no issuer use this one. At most one AcmeIssuer may say so; of several, the
-    /// oldest wins. Default: `false`.
+    /// Whether routes that name no issuer use this one. At most one AcmeIssuer of a class may say so; of
+    /// several, the oldest wins. Default: `false`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default: Option<bool>,
+
+    /// Name of the edge that orders from this issuer, where several run side by side.
+    /// Default: the edge that was started without a class name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub class_name: Option<String>,
 
     /// URL of the directory, such as `https://acme-v02.api.letsencrypt.org/directory`.
     #[schemars(length(min = 1, max = 1024))]

@@ -22,7 +22,7 @@ use super::{CertificateStatus, OrderStatus, PreflightStatus, RouteRule};
     derive = "Default",
     doc = "A TlsRoute says which hostnames the edge answers, with which certificate, and where requests go.",
     selectable = ".spec.className",
-    printcolumn(name = "Hosts", type_ = "string", json_path = ".status.hostnames"),
+    printcolumn(name = "Hosts", type_ = "string", json_path = ".status.hosts"),
     printcolumn(
         name = "Ready",
         type_ = "string",
@@ -43,6 +43,12 @@ use super::{CertificateStatus, OrderStatus, PreflightStatus, RouteRule};
         name = "Age",
         type_ = "date",
         json_path = ".metadata.creationTimestamp"
+    ),
+    printcolumn(
+        name = "Class",
+        type_ = "string",
+        priority = 1,
+        json_path = ".spec.className"
     )
 )]
 #[x_kube(validation = Rule::new("has(self.hostnames) || self.rules.all(r, has(r.hostnames))")
@@ -238,6 +244,12 @@ pub struct TlsRouteStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 4160), inner(length(max = 253)))]
     pub hostnames: Vec<String>,
+
+    /// The hostnames in one line, as `kubectl get` shows them: `a.example.com,b.example.com`; of more than
+    /// three the first and how many more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub hosts: Option<String>,
 
     /// The certificate that is served.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -32,11 +32,23 @@ use super::{IpAccessFilter, RateLimitFilter, RuleLimits};
         type_ = "string",
         json_path = ".status.conditions[?(@.type=='Ready')].status"
     ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        priority = 1,
+        json_path = ".status.conditions[?(@.type=='Ready')].reason"
+    ),
     printcolumn(name = "Version", type_ = "string", json_path = ".status.agentVersion"),
     printcolumn(
         name = "Age",
         type_ = "date",
         json_path = ".metadata.creationTimestamp"
+    ),
+    printcolumn(
+        name = "Class",
+        type_ = "string",
+        priority = 1,
+        json_path = ".spec.className"
     )
 )]
 #[x_kube(validation = Rule::new("!has(self.mappings) || has(self.allowedHostnames)")

@@ -18,7 +18,7 @@ use super::routes::{
     CertificateSource, CompiledRoute, CompiledTls, HostService, compile, note_lost_addresses,
 };
 use super::solvers::Made;
-use super::status::{Conditions, certificate_status, joined};
+use super::status::{Conditions, certificate_status, in_one_line, joined};
 use super::trackers::TrackerGroups;
 use super::{
     GoodRoute, Inputs, IssuerChoice, Kind, Lost, ObjectRef, PublishedSecret, SecretData,
@@ -49,7 +49,7 @@ pub fn translate(inputs: &Inputs, now: SystemTime) -> Translation {
     let mut made = Made::from(&inputs.last_good);
     // Before the routes, which are told when their issuer cannot be used.
     let mut issuers = Vec::new();
-    for issuer in &inputs.issuers {
+    for issuer in inputs.own_issuers() {
         let name = issuer.metadata.name.clone().unwrap_or_default();
         let previous = inputs.last_good.statuses.issuers.get(&name);
         let previous = previous.or(issuer.status.as_ref());
@@ -653,6 +653,7 @@ impl Work<'_> {
             TlsRouteStatus {
                 observed_generation: route.metadata.generation,
                 conditions: conditions.into_inner(),
+                hosts: in_one_line(&hostnames),
                 hostnames,
                 certificate: certificate.map(|certificate| {
                     let status = certificate_status(certificate);

@@ -68,10 +68,19 @@ pub struct IssuerFile {
     pub issuer: Option<String>,
 }
 
+impl Inputs {
+    /// Issuers of this edge's class: each edge has accounts of its own and says nothing about another's.
+    pub(crate) fn own_issuers(&self) -> impl Iterator<Item = &Arc<AcmeIssuer>> {
+        let class = &self.environment.class_name;
+        let all = self.issuers.iter();
+        all.filter(move |issuer| issuer.spec.class_name == *class)
+    }
+}
+
 /// What is true of this edge, whatever the objects say.
 #[derive(Debug, Clone, Default)]
 pub struct Environment {
-    /// The class of routes that this edge serves; None serves those that name no class.
+    /// The class of objects that are this edge's; None: those that name no class.
     pub class_name: Option<String>,
     /// How `service` backends become addresses.
     pub services: ServiceResolution,

@@ -16,8 +16,7 @@ use crate::api::{AcmeIssuer, AcmeIssuerStatus};
 /// The issuer that routes without `issuerRef` use: of those that say `default: true` the oldest.
 pub(super) fn default_issuer(inputs: &Inputs) -> Option<&str> {
     inputs
-        .issuers
-        .iter()
+        .own_issuers()
         .filter(|issuer| issuer.spec.default.unwrap_or(false))
         .min_by_key(|issuer| {
             let created = issuer
@@ -47,28 +46,53 @@ pub(super) fn choose(
     };
     let tls = Field::SPEC.at("tls");
     let issuer_ref = tls.at("issuerRef");
-    let exists = inputs
-        .issuers
-        .iter()
-        .any(|issuer| issuer.metadata.name.as_deref() == Some(name));
+    let exists = exists(inputs, name);
     if !exists {
-        let known: Vec<_> = inputs
-            .issuers
-            .iter()
-            .filter_map(|issuer| issuer.metadata.name.as_deref())
-            .collect();
-        let hint = match super::words::nearest(name, known.iter().copied()) {
-            Some(near) => format!("did you mean {near}?"),
-            None => "create it, or leave issuerRef out to use the default issuer".to_owned(),
-        };
-        report.add(
-            issuer_ref.at("name"),
-            Reason::IssuerNotFound,
-            format!("AcmeIssuer {name} does not exist"),
-            hint,
-        );
+        let at = issuer_ref.at("name");
+        not_found(inputs, report, at, name, "issuerRef");
     }
     exists.then(|| IssuerChoice::Acme(name.to_owned()))
+}
+
+/// Whether this edge has an issuer of that name.
+fn exists(inputs: &Inputs, name: &str) -> bool {
+    let mut own = inputs.own_issuers();
+    own.any(|issuer| issuer.metadata.name.as_deref() == Some(name))
+}
+
+fn not_found(inputs: &Inputs, report: &mut Report, at: Field<'_>, name: &str, member: &str) {
+    let mut all = inputs.issuers.iter();
+    let other = all.find(|issuer| issuer.metadata.name.as_deref() == Some(name));
+    if let Some(other) = other {
+        let class = |class: &Option<String>| match class {
+            Some(class) => format!("has className {class}"),
+            None => "has no className".to_owned(),
+        };
+        let (its, ours) = (
+            class(&other.spec.class_name),
+            class(&inputs.environment.class_name),
+        );
+        report.add(
+            at,
+            Reason::IssuerNotFound,
+            format!("AcmeIssuer {name} {its}, and this edge {ours}"),
+            format!("name an issuer of this edge, or leave {member} out"),
+        );
+        return;
+    }
+    let known: Vec<_> = inputs
+        .own_issuers()
+        .filter_map(|issuer| issuer.metadata.name.as_deref())
+        .collect();
+    let hint = match super::words::nearest(name, known.iter().copied()) {
+        Some(near) => format!("did you mean {near}?"),
+        None if member == "issuerRef" => {
+            "create it, or leave issuerRef out to use the default issuer".to_owned()
+        }
+        None => format!("create it, or leave {member} out"),
+    };
+    let message = format!("AcmeIssuer {name} does not exist");
+    report.add(at, Reason::IssuerNotFound, message, hint);
 }
 
 /// Where an issuer was promised and its file cannot be used, the internal CA must not step in: clients would not
@@ -167,17 +191,8 @@ pub(super) fn check(
         let at = field.at("fallbackIssuer");
         if other == name {
             report.invalid(at, "it names the issuer itself", "name another one");
-        } else if !inputs
-            .issuers
-            .iter()
-            .any(|issuer| issuer.metadata.name.as_deref() == Some(other))
-        {
-            report.add(
-                at,
-                Reason::IssuerNotFound,
-                format!("AcmeIssuer {other} does not exist"),
-                "create it, or leave fallbackIssuer out",
-            );
+        } else if !exists(inputs, other) {
+            not_found(inputs, &mut report, at, other, "fallbackIssuer");
         }
     }
     if spec.default == Some(true)

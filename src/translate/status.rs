@@ -111,6 +111,18 @@ pub(super) fn joined<'a>(problems: impl Iterator<Item = &'a Problem>) -> String 
         .join("\n")
 }
 
+/// Hostnames as a column of a table, in the way that kubectl lists those of an Ingress.
+pub(super) fn in_one_line(hostnames: &[String]) -> Option<String> {
+    const SHOWN: usize = 3;
+    let first = hostnames.iter().take(SHOWN).cloned().collect::<Vec<_>>();
+    let first = first.join(",");
+    match hostnames.len() {
+        0 => None,
+        all if all > SHOWN => Some(format!("{first} + {} more...", all - SHOWN)),
+        _ => Some(first),
+    }
+}
+
 /// What a status says about a certificate.
 pub(super) fn certificate_status(certificate: &Certificate) -> CertificateStatus {
     CertificateStatus {
@@ -128,5 +140,27 @@ pub(super) fn certificate_status(certificate: &Certificate) -> CertificateStatus
         not_before: Some(timestamp(certificate.not_before)),
         not_after: Some(timestamp(certificate.not_after)),
         renew_at: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_hostnames_fit_in_one_line() {
+        let names = |count: usize| {
+            (0..count)
+                .map(|it| format!("{it}.test"))
+                .collect::<Vec<_>>()
+        };
+        for (count, line) in [
+            (0, None),
+            (1, Some("0.test")),
+            (3, Some("0.test,1.test,2.test")),
+            (5, Some("0.test,1.test,2.test + 2 more...")),
+        ] {
+            assert_eq!(in_one_line(&names(count)).as_deref(), line);
+        }
     }
 }

@@ -85,7 +85,8 @@ impl DefaultIssuerFile {
         stop.run_until_cancelled(look).await;
     }
 
-    /// Reads the file, and adds its issuer to those of objects. Blocks on the file system.
+    /// Reads the file, and adds its issuer to those of objects; `objects` are the names of those of this edge's
+    /// class. Blocks on the file system.
     pub(super) fn fill(
         &self,
         inputs: &mut Inputs,
@@ -125,12 +126,17 @@ impl DefaultIssuerFile {
             });
             return;
         }
-        let mut defaults = inputs.issuers.iter();
-        let other = defaults.find(|issuer| issuer.spec.default == Some(true));
+        let other = (inputs.own_issuers())
+            .find(|issuer| issuer.spec.default == Some(true))
+            .map(|issuer| issuer.metadata.name.clone().unwrap_or_default());
         let mut issuer = AcmeIssuer::clone(&good.issuer);
         issuer.spec.default = Some(other.is_none());
+        // Whoever was given the file is meant by it.
+        issuer
+            .spec
+            .class_name
+            .clone_from(&inputs.environment.class_name);
         if let Some(other) = other {
-            let other = other.metadata.name.as_deref().unwrap_or_default();
             findings.push(Finding {
                 object: Some(format!("AcmeIssuer {}", good.name)),
                 severity: Severity::Warning,

@@ -253,3 +253,24 @@ fn objects_win() {
     assert!(settings.contains("https://acme.example"), "{settings}");
     assert_eq!(issuer_of(&translation), Some(&IssuerChoice::InternalCa));
 }
+
+#[test]
+fn issuers_of_other_classes_are_not_in_its_way() {
+    let mut bed = Bed::new();
+    bed.write(ISSUER);
+    bed.object("other", true);
+    let other = AcmeIssuer::clone(&bed.issuers[0]);
+    bed.issuers[0] = Arc::new(AcmeIssuer {
+        spec: crate::api::AcmeIssuerSpec {
+            class_name: Some("outer".to_owned()),
+            ..other.spec
+        },
+        metadata: other.metadata,
+        status: None,
+    });
+    let (translation, findings) = bed.refresh();
+    assert_eq!(findings, []);
+    let expected = IssuerChoice::Acme("letsencrypt".to_owned());
+    assert_eq!(issuer_of(&translation), Some(&expected));
+    assert!(!translation.issuers.contains_key("other"));
+}

@@ -89,7 +89,7 @@ fields! {
     AgentCredential { secret_name => Secret }
     AgentMapping { name, hostname, target, tls, enabled, description, limits, rate_limit, access }
     MappingTls { insecure_skip_verify, server_name }
-    AcmeIssuerSpec { default, directory, staging_directory, contact, terms_of_service_agreed, profile, key_type, external_account_binding, account_secret_name, ca_secret_name => Secret, renewal_information_source, fallback_issuer => Issuer, solvers, notifications }
+    AcmeIssuerSpec { default, class_name, directory, staging_directory, contact, terms_of_service_agreed, profile, key_type, external_account_binding, account_secret_name, ca_secret_name => Secret, renewal_information_source, fallback_issuer => Issuer, solvers, notifications }
     ExternalAccountBinding { key_id, key_secret_ref }
     SecretKeyRef { name => Secret, key }
     Solver { name, selector, http01, tls_alpn01, dns01, dns_persist01 }
