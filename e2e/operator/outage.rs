@@ -243,6 +243,8 @@ fn an_object_of_a_later_version_harms_only_itself() {
         said.contains("does not understand") && said.contains("earlier version"),
         "{said}"
     );
+    let field = "spec.suspend: should be true or false, found a mapping";
+    assert!(said.contains(field), "{said}");
     kubectl.apply(space, &route_to("other", other, "green"));
     one.wait_for_text(&client, other, "green");
     one.wait_for_text(&client, old, "blue");

@@ -537,6 +537,7 @@ impl Running {
         let writer = StatusWriter {
             cluster: self.cluster.clone(),
             world: Arc::clone(&self.world),
+            class: self.options.class.clone(),
             wanted: self.statuses.subscribe(),
         };
         spawn_named(

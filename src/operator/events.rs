@@ -1,10 +1,15 @@
 //! Events of objects: told when Ready or its reason changes, by whoever leads.
+//!
+//! They wait in a queue of their own, so that nobody waits for a status because of them. They are for people
+//! and need not arrive: what finds the queue full, or is not taken, is not told.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tidegate_telemetry::chain;
+use tokio::sync::mpsc;
 
 use super::cluster::{Cluster, FIELD_MANAGER};
 use crate::api::conditions::{Condition, Reason};
@@ -13,58 +18,125 @@ use crate::translate::ObjectRef;
 
 /// The API server refuses notes over 1 KiB.
 const LONGEST_NOTE: usize = 1024;
+/// Events that wait.
+const QUEUE: usize = 20_000;
+/// Time for one request.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Events that a recorder remembers so as to count those that repeat. It looks through all of them each time.
+const REMEMBERED: usize = 256;
 
-/// Publishes Events.
+/// The state of Ready of an object.
+#[derive(Debug)]
+struct News {
+    object: ObjectRef,
+    uid: Option<String>,
+    ready: Condition,
+}
+
+/// Notes what is news.
+#[derive(Debug)]
+pub(super) struct Told {
+    queue: mpsc::Sender<News>,
+    /// Status and reason that were told last.
+    last: BTreeMap<ObjectRef, (String, String)>,
+}
+
+/// Publishes what was noted.
 pub(super) struct Teller {
-    recorder: Recorder,
+    queue: mpsc::Receiver<News>,
+    client: kube::Client,
+    reporter: Reporter,
+}
+
+impl Told {
+    /// With what publishes.
+    pub(super) fn new(cluster: &Cluster) -> (Self, Teller) {
+        let (told, queue) = Self::queue();
+        let teller = Teller {
+            queue,
+            client: cluster.client.clone(),
+            reporter: Reporter {
+                controller: FIELD_MANAGER.to_owned(),
+                instance: Some(cluster.identity.clone()),
+            },
+        };
+        (told, teller)
+    }
+
+    fn queue() -> (Self, mpsc::Receiver<News>) {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        let told = Self {
+            queue: sender,
+            last: BTreeMap::new(),
+        };
+        (told, receiver)
+    }
+
+    /// Notes the new state of Ready if it is news.
+    pub(super) fn note(
+        &mut self,
+        object: &ObjectRef,
+        uid: Option<&str>,
+        before: Option<&Condition>,
+        ready: &Condition,
+    ) {
+        let state = |it: &Condition| (it.status.clone(), it.reason.clone());
+        let told = self.last.insert(object.clone(), state(ready));
+        if told.or(before.map(state)) == Some(state(ready)) {
+            return;
+        }
+        let news = News {
+            object: object.clone(),
+            uid: uid.map(str::to_owned),
+            ready: ready.clone(),
+        };
+        if self.queue.try_send(news).is_err() {
+            tracing::debug!(object = %object, "too many Events wait; this one is not told");
+        }
+    }
+
+    /// How many objects are remembered.
+    pub(super) fn len(&self) -> usize {
+        self.last.len()
+    }
+
+    /// Forgets objects that are gone.
+    pub(super) fn retain(&mut self, exists: impl Fn(&ObjectRef) -> bool) {
+        self.last.retain(|object, _| exists(object));
+    }
 }
 
 impl Teller {
-    pub(super) fn new(cluster: &Cluster) -> Self {
-        let reporter = Reporter {
-            controller: FIELD_MANAGER.to_owned(),
-            instance: Some(cluster.identity.clone()),
-        };
-        Self {
-            recorder: Recorder::new(cluster.client.clone(), reporter),
+    /// Publishes until nothing more can be noted: one after the other, because statuses matter more.
+    pub(super) async fn run(mut self) {
+        loop {
+            let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
+            for _ in 0..REMEMBERED {
+                let Some(news) = self.queue.recv().await else {
+                    return;
+                };
+                let object = news.object.clone();
+                let telling = tell(&recorder, news);
+                if tokio::time::timeout(PATIENCE, telling).await.is_err() {
+                    tracing::debug!(object = %object, "cannot tell an Event in time");
+                }
+            }
         }
     }
 }
 
-/// What was told, so that nothing is told twice.
-#[derive(Debug, Default)]
-pub(super) struct Told {
-    last: BTreeMap<ObjectRef, (String, String)>,
-}
-
-impl Told {
-    /// Tells the new state of Ready if it is news.
-    pub(super) async fn tell(
-        &mut self,
-        teller: &Teller,
-        object: &ObjectRef,
-        uid: Option<&str>,
-        before: Option<&Condition>,
-        after: &Condition,
-    ) {
-        let news = (after.status.clone(), after.reason.clone());
-        let known = before.map(|it| (it.status.clone(), it.reason.clone()));
-        let told = self.last.insert(object.clone(), news.clone());
-        if told.or(known).is_some_and(|told| told == news) {
-            return;
-        }
-        let event = event(after);
-        let regarding = ObjectReference {
-            api_version: Some(format!("{GROUP}/{VERSION}")),
-            kind: Some(object.kind.to_string()),
-            name: Some(object.name.clone()),
-            namespace: object.namespace.clone(),
-            uid: uid.map(str::to_owned),
-            ..ObjectReference::default()
-        };
-        if let Err(error) = teller.recorder.publish(&event, &regarding).await {
-            tracing::debug!(object = %object, error = %chain(&error), "cannot tell an Event");
-        }
+async fn tell(recorder: &Recorder, news: News) {
+    let object = &news.object;
+    let regarding = ObjectReference {
+        api_version: Some(format!("{GROUP}/{VERSION}")),
+        kind: Some(object.kind.to_string()),
+        name: Some(object.name.clone()),
+        namespace: object.namespace.clone(),
+        uid: news.uid,
+        ..ObjectReference::default()
+    };
+    if let Err(error) = recorder.publish(&event(&news.ready), &regarding).await {
+        tracing::debug!(object = %object, error = %chain(&error), "cannot tell an Event");
     }
 }
 
@@ -104,6 +176,47 @@ mod tests {
 
     use super::*;
     use crate::api::conditions::{ConditionType, set_condition};
+
+    #[test]
+    fn nothing_is_told_twice() {
+        let (mut told, mut queue) = Told::queue();
+        let object = ObjectRef {
+            kind: crate::translate::Kind::TlsRoute,
+            namespace: Some("default".to_owned()),
+            name: "blog".to_owned(),
+        };
+        let ready = |status, reason| {
+            let mut all = Vec::new();
+            set_condition(
+                &mut all,
+                ConditionType::Ready,
+                status,
+                reason,
+                "so it is",
+                Some(1),
+                SystemTime::UNIX_EPOCH,
+            );
+            all.remove(0)
+        };
+        let (fine, bad) = (
+            ready(true, Reason::Ready),
+            ready(false, Reason::BackendNotFound),
+        );
+        let mut note = |before: Option<&Condition>, after: &Condition| {
+            told.note(&object, None, before, after);
+            queue.try_recv().is_ok()
+        };
+        assert!(
+            !note(Some(&fine), &fine),
+            "who led before has told it, as the status says"
+        );
+        assert!(note(Some(&fine), &bad));
+        // The watch has not shown the status yet.
+        assert!(!note(Some(&fine), &bad));
+        assert!(note(Some(&bad), &fine));
+        told.retain(|_| false);
+        assert_eq!(told.len(), 0);
+    }
 
     #[test]
     fn an_event_warns_only_of_what_needs_a_person() {

@@ -13,15 +13,18 @@ use tidegate_acme::store::Kind as DocumentKind;
 use tidegate_model::{Certificate, CertificateOrigin, ChallengeAnswers, RouteId};
 use tokio::sync::watch;
 
+use super::cache::Cache;
 use super::default_issuer::DefaultIssuerFile;
 use super::documents::Document;
+use super::objects::{Guarded, Ours, reference};
 use super::published::{Publications, PublishedSecrets};
 use super::replicas::SharedAnswers;
 use super::tickets::SharedKeys;
 use super::watch::World;
+use crate::source::yaml::schema::FieldProblem;
 use crate::source::{Finding, InternalIssuer, Issuance, Refreshed, next_moment, wanted};
 use crate::translate::{
-    Environment, Exposure, Inputs, IssuerChoice, Kind, LastGood, ObjectRef, Severity, Translation,
+    Environment, Exposure, Inputs, IssuerChoice, LastGood, ObjectRef, Severity, Translation,
     parse_certificate, translate,
 };
 
@@ -134,8 +137,11 @@ impl Source {
         inputs.published = PublishedSecrets::clone(&self.published.borrow());
         let mut findings = Vec::new();
         if let Some(file) = &self.default_issuer {
-            let objects = self.world.issuers.all().into_iter();
-            let objects = objects.map(|(name, _)| name.name.to_string()).collect();
+            let class = self.environment.class_name.as_deref();
+            let objects = (self.world.issuers.all().into_iter())
+                .filter(|(_, issuer)| issuer.class() == class)
+                .map(|(name, _)| name.name.to_string())
+                .collect();
             file.fill(&mut inputs, &objects, &mut findings);
         }
         let translation = match &mut self.internal {
@@ -218,23 +224,27 @@ impl Source {
     }
 
     fn not_understood(&self) -> Vec<Finding> {
+        let class = self.environment.class_name.as_deref();
         self.world
-            .not_understood()
+            .not_understood(class)
             .into_iter()
-            .map(|(object, error, kept)| Finding {
+            .map(|(object, problem, kept)| Finding {
                 file: None,
                 line: None,
                 column: None,
                 document: None,
                 object: Some(object.to_string()),
-                field: String::new(),
+                field: problem.path,
                 severity: Severity::Error,
-                reason: "Invalid".to_owned(),
-                message: format!("this version of tidegate does not understand it: {error}"),
-                hint: Some(
-                    "apply the definitions that belong to this version, and the object again"
-                        .to_owned(),
+                reason: problem.reason.to_owned(),
+                message: format!(
+                    "{}; this version of tidegate does not understand the object",
+                    problem.message
                 ),
+                hint: Some(problem.hint.unwrap_or_else(|| {
+                    "apply the definitions that belong to this version, and the object again"
+                        .to_owned()
+                })),
                 kept,
             })
             .collect()
@@ -287,25 +297,27 @@ fn parse(id: &str, issued: &Issued) -> Option<Arc<Certificate>> {
 }
 
 impl World {
-    /// Objects that are not understood: which, why, and whether an earlier version is in use.
-    pub(super) fn not_understood(&self) -> Vec<(ObjectRef, String, bool)> {
-        fn of<K>(
-            kind: Kind,
-            all: Vec<(tidegate_model::ObjectName, Arc<super::objects::Guarded<K>>)>,
-        ) -> impl Iterator<Item = (ObjectRef, String, bool)> {
-            all.into_iter().filter_map(move |(name, object)| {
-                let wrong = object.wrong.as_ref()?;
-                let reference = ObjectRef {
-                    kind,
-                    namespace: (!name.namespace.is_empty()).then(|| name.namespace.to_string()),
-                    name: name.name.to_string(),
-                };
-                Some((reference, wrong.error.clone(), object.good.is_some()))
-            })
+    /// What is not understood in objects of this class, and whether an earlier version of the object is in use.
+    fn not_understood(&self, class: Option<&str>) -> Vec<(ObjectRef, FieldProblem, bool)> {
+        fn of<K: Ours>(
+            cache: &Cache<Guarded<K>>,
+            class: Option<&str>,
+        ) -> Vec<(ObjectRef, FieldProblem, bool)> {
+            let mut found = Vec::new();
+            for (name, object) in cache.all() {
+                if let Some(wrong) = &object.wrong
+                    && object.class() == class
+                {
+                    let problems = wrong.problems.iter().cloned();
+                    let kept = object.good.is_some();
+                    found.extend(problems.map(|problem| (reference::<K>(&name), problem, kept)));
+                }
+            }
+            found
         }
-        of(Kind::TlsRoute, self.routes.all())
-            .chain(of(Kind::TunnelAgent, self.agents.all()))
-            .chain(of(Kind::AcmeIssuer, self.issuers.all()))
-            .collect()
+        let mut all = of(&self.routes, class);
+        all.extend(of(&self.agents, class));
+        all.extend(of(&self.issuers, class));
+        all
     }
 }

@@ -14,7 +14,6 @@ use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret as KubeSecret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::PartialObjectMeta;
-use kube::core::DeserializeGuard;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
@@ -30,7 +29,7 @@ use super::cache::{Cache, Feed};
 use super::cluster::Cluster;
 use super::documents::{self, Document};
 use super::named::Named;
-use super::objects::{Guarded, guarded, name_of};
+use super::objects::{Guarded, Ours, Seen, guarded, name_of};
 use super::services::{ServiceShape, SliceShape, by_service, join, service_shape, slice_shape};
 use crate::api::{AcmeIssuer, TlsRoute, TunnelAgent};
 use crate::translate::{ExposedService, Inputs, Reference, ServiceData};
@@ -51,6 +50,7 @@ pub struct World {
     pub(super) documents: Cache<Document>,
     pub(super) named: Named,
     changes: watch::Sender<u64>,
+    shown: watch::Sender<u64>,
     trouble: AtomicU32,
     /// Namespace of this program.
     pub(super) namespace: String,
@@ -74,6 +74,7 @@ impl World {
             documents: Cache::new(1),
             named: Named::new(cluster.client.clone(), also_own.0.len(), scopes.0.len()),
             changes: watch::Sender::new(0),
+            shown: watch::Sender::new(0),
             trouble: AtomicU32::new(0),
             namespace: cluster.namespace.clone(),
             api_server: cluster.api_server.clone(),
@@ -112,9 +113,15 @@ impl World {
         world
     }
 
-    /// Counts what changed; also tells when the first lists are complete.
+    /// Counts what changed; also tells when the first lists are complete. The statuses of our own kinds are no
+    /// change: nothing that is served follows from them.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
+    }
+
+    /// The same with those statuses.
+    pub(super) fn shown(&self) -> watch::Receiver<u64> {
+        self.shown.subscribe()
     }
 
     /// Whether every list was read once.
@@ -237,8 +244,15 @@ impl World {
 
     /// Tells that something changed.
     pub(super) fn changed(&self) {
-        self.changes
-            .send_modify(|count| *count = count.wrapping_add(1));
+        self.tell(true);
+    }
+
+    fn tell(&self, matters: bool) {
+        let count = |count: &mut u64| *count = count.wrapping_add(1);
+        if matters {
+            self.changes.send_modify(count);
+        }
+        self.shown.send_modify(count);
     }
 }
 
@@ -282,16 +296,18 @@ impl Watches<'_> {
     /// Watches one of our own namespaced kinds.
     fn ours<K>(&self, scopes: &Scopes, cache: fn(&World) -> &Cache<Guarded<K>>)
     where
-        K: Watched + PartialEq,
-        K: Resource<Scope = kube::core::NamespaceResourceScope>,
+        K: Ours + Resource<Scope = kube::core::NamespaceResourceScope>,
     {
-        self.each::<DeserializeGuard<K>, _>(scopes, cache, |object, before| {
-            Some(guarded(object, before))
-        });
+        self.each_but(
+            scopes,
+            cache,
+            |object: Seen<K>, before| Some(guarded(object, before)),
+            Guarded::is_alike,
+        );
     }
 
     fn issuers(&self) {
-        let api = Api::<DeserializeGuard<AcmeIssuer>>::all(self.cluster.client.clone());
+        let api = Api::<Seen<AcmeIssuer>>::all(self.cluster.client.clone());
         let feed = self.world.issuers.feeds();
         for feed in feed {
             self.spawn(
@@ -300,6 +316,7 @@ impl Watches<'_> {
                 feed,
                 |world| &world.issuers,
                 |object, before| Some(guarded(object, before)),
+                Guarded::is_alike,
             );
         }
     }
@@ -315,6 +332,7 @@ impl Watches<'_> {
                 feed,
                 |world| &world.documents,
                 |secret, _| Document::of(&secret),
+                PartialEq::eq,
             );
         }
     }
@@ -345,13 +363,28 @@ impl Watches<'_> {
         K: Watched + Resource<Scope = kube::core::NamespaceResourceScope>,
         T: PartialEq + Send + Sync + 'static,
     {
+        self.each_but(scopes, cache, convert, PartialEq::eq);
+    }
+
+    /// The same of a kind whose objects may differ without a change.
+    fn each_but<K, T>(
+        &self,
+        scopes: &Scopes,
+        cache: fn(&World) -> &Cache<T>,
+        convert: fn(K, Option<&T>) -> Option<T>,
+        is_alike: fn(&T, &T) -> bool,
+    ) where
+        K: Watched + Resource<Scope = kube::core::NamespaceResourceScope>,
+        T: PartialEq + Send + Sync + 'static,
+    {
         for (scope, feed) in scopes.0.iter().zip(cache(self.world).feeds()) {
             let client = self.cluster.client.clone();
             let api = match scope {
                 Some(namespace) => Api::<K>::namespaced(client, namespace),
                 None => Api::<K>::all(client),
             };
-            self.spawn(api, watcher::Config::default(), feed, cache, convert);
+            let config = watcher::Config::default();
+            self.spawn(api, config, feed, cache, convert, is_alike);
         }
     }
 
@@ -362,6 +395,7 @@ impl Watches<'_> {
         feed: Feed,
         cache: fn(&World) -> &Cache<T>,
         convert: fn(K, Option<&T>) -> Option<T>,
+        is_alike: fn(&T, &T) -> bool,
     ) where
         K: Watched,
         T: PartialEq + Send + Sync + 'static,
@@ -373,6 +407,7 @@ impl Watches<'_> {
             feed,
             cache,
             convert,
+            is_alike,
         );
         let stop = self.stop.clone();
         let task = async move {
@@ -400,6 +435,7 @@ async fn follow<K, T>(
     feed: Feed,
     cache: fn(&World) -> &Cache<T>,
     convert: fn(K, Option<&T>) -> Option<T>,
+    is_alike: fn(&T, &T) -> bool,
 ) where
     K: Watched,
     T: PartialEq + Send + Sync,
@@ -434,7 +470,8 @@ async fn follow<K, T>(
             let after = since.elapsed().unwrap_or_default();
             tracing::info!(kind, ?after, "watching again");
         }
-        let changed = match event {
+        let mut matters = true;
+        let shown = match event {
             watcher::Event::Init => {
                 cache.begin(feed);
                 false
@@ -452,14 +489,17 @@ async fn follow<K, T>(
                 let name = name_of(&object);
                 let before = cache.get(&name);
                 match convert(object, before.as_deref()) {
-                    Some(object) => cache.apply(feed, name, object),
+                    Some(object) => {
+                        matters = before.is_none_or(|before| !is_alike(&before, &object));
+                        cache.apply(feed, name, object)
+                    }
                     None => cache.delete(feed, &name),
                 }
             }
             watcher::Event::Delete(object) => cache.delete(feed, &name_of(&object)),
         };
-        if changed {
-            world.changed();
+        if shown {
+            world.tell(matters);
         }
     }
 }

@@ -281,6 +281,28 @@ impl Node {
         }
     }
 
+    /// A value that stands nowhere.
+    pub(crate) fn from_json(json: &serde_json::Value) -> Self {
+        let value = match json {
+            serde_json::Value::Null => Value::Null,
+            serde_json::Value::Bool(value) => Value::Bool(*value),
+            serde_json::Value::Number(value) => Value::Number(value.clone()),
+            serde_json::Value::String(value) => Value::String(value.clone()),
+            serde_json::Value::Array(items) => {
+                Value::List(items.iter().map(Self::from_json).collect())
+            }
+            serde_json::Value::Object(entries) => Value::Map(
+                (entries.iter())
+                    .map(|(key, value)| {
+                        let text = key.clone();
+                        (Key { text, line: 0 }, Self::from_json(value))
+                    })
+                    .collect(),
+            ),
+        };
+        Self { value, line: 0 }
+    }
+
     /// The same without places.
     pub(crate) fn to_json(&self) -> serde_json::Value {
         match &self.value {

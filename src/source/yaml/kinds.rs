@@ -163,6 +163,41 @@ pub(crate) fn decode(node: Node) -> Vec<Decoded> {
         .collect()
 }
 
+/// Why an object of the API server cannot be read as this kind: what is missing, or of another type.
+///
+/// Fields that are not known are no reason: a later version may have them. `error` is what the decoder said.
+pub(crate) fn misfits(
+    kind: ObjectKind,
+    object: &Json,
+    error: &serde_json::Error,
+) -> Vec<FieldProblem> {
+    let all = schema::check(&Node::from_json(object), &SCHEMAS[&kind]);
+    let of = |reasons: &[&str]| {
+        let mut some = all.clone();
+        some.retain(|problem| reasons.contains(&problem.reason));
+        some
+    };
+    let mut found = of(&["WrongType", "MissingField"]);
+    if found.is_empty() {
+        // Such as a number that is too large.
+        found = of(&["InvalidValue"]);
+    }
+    if found.is_empty() {
+        found.push(unreadable(error, None));
+    }
+    found
+}
+
+fn unreadable(error: &serde_json::Error, line: Option<u64>) -> FieldProblem {
+    FieldProblem {
+        path: String::new(),
+        line,
+        reason: "InvalidValue",
+        message: format!("cannot be read: {error}"),
+        hint: None,
+    }
+}
+
 fn decode_one(node: &Node) -> Decoded {
     let mut decoded = Decoded {
         identity: None,
@@ -306,15 +341,8 @@ fn custom<T>(node: &Node, json: Json) -> Result<T, Vec<FieldProblem>>
 where
     T: serde::de::DeserializeOwned + api::CelValidated,
 {
-    let object: T = serde_json::from_value(json).map_err(|error| {
-        vec![FieldProblem {
-            path: String::new(),
-            line: node.line(),
-            reason: "InvalidValue",
-            message: format!("cannot be read: {error}"),
-            hint: None,
-        }]
-    })?;
+    let object: T =
+        serde_json::from_value(json).map_err(|error| vec![unreadable(&error, node.line())])?;
     let broken: Vec<FieldProblem> = api::validate_cel(&object)
         .into_iter()
         .map(|error| FieldProblem {

@@ -5,7 +5,7 @@
 //! (CEL) and across objects are not checked here.
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use serde_json::Value as Json;
@@ -25,6 +25,19 @@ pub(crate) struct FieldProblem {
     pub(crate) message: String,
     /// How to mend it, if that is known.
     pub(crate) hint: Option<String>,
+}
+
+impl fmt::Display for FieldProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.path.is_empty() {
+            write!(f, "{}: ", self.path)?;
+        }
+        f.write_str(&self.message)?;
+        match &self.hint {
+            Some(hint) => write!(f, "; {hint}"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Checks the node against the schema and returns every mistake, in the order of the text.
