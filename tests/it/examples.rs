@@ -40,9 +40,9 @@ fn routes_in_the_documents_pass_the_check() {
             .split("```yaml\n")
             .skip(1)
             .filter_map(|rest| rest.split("```").next())
-            .filter(|block| block.contains("kind: TlsRoute"))
+            .filter(|block| block.contains("apiVersion: edge.tidegate.dev"))
             .collect();
-        assert!(!blocks.is_empty(), "{document} shows no route");
+        assert!(!blocks.is_empty(), "{document} shows no object");
         for (index, block) in blocks.iter().enumerate() {
             fs::write(folder.path().join(format!("{index}.yaml")), block).unwrap();
         }
