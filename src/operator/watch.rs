@@ -349,6 +349,7 @@ impl Watches<'_> {
                 feed,
                 |world| &world.api_servers,
                 |slice, _| slice_shape(&slice),
+                PartialEq::eq,
             );
         }
     }
