@@ -1,13 +1,13 @@
 //! The way of a new user on a real node: install, a route of eight lines, a request, an update, uninstall.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
+use std::sync::Once;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::support::chart::{folder, helm};
-use crate::support::image::Image;
 use crate::support::program;
 use crate::support::{Node, POD_IMAGE, eventually};
 
@@ -15,24 +15,11 @@ const PATIENCE: Duration = Duration::from_mins(2);
 const IMAGE: &str = "tidegate.test/tidegate:test";
 
 /// This build with its shared libraries and nothing else: what the real image is, but for the static linking.
-fn import_image(node: &Node) {
+/// Once, because every story of the shared node needs it.
+pub(super) fn import_image(node: &Node) {
+    static IMPORTED: Once = Once::new();
     let program = Path::new(env!("CARGO_BIN_EXE_tidegate"));
-    let said = program::succeed(Command::new("ldd").arg(program));
-    let libraries: Vec<PathBuf> = said
-        .split_whitespace()
-        .filter(|word| word.starts_with('/'))
-        .map(PathBuf::from)
-        .collect();
-    let mut files = vec![("tidegate", program)];
-    for library in &libraries {
-        files.push((library.to_str().unwrap().trim_start_matches('/'), library));
-    }
-    node.import(&Image {
-        name: IMAGE,
-        files: &files,
-        entrypoint: &["/tidegate"],
-        user: "65532:65532",
-    });
+    IMPORTED.call_once(|| node.import_program(IMAGE, program));
 }
 
 fn backend() -> String {

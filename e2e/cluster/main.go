@@ -31,7 +31,7 @@ import (
 )
 
 const usage = "usage: tidegate-test-cluster etcd|kube-apiserver|kube-controller-manager|kube-scheduler|" +
-	"kubelet|kube-proxy|kubectl|machine [OPTIONS]"
+	"kubelet|kube-proxy|kubectl|machine|names [OPTIONS]"
 
 func main() {
 	if len(os.Args) < 2 {
@@ -64,6 +64,9 @@ func main() {
 		finish(machine(os.Args[1:]))
 	case "machine-inside":
 		finish(machineInside(os.Args[1:]))
+	case "names":
+		endWithInput()
+		finish(serveNames(os.Args[1:]))
 	default:
 		fmt.Fprintln(os.Stderr, usage)
 		os.Exit(2)

@@ -1,15 +1,18 @@
 //! Container images without a registry or a builder: a tar file that containerd imports.
 //!
-//! The form is that of `docker save`: `manifest.json`, a configuration and one layer. It holds static
-//! programs and nothing else.
+//! The form is that of `docker save`: `manifest.json`, a configuration and one layer. It holds programs, the
+//! shared libraries that they name, and nothing else.
 
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
+
+use super::program;
 
 /// What an image is made of.
 pub(crate) struct Image<'a> {
@@ -53,6 +56,30 @@ impl Image<'_> {
         image.add("manifest.json", 0o644, manifest.as_bytes());
         fs::write(archive, image.finish()).unwrap();
     }
+}
+
+/// The image of one program with the shared libraries that it names, and nothing else: `/NAME`.
+pub(crate) fn of_program(name: &str, program: &Path, archive: &Path) {
+    // It ends with 1 where there are none.
+    let (_, said) = program::run(Command::new("ldd").arg(program));
+    let libraries: Vec<PathBuf> = said
+        .split_whitespace()
+        .filter(|word| word.starts_with('/') && Path::new(word) != program)
+        .map(PathBuf::from)
+        .filter(|path| path.is_file())
+        .collect();
+    let file = program.file_name().unwrap().to_str().unwrap();
+    let mut files = vec![(file, program)];
+    for library in &libraries {
+        files.push((library.to_str().unwrap().trim_start_matches('/'), library));
+    }
+    let image = Image {
+        name,
+        files: &files,
+        entrypoint: &[&format!("/{file}")],
+        user: "65532:65532",
+    };
+    image.write(archive);
 }
 
 /// A tar archive in the form of POSIX.1-1988 (ustar).

@@ -44,7 +44,7 @@ pub(crate) use control_plane::Part;
 pub(crate) use edge::{Edge, secret};
 pub(crate) use eventually::{breathe, eventually};
 pub(crate) use kubectl::Kubectl;
-pub(crate) use node::{Node, POD_IMAGE};
+pub(crate) use node::{Node, POD_IMAGE, PUBLISHED};
 pub(crate) use operator::{Deployment, Replica};
 pub(crate) use origin::Origin;
 pub(crate) use program::{Program, missing};

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Nothing leaves the machine, several nodes run side by side, and the kernel ends everything with the
-//! machine's first process (`e2e/cluster/machine.go`). There is no DNS for pods.
+//! machine's first process (`e2e/cluster/machine.go`). Pods ask a name server at the node's address, which knows
+//! Services and the hostnames that their annotations publish ([`PUBLISHED`]; `e2e/cluster/names.go`).
 
 use std::ffi::OsString;
 use std::fs;
@@ -22,7 +23,7 @@ use serde_json::json;
 
 use super::cluster::new_folder;
 use super::control_plane::{Part, Site};
-use super::image::Image;
+use super::image::{self, Image};
 use super::kubectl::everything;
 use super::program::{self, Program, missing, not_root};
 use super::{Cluster, eventually};
@@ -35,6 +36,9 @@ const PODS: &str = "10.244.0.0/24";
 
 /// The image of pause and echo.
 pub(crate) const POD_IMAGE: &str = "tidegate.test/pod:1";
+
+/// Annotation of a Service with hostnames, `*.` too, that lead to it wherever pods ask.
+pub(crate) const PUBLISHED: &str = "external-dns.alpha.kubernetes.io/hostname";
 
 /// A running node with its cluster.
 pub(crate) struct Node {
@@ -96,6 +100,7 @@ impl Node {
         });
         cluster.plane().start_part(Part::Scheduler);
         let servers = vec![
+            node.start_names(&cluster),
             node.start_containerd(),
             node.start_kubelet(&cluster),
             node.start_kube_proxy(&cluster),
@@ -151,6 +156,16 @@ impl Node {
         fs::remove_file(archive).unwrap();
     }
 
+    /// The same for an image of one program.
+    #[track_caller]
+    pub(crate) fn import_program(&self, image: &str, program: &Path) {
+        let name = program.file_name().unwrap().to_string_lossy();
+        let archive = self.folder.join(format!("{name}.tar"));
+        image::of_program(image, program, &archive);
+        self.import_archive(&archive);
+        fs::remove_file(archive).unwrap();
+    }
+
     /// The same for an archive that a builder wrote, in the form of Docker or OCI.
     #[track_caller]
     pub(crate) fn import_archive(&self, archive: &Path) {
@@ -197,6 +212,23 @@ impl Node {
         let target = ["nsenter", "--target", &self.pid];
         let words = target.iter().chain(namespaces);
         words.map(OsString::from).collect()
+    }
+
+    fn start_names(&self, cluster: &Cluster) -> Program {
+        let mut command = self.command(everything().to_str().unwrap());
+        command.arg("names").arg(cluster.kubeconfig());
+        let mut names = Program::start_held(command.arg(format!("{}:53", self.address)));
+        eventually("the name server of the node", START, || {
+            let log = names.log();
+            if let Some(status) = names.ended() {
+                panic!(
+                    "the name server ended with {status} (`cargo xtask tools` builds it): {log}"
+                );
+            }
+            let answers = log.lines().any(|line| line == "names");
+            answers.then_some(()).ok_or(log)
+        });
+        names
     }
 
     fn start_containerd(&self) -> Program {
@@ -268,7 +300,7 @@ conf_dir = "{networks}"
                 .authority()
                 .kubeconfig(&plane.url(), "system:node:node", Some("system:nodes"));
         let authority = self.write("ca.crt", plane.authority().certificate());
-        let resolver = self.write("resolv.conf", "# there is no DNS\n");
+        let resolver = self.write("resolv.conf", "# the node itself asks nobody\n");
         let config = json!({
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "kind": "KubeletConfiguration",
@@ -284,6 +316,8 @@ conf_dir = "{networks}"
             "failCgroupV1": false,
             "failSwapOn": false,
             "resolvConf": resolver,
+            "clusterDNS": [self.address],
+            "clusterDomain": "cluster.local",
             "volumePluginDir": self.folder.join("volume-plugins"),
             // A full disk is this machine's affair, not the stories'.
             "evictionHard": {"memory.available": "1Mi", "nodefs.available": "0%", "imagefs.available": "0%"},

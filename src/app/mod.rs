@@ -10,6 +10,7 @@ pub mod explain;
 pub mod operator_mode;
 pub mod portability;
 mod ports;
+pub mod probe;
 mod process;
 mod publish;
 mod report;

@@ -17,6 +17,7 @@ mod export;
 mod notify_test;
 mod operator;
 mod passphrase;
+mod probe;
 mod reference;
 mod renew;
 mod run;
@@ -85,6 +86,7 @@ enum Command {
     Rollback(renew::RollbackArgs),
     Revoke(renew::RevokeArgs),
     NotifyTest(notify_test::NotifyTestArgs),
+    Probe(probe::ProbeArgs),
     Export(export::ExportArgs),
     Import(export::ImportArgs),
     Ca(ca::CaArgs),
@@ -113,6 +115,7 @@ impl Cli {
             Command::Rollback(args) => args.run(&mut terminal),
             Command::Revoke(args) => args.run(&mut terminal),
             Command::NotifyTest(args) => args.run(&mut terminal),
+            Command::Probe(args) => args.run(&mut terminal),
             Command::Export(args) => args.run(&mut terminal),
             Command::Import(args) => args.run(&mut terminal),
             Command::Ca(args) => args.run(&mut terminal),

@@ -83,7 +83,14 @@ const CLUSTER_PROGRAMS: &[(&str, &str)] = &[
 ];
 
 /// What these are made of; a change builds them again.
-const CLUSTER_FILES: &[&str] = &["go.mod", "go.sum", "main.go", "machine.go", "pod/main.go"];
+const CLUSTER_FILES: &[&str] = &[
+    "go.mod",
+    "go.sum",
+    "main.go",
+    "machine.go",
+    "names.go",
+    "pod/main.go",
+];
 
 /// Without a version, clients such as kubectl and Helm take the server for one of the year 2014.
 const CLUSTER_FLAGS: &str = "-s -w \
@@ -99,6 +106,7 @@ pub(crate) fn install(set: &str) -> Result<()> {
             ("Python packages", || {
                 python("test", "tests/it/real/requirements.txt").map(drop)
             }),
+            ("promtool", promtool),
             ("Go programs", go_programs),
             ("the test cluster", test_cluster),
         ],
@@ -163,6 +171,44 @@ fn debian(packages: &[Package]) -> Result<()> {
     };
     run(&mut apt(&["update"]))?;
     run(apt(&["install", "-y", "--no-install-recommends"]).args(&missing))
+}
+
+/// promtool alone out of Debian's package: installed, it brings a server that starts, its account, and the
+/// fonts and scripts of its pages.
+fn promtool() -> Result<()> {
+    let programs = shell::tools_dir().join("bin");
+    let program = programs.join("promtool");
+    if program.is_file() {
+        return Ok(());
+    }
+    if find("apt-get").is_none() || find("dpkg-deb").is_none() {
+        bail!("promtool is taken out of Debian's package prometheus, and this is not Debian");
+    }
+    eprintln!("taking promtool out of Debian's package prometheus");
+    let folder = shell::tools_dir().join("promtool");
+    let _ = std::fs::remove_dir_all(&folder);
+    for folder in [&programs, &folder] {
+        std::fs::create_dir_all(folder).context("create the tools folder")?;
+    }
+    let mut download = Command::new("apt-get");
+    download
+        .current_dir(&folder)
+        // As root, apt would download as a user who may not write here.
+        .args(["-qq", "-o", "APT::Sandbox::User=root"])
+        .args(["download", "prometheus"]);
+    if run(&mut download).is_err() {
+        run(Command::new("apt-get").args(["-qq", "update"]))?;
+        run(&mut download)?;
+    }
+    for entry in std::fs::read_dir(&folder).context("list what was downloaded")? {
+        let package = entry.context("list what was downloaded")?.path();
+        run(Command::new("dpkg-deb")
+            .arg("--extract")
+            .arg(package)
+            .arg(&folder))?;
+    }
+    std::fs::rename(folder.join("usr/bin/promtool"), program).context("put promtool in place")?;
+    std::fs::remove_dir_all(&folder).context("remove the rest of the package")
 }
 
 /// The Python environment `name`, with exactly what the requirements file pins.
