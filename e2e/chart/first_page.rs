@@ -302,6 +302,36 @@ fn from_the_chart_to_a_page_with_a_certificate_of_an_authority() {
     let client = node.host_address().to_string();
     assert!(said.contains(&client), "the client's address: {said}");
 
+    Terminal::say("What it looks like when the name is not in the DNS yet.");
+    let shop = ROUTE
+        .replace("name: blog\n", "name: shop\n")
+        .replace("blog.example.com", "shop.example.org");
+    terminal.edit("shop.yaml", &shop);
+    terminal.types("kubectl apply -f shop.yaml");
+    terminal.types(
+        "kubectl wait --for=jsonpath='{.status.preflight[0].state}'=Blocking tlsr/shop --timeout=2m",
+    );
+    terminal.types("kubectl get tlsr");
+    let said = terminal.types("kubectl describe tlsr shop");
+    assert!(
+        said.contains("shop.example.org does not exist in DNS"),
+        "{said}"
+    );
+
+    Terminal::say("An edge without pods fails its test.");
+    let selector = json!({"spec": {"selector": {"app": "nothing"}}}).to_string();
+    let patch = [
+        "patch",
+        "service/tidegate-replicas",
+        "-n",
+        "tidegate-system",
+    ];
+    kubectl.run(&[&patch[..], &["-p", &selector]].concat());
+    let probe = "kubectl exec deployment/tidegate -n tidegate-system -- \
+         /tidegate probe --timeout=2s http://tidegate-replicas:9180/readyz";
+    let (passed, said) = terminal.tries(probe);
+    assert!(!passed && said.contains("failed"), "{said}");
+
     terminal.types("helm uninstall tidegate --namespace tidegate-system");
     terminal.types("kubectl get tlsr,secret");
 }

@@ -1,8 +1,8 @@
 //! `tidegate probe`: whether something answers, at every address of its name.
 //!
-//! The image has no shell and no curl; this is what `helm test` and health checks of containers run. It knows
-//! nothing of a particular edge. Certificates are not looked at: before the first route there is none, so of
-//! HTTPS only the connection is tried.
+//! The image has no shell and no curl; this is what `helm test` runs. It knows nothing of a particular edge, which
+//! may be another pod. Certificates are not looked at: before the first route there is none, so of HTTPS only the
+//! connection is tried.
 
 use std::collections::BTreeSet;
 use std::fmt;

@@ -12,8 +12,7 @@ use crate::app::probe::{Target, probe};
 /// Tell whether something answers, without a shell or curl.
 ///
 /// Asks at every address of the name and again until all of them answer: an HTTP request with any answer but 5xx,
-/// or a TCP connection. `helm test` runs it, and so can the health check of a container. Exit code 0 when
-/// everything answers, 1 otherwise.
+/// or a TCP connection. `helm test` runs it in a pod of its own. Exit code 0 when everything answers, 1 otherwise.
 #[derive(Debug, Args)]
 pub(super) struct ProbeArgs {
     /// What to ask: http://HOST:PORT/PATH or tcp://HOST:PORT.
