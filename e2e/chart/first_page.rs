@@ -308,15 +308,22 @@ fn from_the_chart_to_a_page_with_a_certificate_of_an_authority() {
         .replace("blog.example.com", "shop.example.org");
     terminal.edit("shop.yaml", &shop);
     terminal.types("kubectl apply -f shop.yaml");
-    terminal.types(
-        "kubectl wait --for=jsonpath='{.status.preflight[0].state}'=Blocking tlsr/shop --timeout=2m",
-    );
+    // A user sees it by `kubectl describe` alone; this is to see it whole.
+    let reason = r#"{.status.conditions[?(@.type=="CertificateReady")].reason}"#;
+    let until = format!("--for=jsonpath={reason}=OrderFailed");
+    kubectl.run(&["wait", &until, "tlsr/shop", "-n", "web", "--timeout=120s"]);
     terminal.types("kubectl get tlsr");
     let said = terminal.types("kubectl describe tlsr shop");
-    assert!(
-        said.contains("shop.example.org does not exist in DNS"),
-        "{said}"
-    );
+    for expected in [
+        // Both at once: what is wrong with the first does not hide the other.
+        "Service web/shop does not exist",
+        "also: no certificate, see CertificateReady (OrderFailed)",
+        "shop.example.org does not exist in DNS",
+        // The address that the load balancer gave.
+        &format!("publish `shop.example.org. IN A {address}`"),
+    ] {
+        assert!(said.contains(expected), "no {expected:?} in {said}");
+    }
 
     Terminal::say("An edge without pods fails its test.");
     let selector = json!({"spec": {"selector": {"app": "nothing"}}}).to_string();

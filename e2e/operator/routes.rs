@@ -158,6 +158,7 @@ fn what_a_route_lacks_is_said_and_mended_by_making_it() {
     // No Service.
     let said = edge.wait_for("lacking", "ResolvedRefs", "False", "BackendNotFound");
     assert!(said.contains("web"), "{said}");
+    edge.wait_for("lacking", "BackendsReady", "False", "BackendNotFound");
     edge.wait_for("lacking", "Ready", "False", "BackendNotFound");
     let told = kubectl.run(&["events", "-n", space, "--for", "tlsroute/lacking"]);
     assert!(

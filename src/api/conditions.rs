@@ -63,7 +63,8 @@ words! {
         Connected,
         /// The last notice to each receiver of an issuer arrived. Present only where there are receivers.
         NotificationsDelivered,
-        /// All of the above that apply; the message is that of the first which fails.
+        /// All of the above that apply; the message is that of the first which fails, and tells when
+        /// there is no certificate either.
         Ready,
         /// Present only while work is in progress.
         Reconciling,

@@ -421,6 +421,10 @@ impl Running {
     async fn refresh(&mut self) {
         let now = SystemTime::now();
         let exposure = self.exposure();
+        if let Some(service) = &exposure.service {
+            let addresses = service.addresses.clone();
+            self.options.surroundings.learned.set(addresses);
+        }
         self.lock_source().set_exposure(exposure);
         let mut refreshed = None;
         for _ in 0..ROUNDS {

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -159,17 +159,10 @@ fn first_line(target: &Target, address: SocketAddr) -> io::Result<Option<String>
     stream.set_read_timeout(Some(CONNECTION))?;
     stream.set_write_timeout(Some(CONNECTION))?;
     // The address as host: the admin listener answers no names but those it was told.
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
-    )?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
     let mut line = Vec::new();
-    for byte in stream.take(LONGEST_LINE).bytes() {
-        match byte? {
-            b'\n' => break,
-            byte => line.push(byte),
-        }
-    }
+    BufReader::new(stream.take(LONGEST_LINE)).read_until(b'\n', &mut line)?;
     Ok(Some(String::from_utf8_lossy(&line).trim().to_owned()))
 }
 
@@ -186,9 +179,11 @@ mod tests {
         std::thread::spawn(move || {
             for answer in answers {
                 let (mut stream, _) = listener.accept().unwrap();
-                let mut request = [0; 1024];
-                let length = stream.read(&mut request).unwrap();
-                let request = String::from_utf8_lossy(&request[..length]).into_owned();
+                let mut request = String::new();
+                let mut lines = BufReader::new(stream.try_clone().unwrap());
+                while !request.ends_with("\r\n\r\n") {
+                    lines.read_line(&mut request).unwrap();
+                }
                 let wanted = format!("GET /readyz?a HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n");
                 assert!(request.starts_with(&wanted), "{request}");
                 stream.write_all(answer.as_bytes()).unwrap();

@@ -270,6 +270,7 @@ impl EdgeArgs {
             http_port: self.acme_http_port,
             tls_port: self.acme_tls_port,
             revocation_interval: self.revocation_check.interval(),
+            ..Surroundings::default()
         }
     }
 

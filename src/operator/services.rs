@@ -25,6 +25,9 @@ pub(super) struct ServiceShape {
     pub(super) type_: String,
     /// Whether `spec.externalTrafficPolicy` is `Local`.
     pub(super) local: bool,
+    /// Addresses at which the world reaches it: those of its load balancer and `spec.externalIPs`.
+    #[serde(default)]
+    pub(super) outside: Vec<IpAddr>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +69,7 @@ pub(super) fn service_shape(service: &Service) -> ServiceShape {
     ServiceShape {
         type_: spec.type_.clone().unwrap_or_default(),
         local: spec.external_traffic_policy.as_deref() == Some("Local"),
+        outside: outside(service),
         external_name: (spec.type_.as_deref() == Some("ExternalName"))
             .then(|| spec.external_name.clone().unwrap_or_default()),
         ports: spec
@@ -82,6 +86,24 @@ pub(super) fn service_shape(service: &Service) -> ServiceShape {
             })
             .collect(),
     }
+}
+
+fn outside(service: &Service) -> Vec<IpAddr> {
+    let status = service.status.as_ref();
+    let balancer = status.and_then(|status| status.load_balancer.as_ref());
+    let ingress = balancer.and_then(|balancer| balancer.ingress.as_ref());
+    let balancer = ingress
+        .into_iter()
+        .flatten()
+        .filter_map(|it| it.ip.as_ref());
+    let external = service
+        .spec
+        .iter()
+        .flat_map(|spec| spec.external_ips.iter().flatten());
+    balancer
+        .chain(external)
+        .filter_map(|it| it.parse().ok())
+        .collect()
 }
 
 /// Reads a slice; None if it belongs to no Service or holds no addresses.
@@ -237,6 +259,20 @@ mod tests {
             ["10.0.0.1:8080", "10.0.0.2:8080", "10.0.1.1:8081"]
         );
         assert_eq!(addresses(&data, 1), ["10.0.0.1:9000", "10.0.0.2:9000"]);
+    }
+
+    #[test]
+    fn a_service_is_reached_at_its_load_balancer_and_external_addresses() {
+        let service = json!({
+            "metadata": {"name": "edge"},
+            "spec": {"type": "LoadBalancer", "clusterIP": "10.96.0.9", "externalIPs": ["192.0.2.7"]},
+            "status": {"loadBalancer": {"ingress": [
+                {"ip": "198.51.100.4"}, {"hostname": "lb.example.com"}, {"ip": "2001:db8::4"},
+            ]}},
+        });
+        let shape = service_shape(&serde_json::from_value(service).unwrap());
+        let outside: Vec<String> = shape.outside.iter().map(ToString::to_string).collect();
+        assert_eq!(outside, ["198.51.100.4", "2001:db8::4", "192.0.2.7"]);
     }
 
     #[test]

@@ -176,6 +176,7 @@ impl World {
             name: service.to_string(),
             type_: shape.type_.clone(),
             local: shape.local,
+            addresses: shape.outside.clone(),
         })
     }
 

@@ -569,12 +569,7 @@ impl Work<'_> {
         }
         resolved_refs(&mut conditions, &report);
         if self.inputs.environment.services == ServiceResolution::Objects {
-            conditions.judge(
-                &report,
-                ConditionType::BackendsReady,
-                Reason::BackendsReady,
-                "every Service has an endpoint that is ready",
-            );
+            backends_ready(&mut conditions, &report);
         }
         certificate_ready(&mut conditions, &report, chosen, served);
         let claimed = chosen.compiled.hosts.len();
@@ -683,6 +678,26 @@ const SUMMARY: [ConditionType; 4] = [
     ConditionType::CertificateReady,
     ConditionType::Programmed,
 ];
+
+fn backends_ready(conditions: &mut Conditions, report: &Report) {
+    let known = report.of(ConditionType::BackendsReady).next().is_some();
+    let mut refs = report.of(ConditionType::ResolvedRefs);
+    if !known && refs.any(|it| it.reason == Reason::BackendNotFound) {
+        conditions.set(
+            ConditionType::BackendsReady,
+            false,
+            Reason::BackendNotFound,
+            "not all of them exist: see ResolvedRefs",
+        );
+        return;
+    }
+    conditions.judge(
+        report,
+        ConditionType::BackendsReady,
+        Reason::BackendsReady,
+        "every Service has an endpoint that is ready",
+    );
+}
 
 fn resolved_refs(conditions: &mut Conditions, report: &Report) {
     conditions.judge(

@@ -37,6 +37,8 @@ pub struct ExposedService {
     pub type_: String,
     /// Whether `spec.externalTrafficPolicy` is `Local`.
     pub local: bool,
+    /// Addresses at which the world reaches it.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// What is wrong, and the switch that mends it.
@@ -152,6 +154,7 @@ mod tests {
             name: "edge/tidegate".to_owned(),
             type_: type_.to_owned(),
             local,
+            addresses: Vec::new(),
         })
     }
 

@@ -136,20 +136,18 @@ pub(super) fn missing(
 ) {
     match order {
         Some(order) if order.failed => {
-            let hint = match order.next_attempt {
+            let next = order.next_attempt.map(|next| {
                 // What the authority counts and asks for outlives a change.
-                Some(next) if order.reason == "RateLimited" => format!(
-                    "{}; the next attempt is at {}",
-                    remedy(&order.reason),
-                    timestamp(next).0
-                ),
-                Some(next) => format!(
-                    "{}; the next attempt is at {}, or at once when the route or its issuer is changed",
-                    remedy(&order.reason),
-                    timestamp(next).0
-                ),
-                None => remedy(&order.reason).to_owned(),
-            };
+                let change = match order.reason.as_str() {
+                    "RateLimited" => "",
+                    _ => ", or at once when the route or its issuer is changed",
+                };
+                format!("the next attempt is at {}{change}", timestamp(next).0)
+            });
+            let parts = [remedy(&order.reason), next.as_deref().unwrap_or_default()];
+            let hint = parts.map(str::to_owned);
+            let hint: Vec<String> = hint.into_iter().filter(|it| !it.is_empty()).collect();
+            let hint = hint.join("; ");
             let message = format!(
                 "AcmeIssuer {issuer} gave no certificate ({}): {}",
                 order.reason, order.message
@@ -260,7 +258,8 @@ fn remedy(reason: &str) -> &'static str {
         }
         "NoUsableSolver" => "give the issuer a solver for that name",
         "DnsWrong" | "NotReachable" | "DnsRecordMissing" | "AuthorityRefuses" | "ClockSkew" => {
-            "mend what the message says"
+            // The message says it.
+            ""
         }
         "RateLimited" => "wait: nothing is ordered before then",
         "StoreUnwritable" | "StoreUnreadable" => "make the state folder writable, with room left",

@@ -150,18 +150,26 @@ impl Problem {
         }
     }
 
+    fn words(&self) -> String {
+        match &self.hint {
+            Some(hint) => format!("{}; {hint}", self.message),
+            None => self.message.clone(),
+        }
+    }
+
     /// Field, message and hint in one line, as conditions show it.
     pub fn summary(&self) -> String {
-        match &self.hint {
-            Some(hint) => format!("{}: {}; {hint}", self.field, self.message),
-            None => format!("{}: {}", self.field, self.message),
+        match self.reason {
+            // No field is wrong, and most people have not written this one.
+            Reason::Issuing | Reason::OrderFailed | Reason::Revoked => self.words(),
+            _ => format!("{}: {}", self.field, self.words()),
         }
     }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.object, self.summary())
+        write!(f, "{} {}: {}", self.object, self.field, self.words())
     }
 }
 

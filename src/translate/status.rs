@@ -69,12 +69,18 @@ impl Conditions {
     /// Sets Ready to the first of the conditions that is not true, and Stalled when that can only be mended
     /// by a person.
     pub(super) fn summarize(&mut self, over: &[ConditionType]) {
-        let failing = over
+        let mut failing = over
             .iter()
             .filter_map(|type_| find_condition(&self.all, *type_))
-            .find(|condition| condition.status != "True")
-            .cloned();
-        match failing {
+            .filter(|condition| condition.status != "True");
+        let first = failing.next().cloned().map(|mut first| {
+            // It has nothing to do with the first, and would be found only after that is mended.
+            if failing.any(|other| other.reason == Reason::OrderFailed.as_str()) {
+                first.message += "\nalso: no certificate, see CertificateReady (OrderFailed)";
+            }
+            first
+        });
+        match first {
             None => self.set(ConditionType::Ready, true, Reason::Ready, "all is well"),
             Some(condition) => {
                 let reason = Reason::ALL

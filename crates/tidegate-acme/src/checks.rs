@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tidegate_model::{HostName, HostPattern};
@@ -44,6 +44,8 @@ pub struct Surroundings {
     pub name_servers: Vec<SocketAddr>,
     /// Addresses at which the edge is reached, beyond those of its interfaces.
     pub addresses: Vec<IpAddr>,
+    /// The same, as far as they are learned while the edge runs.
+    pub learned: LearnedAddresses,
     /// Port at which authorities look for http-01: 80, but for private ones.
     pub http_port: u16,
     /// Port at which authorities look for tls-alpn-01: 443, but for private ones.
@@ -57,6 +59,7 @@ impl Default for Surroundings {
         Self {
             name_servers: Vec::new(),
             addresses: Vec::new(),
+            learned: LearnedAddresses::default(),
             http_port: 80,
             tls_port: 443,
             revocation_interval: Some(Duration::from_secs(6 * 3600)),
@@ -64,7 +67,31 @@ impl Default for Surroundings {
     }
 }
 
+/// Addresses that somebody finds out while the edge runs, such as those of its load balancer. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct LearnedAddresses(Arc<Mutex<Vec<IpAddr>>>);
+
+impl LearnedAddresses {
+    /// Replaces what was known.
+    pub fn set(&self, addresses: Vec<IpAddr>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = addresses;
+    }
+
+    fn get(&self) -> Vec<IpAddr> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
 impl Surroundings {
+    fn all_addresses(&self) -> Vec<IpAddr> {
+        let mut all = self.addresses.clone();
+        all.extend(self.learned.get());
+        all
+    }
+
     /// Who is asked about names.
     pub fn resolver(&self) -> Option<DnsClient> {
         if self.name_servers.is_empty() {
@@ -233,7 +260,7 @@ pub(crate) async fn check(
         names,
         own: OwnAddresses {
             interfaces: own::interfaces(),
-            configured: surroundings.addresses.clone(),
+            configured: surroundings.all_addresses(),
         },
         authority: Authority {
             name: subject.issuer.name.clone(),

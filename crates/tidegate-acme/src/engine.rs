@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::answers::{Answer, Answers, StoredAnswer};
 use crate::book::Book;
-pub use crate::checks::{Surroundings, preflight};
+pub use crate::checks::{LearnedAddresses, Surroundings, preflight};
 use crate::client::{AcmeClient, ClientError, Directory};
 use crate::crl::Crls;
 use crate::import;

@@ -261,7 +261,9 @@ fn blocking(findings: &[Finding]) -> String {
         if !text.is_empty() {
             text.push_str("; ");
         }
-        if let Some(name) = &finding.name {
+        if let Some(name) = &finding.name
+            && !finding.message.contains(name)
+        {
             text.push_str(name);
             text.push_str(": ");
         }

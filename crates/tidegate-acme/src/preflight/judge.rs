@@ -612,7 +612,7 @@ fn publish(host: &str, own: &OwnAddresses) -> String {
         );
     }
     if records.is_empty() {
-        format!("publish an A record for {host} with the public address of this machine")
+        format!("publish an A record for {host} with the public address of this edge")
     } else {
         format!("publish {}", records.join(" and "))
     }

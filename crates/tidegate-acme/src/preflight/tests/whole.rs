@@ -147,11 +147,12 @@ async fn one_call_from_directory_to_port() {
     };
     let surroundings = Surroundings {
         name_servers: vec![bind.address],
-        addresses: vec![ip("192.0.2.1")],
         http_port: edge.port(),
         tls_port: 1,
         revocation_interval: None,
+        ..Surroundings::default()
     };
+    surroundings.learned.set(vec![ip("192.0.2.1")]);
     let found = check(&surroundings, Some(&answers), &subject, now()).await;
     let text = shown(found.findings);
     let expected = "Blocking Directory: test-ca wants an external account and none is given\n  \
