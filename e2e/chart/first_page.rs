@@ -304,8 +304,8 @@ fn from_the_chart_to_a_page_with_a_certificate_of_an_authority() {
 
     Terminal::say("What it looks like when the name is not in the DNS yet.");
     let shop = ROUTE
-        .replace("name: blog\n", "name: shop\n")
-        .replace("blog.example.com", "shop.example.org");
+        .replace("blog", "shop")
+        .replace("example.com", "example.org");
     terminal.edit("shop.yaml", &shop);
     terminal.types("kubectl apply -f shop.yaml");
     // A user sees it by `kubectl describe` alone; this is to see it whole.

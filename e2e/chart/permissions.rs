@@ -96,6 +96,8 @@ const HOME: &[(&str, &[&str])] = &[
     ),
     ("leases.coordination.k8s.io:other", &["create"]),
     ("configmaps", &[]),
+    ("services:tidegate", &["list", "watch"]),
+    ("services:other", &[]),
     ("services", &[]),
     ("pods", &[]),
 ];

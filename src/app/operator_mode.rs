@@ -184,7 +184,7 @@ impl Running {
         }
         process::tell_listeners(&listeners, admin_address);
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let world = World::watch(&cluster, &stop, &tasks);
+        let world = World::watch(&cluster, options.service.as_deref(), &stop, &tasks);
         let elector = Elector::new(
             cluster.client.clone(),
             &cluster.namespace,

@@ -45,6 +45,8 @@ pub struct World {
     pub(super) issuers: Cache<Guarded<AcmeIssuer>>,
     pub(super) services: Cache<ServiceShape>,
     pub(super) slices: Cache<SliceShape>,
+    /// The Service of this edge, if `services` does not have it.
+    own_service: Cache<ServiceShape>,
     /// Where the API server really is, if `slices` does not have it.
     pub(super) api_servers: Cache<SliceShape>,
     pub(super) documents: Cache<Document>,
@@ -59,17 +61,24 @@ pub struct World {
 }
 
 impl World {
-    /// Begins to watch. Ends with the token.
-    pub fn watch(cluster: &Cluster, stop: &CancellationToken, tasks: &TaskTracker) -> Arc<Self> {
+    /// Begins to watch; `service` is that of this edge. Ends with the token.
+    pub fn watch(
+        cluster: &Cluster,
+        service: Option<&str>,
+        stop: &CancellationToken,
+        tasks: &TaskTracker,
+    ) -> Arc<Self> {
         let scopes = Scopes::of(&cluster.watched);
         let also_own = scopes.with(&cluster.namespace);
         let elsewhere = !also_own.covers(API_SERVER.0);
+        let own_service = service.filter(|_| !scopes.covers(&cluster.namespace));
         let world = Arc::new(Self {
             routes: Cache::new(scopes.0.len()),
             agents: Cache::new(scopes.0.len()),
             issuers: Cache::new(1),
             services: Cache::new(scopes.0.len()),
             slices: Cache::new(also_own.0.len()),
+            own_service: Cache::optional(usize::from(own_service.is_some())),
             api_servers: Cache::optional(usize::from(elsewhere)),
             documents: Cache::new(1),
             named: Named::new(cluster.client.clone(), also_own.0.len(), scopes.0.len()),
@@ -109,6 +118,7 @@ impl World {
             |map, _| map.metadata.resource_version.clone(),
         );
         watches.documents();
+        watches.own_service(own_service.unwrap_or_default());
         watches.api_servers();
         world
     }
@@ -131,6 +141,7 @@ impl World {
             && self.issuers.is_complete()
             && self.services.is_complete()
             && self.slices.is_complete()
+            && self.own_service.is_complete()
             && self.api_servers.is_complete()
             && self.documents.is_complete()
             && self.named.is_complete()
@@ -171,7 +182,8 @@ impl World {
 
     /// A Service as it is reached from outside, if there is one of that name where we look.
     pub fn exposed(&self, service: &ObjectName) -> Option<ExposedService> {
-        let shape = self.services.get(service)?;
+        let shape = self.services.get(service);
+        let shape = shape.or_else(|| self.own_service.get(service))?;
         Some(ExposedService {
             name: service.to_string(),
             type_: shape.type_.clone(),
@@ -333,6 +345,23 @@ impl Watches<'_> {
                 feed,
                 |world| &world.documents,
                 |secret, _| Document::of(&secret),
+                PartialEq::eq,
+            );
+        }
+    }
+
+    /// Watches one Service where we otherwise do not look.
+    fn own_service(&self, name: &str) {
+        let client = self.cluster.client.clone();
+        let api = Api::<Service>::namespaced(client, &self.cluster.namespace);
+        let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+        for feed in self.world.own_service.feeds() {
+            self.spawn(
+                api.clone(),
+                config.clone(),
+                feed,
+                |world| &world.own_service,
+                |service, _| Some(service_shape(&service)),
                 PartialEq::eq,
             );
         }
