@@ -283,6 +283,7 @@ fn from_the_chart_to_a_page_with_a_certificate_of_an_authority() {
     let status = ["--subresource=status", "-p", &ingress.to_string()];
     kubectl.run(&[&patch[..], &status].concat());
     terminal.types("kubectl rollout status deployment/tidegate -n tidegate-system");
+    terminal.types("kubectl get service/tidegate -n tidegate-system");
     let said = terminal.types("helm test tidegate --namespace tidegate-system --logs");
     assert!(said.contains("Succeeded"), "{said}");
 
@@ -317,7 +318,7 @@ fn from_the_chart_to_a_page_with_a_certificate_of_an_authority() {
     for expected in [
         // Both at once: what is wrong with the first does not hide the other.
         "Service web/shop does not exist",
-        "also: no certificate, see CertificateReady (OrderFailed)",
+        "also no certificate: see CertificateReady (OrderFailed)",
         "shop.example.org does not exist in DNS",
         // The address that the load balancer gave.
         &format!("publish `shop.example.org. IN A {address}`"),

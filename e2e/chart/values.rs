@@ -468,3 +468,59 @@ fn values_that_make_no_sense_are_refused() {
         assert!(error.contains(said), "{set:?}: {error}");
     }
 }
+
+/// `helm test` asks where the values lead, with the image that runs anyway.
+#[test]
+fn the_test_pod_follows_the_values() {
+    let Some(helm) = helm() else {
+        return;
+    };
+    let replicas = [
+        "http://edge-tidegate-replicas:9180/readyz",
+        "http://edge-tidegate-replicas:8080/",
+        "tcp://edge-tidegate-replicas:8443",
+    ];
+    let service = ["http://edge-tidegate:80/", "tcp://edge-tidegate:443"];
+    let table: &[(&[&str], &str, &[&str])] = &[
+        (
+            &[],
+            "ghcr.io/tidegate/tidegate:0.0.0",
+            &[replicas, [service[0], service[1], ""]].concat(),
+        ),
+        (
+            &[
+                "service.enabled=false",
+                "image.tag=v1",
+                "containerPorts.http=1080",
+            ],
+            "ghcr.io/tidegate/tidegate:v1",
+            &[
+                replicas[0],
+                "http://edge-tidegate-replicas:1080/",
+                replicas[2],
+            ],
+        ),
+        (
+            // It has no such header to send.
+            &[
+                "proxyProtocol=required",
+                "trustedProxies={10.0.0.0/8}",
+                "service.enabled=false",
+            ],
+            "ghcr.io/tidegate/tidegate:0.0.0",
+            &[
+                replicas[0],
+                "tcp://edge-tidegate-replicas:8080/",
+                replicas[2],
+            ],
+        ),
+    ];
+    for (set, image, asked) in table {
+        let objects = render(&helm, "edge", "there", set);
+        let container = &one(&objects, "Pod")["spec"]["containers"][0];
+        assert_eq!(container["image"], *image, "{set:?}");
+        let mut wanted = vec!["probe", "--timeout=60s"];
+        wanted.extend(asked.iter().filter(|it| !it.is_empty()));
+        assert_eq!(container["args"], json!(wanted), "{set:?}");
+    }
+}

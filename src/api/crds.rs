@@ -57,9 +57,12 @@ fn finished(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
     crd
 }
 
-/// Drops `nullable` everywhere below.
+/// Drops `nullable` everywhere below, and the line ends of descriptions: whoever shows these breaks lines itself.
 fn strict(schema: &mut JSONSchemaProps) {
     schema.nullable = None;
+    if let Some(description) = &mut schema.description {
+        *description = description.split('\n').collect::<Vec<_>>().join(" ");
+    }
     for property in schema
         .properties
         .iter_mut()

@@ -76,7 +76,7 @@ impl Conditions {
         let first = failing.next().cloned().map(|mut first| {
             // It has nothing to do with the first, and would be found only after that is mended.
             if failing.any(|other| other.reason == Reason::OrderFailed.as_str()) {
-                first.message += "\nalso: no certificate, see CertificateReady (OrderFailed)";
+                first.message += "; also no certificate: see CertificateReady (OrderFailed)";
             }
             first
         });
