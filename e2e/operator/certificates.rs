@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::api::ListParams;
+use serde_json::Value;
 
 use crate::support::acme::{Authority, Behaviour, Front, Tap, When};
 use crate::support::operator::{anywhere, route_with, service};
@@ -172,7 +173,63 @@ fn answers_reach_every_replica_and_certificates_outlive_replicas_and_losses() {
         }
     }
     lose_documents(&site, &one, &two, &[&first, &second]);
+    ask_a_follower(&site, &one, &two);
     die_unnoticed(&site, &one, &mut two);
+}
+
+/// Commands are answered by every replica: what is known by itself, orders by the one that leads.
+fn ask_a_follower(site: &Site<'_>, one: &Replica, two: &Replica) {
+    let leading = site.edge.leader();
+    let (leader, follower) = match leading.as_deref() {
+        Some("one") => (one, two),
+        Some("two") => (two, one),
+        other => panic!("{other:?} leads"),
+    };
+    let certificate = |replica: &Replica| -> Value {
+        let (_, said) = replica.ask(&["certs", "--output", "json"]);
+        let all: Value = serde_json::from_str(&said).unwrap_or_else(|_| panic!("{said}"));
+        let all = all["certificates"].as_array().unwrap().iter();
+        let mut ours = all.filter(|it| it["names"][0] == "theirs.example.com");
+        ours.next().unwrap_or_else(|| panic!("{said}")).clone()
+    };
+    for replica in [leader, follower] {
+        let found = certificate(replica);
+        assert_eq!(found["state"], "ok", "{found}");
+        assert_eq!(found["issuer"], "by-http", "{found}");
+        assert!(found["notAfter"].is_string(), "{found}");
+    }
+    let before = certificate(follower)["notBefore"].clone();
+    let orders = site.authority.orders();
+    let (done, said) = follower.ask(&["renew", "theirs.example.com"]);
+    assert!(done && said.contains("will be renewed now"), "{said}");
+    let previous = || {
+        let renewed = certificate(follower)["previousNotAfter"].is_string();
+        renewed.then_some(()).ok_or_else(|| leader.log())
+    };
+    eventually("another certificate", ORDER, previous);
+    assert_eq!(site.authority.orders(), orders + 1, "asked once, done once");
+    let (done, said) = follower.ask(&["rollback", "theirs.example.com"]);
+    assert!(done && said.contains("is served again"), "{said}");
+    eventually("the certificate of before", ORDER, || {
+        let found = certificate(follower);
+        let back = found["rolledBackAt"].is_string() && found["notBefore"] == before;
+        back.then_some(()).ok_or_else(|| found.to_string())
+    });
+    let (_, said) = follower.ask(&["doctor", "theirs.example.com", "--output", "json"]);
+    let found: Value = serde_json::from_str(&said).unwrap_or_else(|_| panic!("{said}"));
+    assert_eq!(found["running"], true, "{found}");
+    let (done, said) = follower.ask(&["renew", "nothing"]);
+    assert!(!done && said.contains("there is no certificate"), "{said}");
+    // Nothing is left of it.
+    eventually("no questions", ORDER, || {
+        let documents = site.documents();
+        let left = documents.values().any(|kind| kind == "question");
+        if left {
+            Err(format!("{documents:?}"))
+        } else {
+            Ok(())
+        }
+    });
 }
 
 /// A replica that is gone and still among the endpoints is not waited for.

@@ -286,6 +286,13 @@ impl Replica {
         self.launch();
     }
 
+    /// Whether a command that is asked of this replica went well, and what it said.
+    pub(crate) fn ask(&self, args: &[&str]) -> (bool, String) {
+        let mut command = Edge::command();
+        command.args(args).arg("--state-dir");
+        program::run(command.arg(self.state.path().join("state")))
+    }
+
     /// A file of its state folder, if it is there.
     pub(crate) fn kept(&self, file: &str) -> Option<String> {
         fs::read_to_string(self.state.path().join("state").join(file)).ok()

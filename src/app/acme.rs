@@ -33,11 +33,10 @@ pub(super) struct Asked {
 }
 
 impl Acme {
-    /// Starts on what the store holds.
-    /// Answers commands on a socket in `folder`.
+    /// Starts on what the store holds. Answers commands on a socket in `folder`, unless somebody else does.
     pub(super) async fn start(
         store: Arc<dyn Store>,
-        folder: &Path,
+        folder: Option<&Path>,
         surroundings: Surroundings,
     ) -> Result<Self, StoreError> {
         let stop = CancellationToken::new();
@@ -46,7 +45,9 @@ impl Acme {
             tracing::error!(error = %chain(&problem), "a document of the store is lost; the rest is used");
         }
         let tasks = TaskTracker::new();
-        control::serve(folder, engine.clone(), stop.clone(), &tasks);
+        if let Some(folder) = folder {
+            control::serve(folder, Arc::new(engine.clone()), stop.clone(), &tasks);
+        }
         Ok(Self {
             control: tasks,
             state: engine.state(),

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde::Serialize;
-use tidegate_acme::record::{CertificateRecord, Issued};
+use tidegate_acme::plan::moment::parse_rfc3339;
+use tidegate_acme::record::CertificateRecord;
 use tidegate_acme::store::{Kind, Store as _, StoreError, peek};
 
-use super::control::{Certificate, Control};
+use super::control::{Certificate, Control, Held, Kept};
 use super::status::{StatusError, status};
 use crate::admin::{ControlView, rfc3339};
 use crate::source::AcmeStore;
@@ -157,10 +158,12 @@ pub fn certs(state: &Path, now: SystemTime) -> Result<Certs, CertsError> {
                 routes_known: route.is_some(),
                 now,
             };
-            match records.get(id) {
-                Some(Ok(record)) => Some(one.of_record(record)),
-                Some(Err(why)) => Some(one.damaged(why)),
-                None => one.without_record(&folder),
+            // In a cluster what is kept is not in the folder; the edge tells it.
+            let told = live.get(id).and_then(|live| live.kept.as_ref());
+            match (records.get(id), told) {
+                (Some(Ok(kept)), _) | (None, Some(kept)) => Some(one.of_kept(kept)),
+                (Some(Err(why)), _) => Some(one.damaged(why)),
+                (None, None) => one.without_record(&folder),
             }
         })
         .collect();
@@ -170,7 +173,7 @@ pub fn certs(state: &Path, now: SystemTime) -> Result<Certs, CertsError> {
     })
 }
 
-type Records = BTreeMap<String, Result<CertificateRecord, String>>;
+type Records = BTreeMap<String, Result<Kept, String>>;
 
 fn records(folder: &Arc<StateFolder>) -> Result<Records, CertsError> {
     let store = AcmeStore::new(Arc::clone(folder));
@@ -180,8 +183,8 @@ fn records(folder: &Arc<StateFolder>) -> Result<Records, CertsError> {
     runtime.block_on(async {
         let mut records = Records::new();
         for key in store.list(Kind::Certificate).await? {
-            if let Some(record) = peek(&store, &key).await? {
-                records.insert(key.name, record);
+            if let Some(record) = peek::<CertificateRecord>(&store, &key).await? {
+                records.insert(key.name, record.map(|record| Kept::of(&record)));
             }
         }
         Ok(records)
@@ -255,37 +258,28 @@ impl One<'_> {
         }
     }
 
-    fn of_record(&self, record: &CertificateRecord) -> Cert {
+    fn of_kept(&self, kept: &Kept) -> Cert {
         let mut cert = self.empty(CertState::Ordering);
-        let attempts = &record.attempts;
-        cert.attempts = attempts.count;
-        if attempts.count > 0 {
-            cert.message = attempts
-                .last_error
-                .as_ref()
-                .map(|error| error.message.clone());
-            cert.next_attempt = attempts.not_before.map(rfc3339);
+        cert.attempts = kept.attempts;
+        cert.message.clone_from(&kept.last_error);
+        cert.next_attempt.clone_from(&kept.next_attempt);
+        if let Some(held) = &kept.current {
+            self.fill(&mut cert, held);
         }
-        if let Some(issued) = &record.current {
-            self.fill(&mut cert, issued);
-        }
-        cert.rolled_back_at = record.rolled_back.as_ref().map(|back| rfc3339(back.at));
-        cert.previous_not_after = record
-            .previous
-            .as_ref()
-            .map(|previous| rfc3339(previous.not_after));
+        cert.rolled_back_at.clone_from(&kept.rolled_back_at);
+        cert.previous_not_after.clone_from(&kept.previous_not_after);
         if let Some(live) = self.live {
             if !live.message.is_empty() {
                 cert.message = Some(live.message.clone());
             }
             cert.next_attempt.clone_from(&live.next_attempt);
         }
-        let failing = attempts.count > 0 || self.live.is_some_and(|live| live.failed);
-        cert.state = match &record.current {
+        let failing = kept.attempts > 0 || self.live.is_some_and(|live| live.failed);
+        cert.state = match &kept.current {
             _ if !self.id.contains('/') => CertState::Waiting,
             _ if self.routes_known && self.route.is_none() => CertState::Unused,
-            Some(issued) if issued.not_after <= self.now => CertState::Expired,
-            Some(issued) if issued.revoked.is_some() => CertState::Revoked,
+            Some(_) if cert.ends.is_none_or(|ends| ends <= self.now) => CertState::Expired,
+            Some(held) if held.revoked => CertState::Revoked,
             _ if failing => CertState::Failing,
             Some(_) => CertState::Ok,
             None => CertState::Ordering,
@@ -293,24 +287,21 @@ impl One<'_> {
         cert
     }
 
-    fn fill(&self, cert: &mut Cert, held: &Issued) {
-        let life = held
-            .not_after
-            .duration_since(held.not_before)
-            .unwrap_or_default();
+    fn fill(&self, cert: &mut Cert, held: &Held) {
         let told = self.live.and_then(|live| live.renew_at.as_deref());
         cert.names.clone_from(&held.names);
         cert.issuer = Some(match &held.issuer {
             Some(issuer) => issuer.clone(),
             None => "imported".to_owned(),
         });
-        cert.not_before = Some(rfc3339(held.not_before));
-        cert.not_after = Some(rfc3339(held.not_after));
-        cert.ends = Some(held.not_after);
+        cert.not_before = Some(held.not_before.clone());
+        cert.not_after = Some(held.not_after.clone());
+        cert.ends = parse_rfc3339(&held.not_after);
         if self.id.contains('/') {
-            cert.renews = told
-                .and_then(tidegate_acme::plan::moment::parse_rfc3339)
-                .or(Some(held.not_before + life * 2 / 3));
+            cert.renews = told.and_then(parse_rfc3339).or_else(|| {
+                let (from, to) = (parse_rfc3339(&held.not_before)?, cert.ends?);
+                Some(from + to.duration_since(from).unwrap_or_default() * 2 / 3)
+            });
             cert.renew_at = cert.renews.map(rfc3339);
         }
     }

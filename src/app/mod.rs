@@ -7,6 +7,7 @@ pub mod check;
 pub mod control;
 pub mod doctor;
 pub mod explain;
+mod operator_desk;
 pub mod operator_mode;
 pub mod portability;
 mod ports;

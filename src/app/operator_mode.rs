@@ -23,6 +23,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::acme::Acme;
+use super::control;
+use super::operator_desk::{OperatorDesk, answering};
 use super::process::{self, RunError};
 use super::publish::Tracked;
 use super::report::Process;
@@ -35,6 +37,7 @@ use crate::operator::internal_ca;
 use crate::operator::lease::{Elector, Leadership};
 use crate::operator::memory;
 use crate::operator::published::{Publications, PublishedSecrets, Publisher};
+use crate::operator::relay::{Clerk, Relay};
 use crate::operator::replicas::{Presenter, Replicas};
 use crate::operator::status::StatusWriter;
 use crate::operator::tickets::Rotator;
@@ -193,6 +196,20 @@ impl Running {
         );
         let leadership = elector.leadership();
         spawn_named("lease", tasks.track_future(elector.run(stop.clone())));
+        let desk = OperatorDesk {
+            engine: engine.subscribe(),
+            leadership: leadership.clone(),
+            relay: Relay {
+                store: Arc::new(DocumentStore::new(
+                    cluster.client.clone(),
+                    cluster.namespace.clone(),
+                )),
+                world: Arc::clone(&world),
+                identity: cluster.identity.clone(),
+            },
+            namespace: cluster.namespace.clone(),
+        };
+        control::serve(state.path(), Arc::new(desk), stop.clone(), &tasks);
         tracing::info!(
             namespace = cluster.namespace,
             identity = cluster.identity,
@@ -527,7 +544,7 @@ impl Running {
             self.cluster.namespace.clone(),
         ));
         let surroundings = self.options.surroundings.clone();
-        let acme = match Acme::start(store, self.state.path(), surroundings).await {
+        let acme = match Acme::start(store, None, surroundings).await {
             Ok(acme) => acme,
             Err(error) => {
                 tracing::error!(error = %chain(&error), "cannot begin to order certificates; trying again");
@@ -576,6 +593,13 @@ impl Running {
             "challenge-answers",
             self.tasks.track_future(presenter.run(stop.clone())),
         );
+        let clerk = Clerk {
+            store: Arc::clone(&self.documents),
+            world: Arc::clone(&self.world),
+            identity: self.cluster.identity.clone(),
+            answering: answering(acme.engine.clone()),
+        };
+        spawn_named("relay", self.tasks.track_future(clerk.run(stop.clone())));
         let rotator = Rotator {
             store: Arc::clone(&self.documents),
             world: Arc::clone(&self.world),

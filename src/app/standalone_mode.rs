@@ -359,7 +359,7 @@ async fn start_acme(
     surroundings: &Surroundings,
 ) -> Result<Acme, StoreError> {
     let store = Arc::new(AcmeStore::new(Arc::clone(state)));
-    Acme::start(store, state.path(), surroundings.clone()).await
+    Acme::start(store, Some(state.path()), surroundings.clone()).await
 }
 
 fn new_source(

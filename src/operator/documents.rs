@@ -2,8 +2,8 @@
 //! challenges, keys that replicas share.
 //!
 //! One Secret per document, named by kind and a digest of the document's name, which an annotation tells in
-//! full. Only the holder of the Lease writes, and every write says which version it follows: whoever held the
-//! Lease before and does not know yet that it is lost is refused by the API server.
+//! full. Only the holder of the Lease writes, but for questions to it, and every write says which version it
+//! follows: whoever held the Lease before and does not know yet that it is lost is refused by the API server.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret as KubeSecret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client};
 use sha2::{Digest as _, Sha256};
 use tidegate_acme::store::{Key, Kind, Store, StoreError, WRITE_TEST};
@@ -118,6 +118,12 @@ impl DocumentStore {
         }
     }
 
+    /// The same documents, with nothing read or written yet.
+    #[must_use]
+    pub fn anew(&self) -> Self {
+        Self::new(self.client.clone(), self.namespace.as_str())
+    }
+
     fn api(&self) -> Api<KubeSecret> {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
@@ -213,7 +219,32 @@ impl DocumentStore {
         }
     }
 
-    async fn delete(&self, secret: &str) -> Result<(), DocumentError> {
+    /// Deletes a document of any kind.
+    pub async fn delete(&self, kind: &str, name: &str) -> Result<(), DocumentError> {
+        self.delete_secret(&secret_name(kind, name)).await
+    }
+
+    /// Deletes it if it is still as it was when it was last read or written here. Returns whether it was.
+    pub async fn delete_unchanged(&self, kind: &str, name: &str) -> Result<bool, DocumentError> {
+        let secret = secret_name(kind, name);
+        let params = DeleteParams {
+            preconditions: Some(Preconditions {
+                resource_version: self.version(&secret),
+                uid: None,
+            }),
+            ..DeleteParams::default()
+        };
+        match limited(&secret, self.api().delete(&secret, &params)).await {
+            Ok(_) => {}
+            Err(DocumentError::Api { source, .. }) if is_missing(&source) => {}
+            Err(DocumentError::Outdated(_)) => return Ok(false),
+            Err(error) => return Err(error),
+        }
+        self.remember(&secret, None);
+        Ok(true)
+    }
+
+    async fn delete_secret(&self, secret: &str) -> Result<(), DocumentError> {
         let params = DeleteParams::default();
         match limited(secret, self.api().delete(secret, &params)).await {
             Ok(_) => {}
@@ -268,7 +299,7 @@ impl Store for DocumentStore {
 
     async fn remove(&self, key: &Key) -> Result<(), StoreError> {
         let secret = secret_name(key.kind.as_str(), &key.name);
-        self.delete(&secret)
+        self.delete_secret(&secret)
             .await
             .map_err(|source| StoreError::Write {
                 key: key.clone(),
@@ -342,7 +373,7 @@ impl Store for DocumentStore {
             }
         }
         let secret = secret_name(kind, &key.name);
-        self.delete(&secret).await.map_err(failed)?;
+        self.delete_secret(&secret).await.map_err(failed)?;
         Ok(format!(
             "Secret {}/{}",
             self.namespace,

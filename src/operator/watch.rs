@@ -30,6 +30,7 @@ use super::cluster::Cluster;
 use super::documents::{self, Document};
 use super::named::Named;
 use super::objects::{Guarded, Ours, Seen, guarded, name_of};
+use super::pauses::Pauses;
 use super::services::{ServiceShape, SliceShape, by_service, join, service_shape, slice_shape};
 use crate::api::{AcmeIssuer, TlsRoute, TunnelAgent};
 use crate::translate::{ExposedService, Inputs, Reference, ServiceData};
@@ -248,6 +249,12 @@ impl World {
     pub fn documents(&self, kind: DocumentKind) -> Vec<Arc<Document>> {
         let all = self.documents.all().into_iter().map(|(_, it)| it);
         all.filter(|document| document.is(kind)).collect()
+    }
+
+    /// The documents of a kind that the engine does not know.
+    pub(super) fn documents_of(&self, kind: &str) -> Vec<Arc<Document>> {
+        let all = self.documents.all().into_iter().map(|(_, it)| it);
+        all.filter(|document| document.kind == kind).collect()
     }
 
     /// The document of that Secret's name.
@@ -474,7 +481,7 @@ async fn follow<K, T>(
     let kind = K::kind(&()).into_owned();
     let cache = cache(&world);
     let mut failing_since: Option<SystemTime> = None;
-    let mut events = std::pin::pin!(watcher(api, config).default_backoff());
+    let mut events = std::pin::pin!(watcher(api, config).backoff(Pauses::default()));
     while let Some(event) = events.next().await {
         let event = match event {
             Ok(event) => event,

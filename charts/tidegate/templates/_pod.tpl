@@ -59,7 +59,6 @@ spec:
     - --https={{ include "tidegate.https" . }}
     - --admin={{ .Values.containerPorts.admin }}
     - --public-https-port={{ include "tidegate.public" . }}
-    - --state-dir=/var/lib/tidegate/state
     - --lease={{ include "tidegate.fullname" . }}
     - --replicas-service={{ include "tidegate.fullname" . }}-replicas
     {{- if .Values.service.enabled }}
@@ -103,6 +102,9 @@ spec:
     - {{ . | quote }}
     {{- end }}
     env:
+    # For commands in the pod too.
+    - name: TIDEGATE_STATE_DIR
+      value: /var/lib/tidegate/state
     - name: POD_NAME
       valueFrom: {fieldRef: {fieldPath: metadata.name}}
     - name: POD_NAMESPACE

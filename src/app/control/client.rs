@@ -12,7 +12,7 @@ use super::super::doctor::Examined;
 use super::messages::{
     Certificate, Done, Preflight, Refusal, Renew, Revoke, Rollback, TestNotice, TestedNotice,
 };
-use super::serve::BUSY;
+use super::orders::BUSY;
 use crate::source::state::StateFolder;
 
 /// Longer than an edge lets a command wait.

@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use tidegate_acme::engine::CertificateState;
+use tidegate_acme::record::CertificateRecord;
 use tidegate_acme::watchman::Tested;
 
 use crate::admin::rfc3339;
@@ -132,11 +133,92 @@ pub struct Certificate {
     /// RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_attempt: Option<String>,
+    /// What is kept of it, where that is not in the state folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Kept>,
+}
+
+/// What is kept of a certificate, without its key. Times are RFC 3339.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Kept {
+    /// What is served, if there is anything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub current: Option<Held>,
+    /// Failed attempts since the last success.
+    pub attempts: u32,
+    /// The last of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+    /// When the next attempt is made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_attempt: Option<String>,
+    /// When a person went back to it from a newer one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rolled_back_at: Option<String>,
+    /// End of the certificate that a rollback would go back to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub previous_not_after: Option<String>,
+}
+
+/// A certificate that can be served. Times are RFC 3339.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Held {
+    /// Its names.
+    pub names: Vec<String>,
+    /// Name of the AcmeIssuer; none when it was imported.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<String>,
+    /// Start of validity.
+    pub not_before: String,
+    /// End of validity.
+    pub not_after: String,
+    /// Whether its authority takes it back.
+    pub revoked: bool,
+}
+
+impl Kept {
+    /// What of the document a person may see.
+    pub(in super::super) fn of(record: &CertificateRecord) -> Self {
+        let attempts = &record.attempts;
+        let failed = attempts.count > 0;
+        Self {
+            current: record.current.as_ref().map(|issued| Held {
+                names: issued.names.clone(),
+                issuer: issued.issuer.clone(),
+                not_before: rfc3339(issued.not_before),
+                not_after: rfc3339(issued.not_after),
+                revoked: issued.revoked.is_some(),
+            }),
+            attempts: attempts.count,
+            last_error: (attempts.last_error.as_ref())
+                .filter(|_| failed)
+                .map(|error| error.message.clone()),
+            next_attempt: attempts.not_before.filter(|_| failed).map(rfc3339),
+            rolled_back_at: record.rolled_back.as_ref().map(|back| rfc3339(back.at)),
+            previous_not_after: (record.previous.as_ref())
+                .map(|previous| rfc3339(previous.not_after)),
+        }
+    }
 }
 
 impl Certificate {
+    /// The view of what is kept, by a replica that does not order.
+    pub(in super::super) fn of_record(record: &CertificateRecord) -> Self {
+        let kept = Kept::of(record);
+        Self {
+            id: record.id.clone(),
+            message: kept.last_error.clone().unwrap_or_default(),
+            failed: kept.attempts > 0,
+            next_attempt: kept.next_attempt.clone(),
+            kept: Some(kept),
+            ..Self::default()
+        }
+    }
+
     /// The view of what the engine says.
-    pub(super) fn of(id: &str, state: &CertificateState) -> Self {
+    pub(in super::super) fn of(id: &str, state: &CertificateState) -> Self {
         let report = &state.report;
         let text = |time: Option<SystemTime>| time.map(rfc3339);
         Self {
@@ -146,6 +228,7 @@ impl Certificate {
             failed: report.failed,
             renew_at: text(report.renew_at),
             next_attempt: text(report.next_attempt),
+            kept: None,
         }
     }
 }

@@ -1,15 +1,17 @@
 //! The control socket: what commands ask of a running edge, over HTTP/1 on a socket in the state folder.
 //!
 //! ```text
-//! tidegate renew | revoke | certs | doctor | notify-test ─► STATE/control.sock ─► the ACME engine
+//! tidegate renew | revoke | certs | doctor | notify-test ─► STATE/control.sock ─► the ACME engine, here or at the leader
 //! ```
 //!
 //! Who may open the state folder (0700) may ask: it holds the private keys anyway. The socket (0600) is
-//! bound anew when its file is removed or replaced, and goes away with the engine, so that in an upgrade the
+//! bound anew when its file is removed or replaced. In an upgrade it goes away with the engine, so that the
 //! new process has it as soon as the engine is its own. Bodies, connections and times are bounded.
 
 mod client;
+mod desk;
 mod messages;
+mod orders;
 mod serve;
 
 use std::fs::{self, File};
@@ -20,7 +22,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate_acme::engine::Engine;
 use tidegate_telemetry::spawn_named;
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
@@ -28,9 +29,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use client::{Control, ControlError};
+pub(super) use desk::{Desk, Question, Reply, answered, refuse};
 pub use messages::{
-    Certificate, Done, Preflight, Refusal, Renew, Revoke, Rollback, TestNotice, TestedNotice,
-    TestedReceiver,
+    Certificate, Done, Held, Kept, Preflight, Refusal, Renew, Revoke, Rollback, TestNotice,
+    TestedNotice, TestedReceiver,
 };
 
 /// Name of the socket in the state folder.
@@ -55,10 +57,15 @@ fn reachable(state: &Path) -> io::Result<(PathBuf, Option<File>)> {
 }
 
 /// Serves until `stop`; then the socket is gone.
-pub(super) fn serve(state: &Path, engine: Engine, stop: CancellationToken, tasks: &TaskTracker) {
+pub(super) fn serve(
+    state: &Path,
+    desk: Arc<dyn Desk>,
+    stop: CancellationToken,
+    tasks: &TaskTracker,
+) {
     let server = Server {
         state: state.to_owned(),
-        engine: Arc::new(engine),
+        desk,
         places: Arc::new(Semaphore::new(CONNECTIONS)),
         stop,
         tasks: tasks.clone(),
@@ -69,7 +76,7 @@ pub(super) fn serve(state: &Path, engine: Engine, stop: CancellationToken, tasks
 
 struct Server {
     state: PathBuf,
-    engine: Arc<Engine>,
+    desk: Arc<dyn Desk>,
     places: Arc<Semaphore>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -93,11 +100,11 @@ impl Server {
                 stream = accept(bound.as_ref()) => {
                     // Beyond the limit a connection is closed at once.
                     if let (Ok(stream), Ok(place)) = (stream, Arc::clone(&self.places).try_acquire_owned()) {
-                        let (engine, stop) = (Arc::clone(&self.engine), self.stop.clone());
+                        let (desk, stop) = (Arc::clone(&self.desk), self.stop.clone());
                         spawn_named("control-connection", self.tasks.track_future(async move {
                             tokio::select! {
                                 () = stop.cancelled() => {}
-                                () = serve::connection(stream, engine) => {}
+                                () = serve::connection(stream, desk) => {}
                             }
                             drop(place);
                         }));
