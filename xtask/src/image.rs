@@ -1,7 +1,8 @@
 //! `cargo xtask image`: the container image, from scratch, without a daemon and without a base to pull.
 //!
 //! The program is static (musl), so that the image holds it, the authorities it trusts, and a name for its user.
-//! Builds for the machine's own architecture; must not push anything, which is the release workflow's part.
+//! Builds for the machine's own architecture, or for the other one with a cross compiler; must not push anything,
+//! which is the release workflow's part.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,8 @@ usage: cargo xtask image [OPTIONS]
   --profile NAME   profile of Cargo; default: release
   --tag NAME       name in the archive; default: ghcr.io/tidegate/tidegate:VERSION
   --program FILE   a static program that is built already
+  --arch NAME      amd64 or arm64; default: the machine's. The other one needs Debian's cross compiler,
+                   gcc-aarch64-linux-gnu or gcc-x86-64-linux-gnu
 ";
 
 /// What is asked for.
@@ -27,13 +30,45 @@ struct Options {
     profile: String,
     tag: Option<String>,
     program: Option<PathBuf>,
+    architecture: Option<String>,
 }
 
 /// An architecture, as everybody calls it.
 struct Architecture {
     /// Of images.
     image: &'static str,
-    target: &'static str,
+    /// Of machines, as Rust and GNU call it.
+    machine: &'static str,
+}
+
+const ARCHITECTURES: [Architecture; 2] = [
+    Architecture {
+        image: "amd64",
+        machine: "x86_64",
+    },
+    Architecture {
+        image: "arm64",
+        machine: "aarch64",
+    },
+];
+
+impl Architecture {
+    fn target(&self) -> String {
+        format!("{}-unknown-linux-musl", self.machine)
+    }
+
+    fn is_own(&self) -> bool {
+        self.machine == std::env::consts::ARCH
+    }
+
+    /// A program of the GNU tools that knows this architecture.
+    fn gnu(&self, tool: &str) -> String {
+        if self.is_own() {
+            tool.to_owned()
+        } else {
+            format!("{}-linux-gnu-{tool}", self.machine.replace('_', "-"))
+        }
+    }
 }
 
 /// Builds the image of this checkout into `target/image`.
@@ -45,15 +80,15 @@ pub(crate) fn build(args: &[String]) -> Result<()> {
     let Some(buildah) = find("buildah") else {
         bail!("buildah is not installed; Debian: apt-get install buildah musl-tools");
     };
-    let architecture = architecture()?;
+    let architecture = architecture(options.architecture.as_deref())?;
     let program = match &options.program {
         Some(program) => program.clone(),
-        None => compile(&architecture, &options.profile)?,
+        None => compile(architecture, &options.profile)?,
     };
     is_static(&program)?;
     let folder = shell::root().join("target/image");
     let context = folder.join(architecture.image);
-    fill(&context.join("root"), &program)?;
+    fill(&context.join("root"), &program, architecture)?;
 
     let version = version()?;
     let tag = (options.tag).unwrap_or_else(|| format!("ghcr.io/tidegate/tidegate:{version}"));
@@ -105,6 +140,7 @@ fn parse(args: &[String]) -> Result<Option<Options>> {
         profile: "release".to_owned(),
         tag: None,
         program: None,
+        architecture: None,
     };
     let mut rest = args.iter();
     while let Some(arg) = rest.next() {
@@ -118,36 +154,54 @@ fn parse(args: &[String]) -> Result<Option<Options>> {
             "--profile" => options.profile = value,
             "--tag" => options.tag = Some(value),
             "--program" => options.program = Some(value.into()),
+            "--arch" => options.architecture = Some(value),
             other => bail!("no option {other:?}\n\n{USAGE}"),
         }
     }
     Ok(Some(options))
 }
 
-fn architecture() -> Result<Architecture> {
-    match std::env::consts::ARCH {
-        "x86_64" => Ok(Architecture {
-            image: "amd64",
-            target: "x86_64-unknown-linux-musl",
-        }),
-        "aarch64" => Ok(Architecture {
-            image: "arm64",
-            target: "aarch64-unknown-linux-musl",
-        }),
-        other => bail!("there is no image for {other}"),
-    }
+fn architecture(asked: Option<&str>) -> Result<&'static Architecture> {
+    let found = ARCHITECTURES.iter().find(|it| match asked {
+        Some(name) => it.image == name,
+        None => it.is_own(),
+    });
+    found.with_context(|| {
+        let name = asked.unwrap_or(std::env::consts::ARCH);
+        format!("there is no image for {name}: amd64 or arm64")
+    })
 }
 
 /// The static program of this checkout.
 fn compile(architecture: &Architecture, profile: &str) -> Result<PathBuf> {
-    if find("musl-gcc").is_none() {
-        bail!("musl-gcc is not installed; Debian: apt-get install musl-tools");
+    let compiler = if architecture.is_own() {
+        "musl-gcc".to_owned()
+    } else {
+        architecture.gnu("gcc")
+    };
+    if find(&compiler).is_none() {
+        let machine = architecture.machine.replace('_', "-");
+        let package = if architecture.is_own() {
+            "musl-tools".to_owned()
+        } else {
+            format!(
+                "gcc-{machine}-linux-gnu libc6-dev-{}-cross",
+                architecture.image
+            )
+        };
+        bail!("{compiler} is not installed; Debian: apt-get install {package}");
     }
-    let target = architecture.target;
+    let target = architecture.target();
     let mut command = shell::cargo(&["build", "--locked", "--bin", "tidegate"]);
-    command.args(["--target", target, "--profile", profile]);
+    command.args(["--target", &target, "--profile", profile]);
     // C parts of the cryptography are built too.
-    command.env(format!("CC_{}", target.replace('-', "_")), "musl-gcc");
+    let variable = target.replace('-', "_");
+    command.env(format!("CC_{variable}"), &compiler);
+    if !architecture.is_own() {
+        command.env(format!("AR_{variable}"), architecture.gnu("ar"));
+        let linker = format!("CARGO_TARGET_{}_LINKER", variable.to_uppercase());
+        command.env(linker, &compiler);
+    }
     phase("build", || run(&mut command))?;
     let built = std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| shell::root().join("target"), PathBuf::from);
@@ -166,11 +220,11 @@ fn is_static(program: &Path) -> Result<()> {
 }
 
 /// What the image holds.
-fn fill(root: &Path, program: &Path) -> Result<()> {
+fn fill(root: &Path, program: &Path, architecture: &Architecture) -> Result<()> {
     let _ = fs::remove_dir_all(root);
     let certificates = root.join("etc/ssl/certs");
     fs::create_dir_all(&certificates).context("create the image's folder")?;
-    let mut strip = Command::new("strip");
+    let mut strip = Command::new(architecture.gnu("strip"));
     let inside = root.join("tidegate");
     run(strip.arg("-o").arg(&inside).arg(program))?;
     let bundle = [
