@@ -491,7 +491,7 @@ impl Running {
         None
     }
 
-    fn publish(&mut self, mut refreshed: Refreshed, now: SystemTime) {
+    fn publish(&mut self, refreshed: Refreshed, now: SystemTime) {
         self.next = refreshed.next;
         let asked = Acme::asked_by(&refreshed);
         let answers = refreshed.answers;
@@ -501,9 +501,7 @@ impl Running {
             *known = publications;
             changed
         });
-        let statuses = std::mem::take(&mut refreshed.translation.statuses);
-        let statuses = Arc::new(statuses);
-        refreshed.translation.statuses.clone_from(&statuses);
+        let statuses = Arc::clone(&refreshed.translation.statuses);
         self.tracked.apply(
             refreshed,
             &self.process,

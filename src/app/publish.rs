@@ -70,10 +70,9 @@ impl Tracked {
         }
         self.told = findings;
         let previous = control.borrow().clone();
-        let same = ControlView {
-            updated_at: view.updated_at.clone(),
-            ..(*previous).clone()
-        } == view;
+        let updated_at = std::mem::replace(&mut view.updated_at, previous.updated_at.clone());
+        let same = *previous == view;
+        view.updated_at = updated_at;
         if same && std::mem::replace(&mut self.loaded_before, true) {
             return;
         }

@@ -144,11 +144,11 @@ impl Source {
                 .collect();
             file.fill(&mut inputs, &objects, &mut findings);
         }
-        let translation = match &mut self.internal {
+        let mut translation = match &mut self.internal {
             Some(internal) => internal.translate(&mut inputs, now, &mut findings),
             None => translate(&inputs, now),
         };
-        self.last_good = Arc::new(translation.last_good.clone());
+        self.last_good = Arc::new(std::mem::take(&mut translation.last_good));
         findings.extend(self.not_understood());
         findings.extend(translation.problems.iter().map(|problem| {
             let file = self.default_issuer.as_ref();

@@ -131,11 +131,11 @@ impl Source {
             Some(issuance) => issuance.fill(&mut inputs),
             None => 0,
         };
-        let translation = match &mut self.internal {
+        let mut translation = match &mut self.internal {
             Some(internal) => internal.translate(&mut inputs, now, &mut findings),
             None => translate(&inputs, now),
         };
-        self.last_good = Arc::new(translation.last_good.clone());
+        self.last_good = Arc::new(std::mem::take(&mut translation.last_good));
         findings.extend(self.findings(&loaded, &translation));
         findings.sort();
         findings.dedup();

@@ -22,7 +22,8 @@ use super::status::{Conditions, certificate_status, in_one_line, joined};
 use super::trackers::TrackerGroups;
 use super::{
     GoodRoute, Inputs, IssuerChoice, Kind, Lost, ObjectRef, PublishedSecret, SecretData,
-    ServiceResolution, Translation, WantedCertificate, agents, exposure, issuance, issuers,
+    ServiceResolution, Statuses, Translation, WantedCertificate, agents, exposure, issuance,
+    issuers,
 };
 use crate::api::conditions::{Condition, ConditionType, Reason, timestamp};
 use crate::api::{CertificateStatus, TlsRoute, TlsRouteSpec, TlsRouteStatus};
@@ -76,18 +77,18 @@ pub fn translate(inputs: &Inputs, now: SystemTime) -> Translation {
         let previous = previous.map_or(&[][..], |status| &status.conditions);
         let (status, report) = agents::check(inputs, agent, &id, previous, now);
         report.close(&mut work.result);
-        work.result.statuses.agents.insert(id, status);
+        work.statuses().agents.insert(id, status);
     }
     for (name, status, report) in issuers {
         report.close(&mut work.result);
-        work.result.statuses.issuers.insert(name, status);
+        work.statuses().issuers.insert(name, status);
     }
     let mut result = work.result;
     result.last_good.dns_solvers = made.into_used();
     result
         .wanted_certificates
         .sort_by(|a, b| a.route.cmp(&b.route));
-    result.last_good.statuses = result.statuses.clone();
+    result.last_good.statuses = Arc::clone(&result.statuses);
     result
 }
 
@@ -131,6 +132,10 @@ struct Served {
 // === impl Work ===
 
 impl Work<'_> {
+    fn statuses(&mut self) -> &mut Statuses {
+        Arc::make_mut(&mut self.result.statuses)
+    }
+
     /// Routes of this edge's class, oldest first. A second one of the same name is reported.
     fn routes_by_age(&mut self) -> Vec<(RouteId, Arc<TlsRoute>, SystemTime)> {
         let mut seen = BTreeSet::new();
@@ -643,30 +648,28 @@ impl Work<'_> {
         hostnames: Vec<String>,
     ) {
         let order = self.inputs.orders.get(id);
-        self.result.statuses.routes.insert(
-            id.clone(),
-            TlsRouteStatus {
-                observed_generation: route.metadata.generation,
-                conditions: conditions.into_inner(),
-                hosts: in_one_line(&hostnames),
-                hostnames,
-                certificate: certificate.map(|certificate| {
-                    let status = certificate_status(certificate);
-                    let published = match self.inputs.published.get(id) {
-                        Some(PublishedSecret::Here(name)) => Some(name.clone()),
-                        Some(PublishedSecret::Foreign(_)) | None => None,
-                    };
-                    CertificateStatus {
-                        renew_at: order.and_then(|order| order.renew_at).map(timestamp),
-                        secret_name: status.secret_name.or(published),
-                        ..status
-                    }
-                }),
-                order: order.and_then(issuance::order_status),
-                preflight: order.map_or_else(Vec::new, issuance::preflight_status),
-                addresses: Vec::new(),
-            },
-        );
+        let status = TlsRouteStatus {
+            observed_generation: route.metadata.generation,
+            conditions: conditions.into_inner(),
+            hosts: in_one_line(&hostnames),
+            hostnames,
+            certificate: certificate.map(|certificate| {
+                let status = certificate_status(certificate);
+                let published = match self.inputs.published.get(id) {
+                    Some(PublishedSecret::Here(name)) => Some(name.clone()),
+                    Some(PublishedSecret::Foreign(_)) | None => None,
+                };
+                CertificateStatus {
+                    renew_at: order.and_then(|order| order.renew_at).map(timestamp),
+                    secret_name: status.secret_name.or(published),
+                    ..status
+                }
+            }),
+            order: order.and_then(issuance::order_status),
+            preflight: order.map_or_else(Vec::new, issuance::preflight_status),
+            addresses: Vec::new(),
+        };
+        self.statuses().routes.insert(id.clone(), status);
         report.close(&mut self.result);
     }
 }

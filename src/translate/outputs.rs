@@ -19,7 +19,7 @@ pub struct Translation {
     /// What the data plane serves.
     pub snapshot: Snapshot,
     /// The status of each object.
-    pub statuses: Statuses,
+    pub statuses: Arc<Statuses>,
     /// Everything that is wrong, one entry each, in the order of objects and fields. Statuses say the
     /// same in their conditions.
     pub problems: Vec<Problem>,
@@ -30,7 +30,8 @@ pub struct Translation {
     /// Everything that was looked up by name. Whoever fetches these and nothing else has all that the objects
     /// may use; what is missing may name more once it is there.
     pub references: BTreeSet<Reference>,
-    /// What the next translation needs as [`Inputs::last_good`](super::Inputs::last_good).
+    /// What the next translation needs as [`Inputs::last_good`](super::Inputs::last_good); taken out by whoever
+    /// keeps it.
     pub last_good: LastGood,
 }
 
@@ -199,7 +200,7 @@ pub struct LastGood {
     /// By route.
     pub routes: BTreeMap<RouteId, GoodRoute>,
     /// The statuses that the last translation reported, for the times of transitions.
-    pub statuses: Statuses,
+    pub statuses: Arc<Statuses>,
     /// When a route was first seen, which is its age if it has no creationTimestamp.
     pub(super) first_seen: BTreeMap<RouteId, SystemTime>,
     /// Certificates by the Secret they were read from.

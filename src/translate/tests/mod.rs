@@ -251,7 +251,7 @@ fn addresses_that_are_lost_before_the_edge_are_told_by_every_route() {
     let mut inputs = input::steps(&text).remove(0);
     let of = |inputs: &Inputs| {
         let translation = translate(inputs, now());
-        let statuses = translation.statuses.routes.into_values();
+        let statuses = translation.statuses.routes.values();
         statuses
             .map(|status| {
                 let type_ = ConditionType::ClientAddressPreserved;
