@@ -119,6 +119,12 @@ fn a_route_of_another_class_is_left_alone() {
             .ok_or_else(|| format!("{observed:?}"))
     });
     assert_eq!(observed("outer"), Some(-1));
+    eventually("an Event of the own issuer", PATIENCE, || {
+        let described = kubectl.run(&["describe", "acmeissuer", &format!("{space}-inner")]);
+        let told = described.split("Events:").nth(1).unwrap_or_default();
+        let is_told = told.contains("Pending") && told.contains("tidegate");
+        is_told.then_some(()).ok_or(described)
+    });
     // The other edge's cannot be used, and whose it is is said.
     let tls = format!("issuerRef: {{name: {space}-outer}}");
     let asking = route_with("asking", "asking.example.com", "web", &tls);
