@@ -186,7 +186,9 @@ async fn serve_http1(
     let period = timeouts.request_head.min(timeouts.keep_alive_idle) / 2;
     let mut tick = pin!(tokio::time::sleep(timeouts.request_head));
     let mut draining = pin!(shared.draining.cancelled());
+    // To take no further request, at once or after the one that is expected.
     let mut leaving = false;
+    let mut asked = false;
     loop {
         tokio::select! {
             biased;
@@ -195,11 +197,16 @@ async fn serve_http1(
                 if leaving && clock.served() == 0 {
                     return Ok(());
                 }
+                if leaving && !asked {
+                    asked = true;
+                    conn.as_mut().graceful_shutdown();
+                }
                 match connection.judge(Some(timeouts.request_head), leaving) {
                     Asked::Nothing => {}
                     Asked::Leave if leaving => {}
                     Asked::Leave => {
                         leaving = true;
+                        asked = true;
                         conn.as_mut().graceful_shutdown();
                     }
                     Asked::Close => return Ok(()),
@@ -209,14 +216,10 @@ async fn serve_http1(
             () = draining.as_mut(), if !leaving => {
                 leaving = true;
                 clock.leave();
-                // hyper would close a connection that has not asked anything yet, and its first request
-                // may be on its way.
-                if clock.served() > 0 {
-                    conn.as_mut().graceful_shutdown();
-                } else {
-                    let grace = timeouts.first_request_grace;
-                    tick.as_mut().reset(tokio::time::Instant::now() + grace);
-                }
+                // hyper would close an idle connection at once, and a request may be on its way to us: the
+                // next answer says `Connection: close` instead, if there is one soon.
+                let grace = timeouts.request_grace;
+                tick.as_mut().reset(tokio::time::Instant::now() + grace);
             }
             () = shared.cut.cancelled(), if leaving => return Ok(()),
         }

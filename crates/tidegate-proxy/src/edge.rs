@@ -389,6 +389,11 @@ impl RunningEdge {
         left
     }
 
+    /// Counts from now on who connects: the way here was changed.
+    pub fn forget_peers(&self) {
+        self.running.shared.peers.forget();
+    }
+
     /// The metrics of the data plane in the OpenMetrics text format, without the `# EOF` line.
     pub fn metrics(&self) -> String {
         self.running.shared.metrics.encode()

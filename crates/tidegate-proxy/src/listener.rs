@@ -11,6 +11,7 @@ use http::Version;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 
 use crate::ProxyProtocolMode;
 use crate::connection::{self, ConnectionFacts};
@@ -42,10 +43,7 @@ impl ListenerKind {
 /// Pause after an error that the next accept would meet again (no file descriptors left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Longest time that a draining edge goes on accepting.
-const LONGEST_SWEEP: Duration = Duration::from_millis(250);
-
-/// Accepts until the edge drains, then takes what the kernel has queued and closes the socket.
+/// Accepts until the edge drains, then takes who still comes and closes the socket.
 pub(crate) async fn accept(worker: Arc<Worker>, kind: ListenerKind, listener: StdListener) {
     let listener = match TcpListener::from_std(listener) {
         Ok(listener) => listener,
@@ -69,12 +67,14 @@ pub(crate) async fn accept(worker: Arc<Worker>, kind: ListenerKind, listener: St
             () = draining.cancelled() => break,
         }
     }
-    // Connections that finished their TCP handshake would be reset by closing the socket. Under load new
-    // ones come for ever, and where another process has the socket too they are its to take.
-    let latest = tokio::time::Instant::now() + LONGEST_SWEEP;
-    while tokio::time::Instant::now() < latest
-        && let Ok(Ok((tcp, peer))) =
-            tokio::time::timeout(Duration::from_millis(1), listener.accept()).await
+    // Connections that finished their TCP handshake would be reset by closing the socket, and those who are
+    // still sent here refused. Under load new ones come for ever, and where another process has the socket too
+    // they are its to take.
+    let timeouts = &worker.shared.settings.timeouts;
+    let latest = Instant::now() + timeouts.accept_longest;
+    while Instant::now() < latest
+        && let until = latest.min(Instant::now() + timeouts.accept_quiet)
+        && let Ok(Ok((tcp, peer))) = tokio::time::timeout_at(until, listener.accept()).await
     {
         begin(&worker, kind, tcp, peer);
     }
@@ -186,7 +186,7 @@ async fn begin_protocol(
     // Failing to set an option is no reason to refuse the client.
     let _ = tcp.set_nodelay(true);
     let local = canonical(tcp.local_addr().ok()?);
-    let deadline = tokio::time::Instant::now() + worker.shared.settings.timeouts.tls_handshake;
+    let deadline = Instant::now() + worker.shared.settings.timeouts.tls_handshake;
     let mode = worker.shared.settings.proxy_protocol;
     let (client, local, ahead) = if trusted && mode != ProxyProtocolMode::Off {
         let reading = read_proxy_header(&mut tcp, mode);
@@ -255,7 +255,7 @@ async fn first_bytes<T>(
 ) -> Option<T> {
     let leaving = async {
         worker.shared.draining.cancelled().await;
-        tokio::time::sleep(worker.shared.settings.timeouts.first_request_grace).await;
+        tokio::time::sleep(worker.shared.settings.timeouts.request_grace).await;
     };
     tokio::select! {
         biased;
@@ -313,11 +313,11 @@ async fn begin_tls(
     ahead: Bytes,
     mut facts: ConnectionFacts,
     direct: bool,
-    (deadline, limit): (tokio::time::Instant, Duration),
+    (deadline, limit): (Instant, Duration),
 ) -> Result<Option<Ready>, TlsError> {
     let shared = &worker.shared;
     let timed_out = |_| TlsError::Timeout(limit);
-    let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+    let left = deadline.saturating_duration_since(Instant::now());
     let hello = first_bytes(worker, left, tls::read_hello(&mut tcp, ahead))
         .await
         .ok_or(TlsError::Timeout(limit))?

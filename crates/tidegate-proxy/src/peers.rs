@@ -68,6 +68,13 @@ impl Peers {
         sum
     }
 
+    /// Begins anew: what was counted says nothing of what comes.
+    pub(crate) fn forget(&self) {
+        let mut halves = self.lock(Instant::now());
+        halves.current = ObservedPeers::default();
+        halves.before = ObservedPeers::default();
+    }
+
     fn lock(&self, now: Instant) -> MutexGuard<'_, Halves> {
         let mut halves = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let age = now.saturating_duration_since(halves.since);
@@ -164,6 +171,9 @@ mod tests {
         drop(peers.lock(later));
         assert_eq!(peers.observe().private, 256);
         drop(peers.lock(later + WINDOW * 2));
+        assert_eq!(peers.observe(), ObservedPeers::default());
+        peers.note(IpAddr::from([10, 0, 0, 1]), Began::Directly);
+        peers.forget();
         assert_eq!(peers.observe(), ObservedPeers::default());
     }
 }

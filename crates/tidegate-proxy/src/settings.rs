@@ -111,9 +111,13 @@ pub struct EdgeTimeouts {
     pub connection_age: Duration,
     /// From the start of a shutdown until connections are cut.
     pub drain: Duration,
-    /// How long a connection may still send its first request after the edge began to drain: about what is
-    /// on its way at that moment.
-    pub first_request_grace: Duration,
+    /// How long a connection may still send one request after the edge began to drain: about what is on its
+    /// way at that moment, and what busy clients are told to go by.
+    pub request_grace: Duration,
+    /// A draining edge goes on accepting until nobody has come for this long.
+    pub accept_quiet: Duration,
+    /// But no longer than this.
+    pub accept_longest: Duration,
 }
 
 impl Default for EdgeTimeouts {
@@ -125,7 +129,9 @@ impl Default for EdgeTimeouts {
             write_stall: Duration::from_secs(60),
             connection_age: Duration::from_secs(3600),
             drain: Duration::from_secs(30),
-            first_request_grace: Duration::from_secs(1),
+            request_grace: Duration::from_secs(1),
+            accept_quiet: Duration::from_millis(1),
+            accept_longest: Duration::from_millis(250),
         }
     }
 }

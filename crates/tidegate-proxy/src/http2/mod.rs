@@ -88,7 +88,7 @@ async fn handshake(
         .enable_connect_protocol();
     let leaving = async {
         shared.draining.cancelled().await;
-        tokio::time::sleep(shared.settings.timeouts.first_request_grace).await;
+        tokio::time::sleep(shared.settings.timeouts.request_grace).await;
     };
     let shaking =
         tokio::time::timeout(shared.settings.timeouts.request_head, builder.handshake(io));

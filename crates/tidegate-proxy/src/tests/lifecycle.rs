@@ -102,14 +102,24 @@ fn drain_finishes_what_runs_and_cuts_what_stays() {
 }
 
 #[test]
-fn a_connection_that_has_not_asked_yet_may_still_do_so_while_the_edge_drains() {
+fn a_connection_may_still_ask_once_while_the_edge_drains() {
     let origin = Origin::echo();
     let edge = TestEdge::start_with(forward_to(&[cluster(origin.address)]), |settings| {
         // A busy machine may take longer than the usual second to see that nobody listens any more.
-        settings.timeouts.first_request_grace = PATIENCE;
+        settings.timeouts.request_grace = PATIENCE;
     });
-    let mut fresh = edge.connect();
-    // A second connection proves that the first was accepted before it.
+    let request = get("/").replace("Connection: close\r\n", "");
+    let fresh = edge.connect();
+    let mut kept = edge.connect();
+    kept.write_all(request.as_bytes()).unwrap();
+    let head = read_head(&mut kept);
+    assert!(!head.contains("connection: close\r\n"), "{head}");
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: "));
+    let length = length.unwrap().trim().parse().unwrap();
+    kept.read_exact(&mut vec![0; length]).unwrap();
+    // A third connection proves that the others were accepted before it.
     assert_eq!(status_of(&edge.exchange(&get("/"))), 200);
     let running = edge.edge.clone();
     let drained = edge.runtime.spawn_blocking(move || {
@@ -119,13 +129,40 @@ fn a_connection_that_has_not_asked_yet_may_still_do_so_while_the_edge_drains() {
         runtime.unwrap().block_on(running.drain(PATIENCE))
     });
     eventually(|| TcpStream::connect(edge.http).is_err());
-    fresh
-        .write_all(get("/").replace("Connection: close\r\n", "").as_bytes())
-        .unwrap();
-    let answer = read_to_end(&mut fresh);
+    // Without this, the request of a client that is busy would meet the end of its connection on the way.
+    for mut stream in [fresh, kept] {
+        stream.write_all(request.as_bytes()).unwrap();
+        let answer = read_to_end(&mut stream);
+        assert_eq!(status_of(&answer), 200);
+        assert!(answer.contains("connection: close\r\n"), "{answer}");
+    }
+    assert_eq!(edge.runtime.block_on(drained).unwrap(), 0);
+}
+
+#[test]
+fn who_still_comes_while_the_edge_drains_is_served_once_if_it_is_to_wait_for_them() {
+    let origin = Origin::echo();
+    let edge = TestEdge::start_with(forward_to(&[cluster(origin.address)]), |settings| {
+        settings.timeouts.request_grace = PATIENCE;
+        settings.timeouts.accept_quiet = Duration::from_secs(3);
+        settings.timeouts.accept_longest = PATIENCE;
+    });
+    let running = edge.edge.clone();
+    let drained = edge.runtime.spawn_blocking(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.unwrap().block_on(running.drain(PATIENCE))
+    });
+    eventually(|| edge.edge.sockets().unwrap().is_empty());
+    let mut late = edge.connect();
+    let request = get("/").replace("Connection: close\r\n", "");
+    late.write_all(request.as_bytes()).unwrap();
+    let answer = read_to_end(&mut late);
     assert_eq!(status_of(&answer), 200);
     assert!(answer.contains("connection: close\r\n"), "{answer}");
     assert_eq!(edge.runtime.block_on(drained).unwrap(), 0);
+    assert!(TcpStream::connect(edge.http).is_err());
 }
 
 impl TestEdge {
