@@ -145,6 +145,27 @@ fn values_are_rendered() {
             ],
             &[
                 ("DaemonSet", "/spec/template/spec/hostNetwork", json!(true)),
+                // The old pod hands its sockets to the new one beside it.
+                (
+                    "DaemonSet",
+                    "/spec/updateStrategy/rollingUpdate",
+                    json!({"maxSurge": 1, "maxUnavailable": 0}),
+                ),
+                (
+                    "DaemonSet",
+                    "/spec/template/spec/containers/0/startupProbe/exec/command",
+                    json!(["/tidegate", "ready", "--state-dir=/var/lib/tidegate/state"]),
+                ),
+                (
+                    "DaemonSet",
+                    "/spec/template/spec/containers/0/startupProbe/httpGet",
+                    Value::Null,
+                ),
+                (
+                    "DaemonSet",
+                    "/spec/template/spec/containers/0/readinessProbe/httpGet/path",
+                    json!("/readyz"),
+                ),
                 // A declared port would be claimed on the node.
                 (
                     "DaemonSet",
@@ -169,11 +190,22 @@ fn values_are_rendered() {
                 "hostNetwork.enabled=true",
                 "hostNetwork.bindPrivilegedPorts=false",
             ],
-            &[(
-                "Deployment",
-                "/spec/template/spec/securityContext/runAsUser",
-                json!(65532),
-            )],
+            &[
+                (
+                    "Deployment",
+                    "/spec/template/spec/securityContext/runAsUser",
+                    json!(65532),
+                ),
+                (
+                    "Deployment",
+                    "/spec/strategy/rollingUpdate",
+                    json!({"maxSurge": 1, "maxUnavailable": 0}),
+                ),
+            ],
+        ),
+        (
+            &["hostNetwork.enabled=true", "updateStrategy.type=Recreate"],
+            &[("Deployment", "/spec/strategy", json!({"type": "Recreate"}))],
         ),
         (
             &["drainSeconds=120", "preStopSeconds=0"],
@@ -278,6 +310,7 @@ fn options_of_the_program_follow_the_values() {
             &[
                 "--default-issuer-file",
                 "--watch-namespace",
+                "--handover",
                 "--class",
                 "--proxy-protocol",
                 "--mask",
@@ -285,13 +318,18 @@ fn options_of_the_program_follow_the_values() {
         ),
         (
             &["hostNetwork.enabled=true", "hostPorts.https=8444"],
-            &["--http=80", "--https=8444", "--public-https-port=8444"],
+            &[
+                "--http=80",
+                "--https=8444",
+                "--public-https-port=8444",
+                "--handover",
+            ],
             &[],
         ),
         (
             &["hostPorts.enabled=true", "hostPorts.https=444"],
             &["--https=8443", "--public-https-port=444"],
-            &[],
+            &["--handover"],
         ),
         (
             &["service.ports.https=9443"],

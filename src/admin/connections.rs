@@ -2,6 +2,7 @@
 //!
 //! HTTP/1 only, since everything that asks here speaks it. Must not know what is answered.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,8 @@ use axum::response::{IntoResponse, Response};
 use hyper::body::Body as _;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -32,9 +34,35 @@ const GRACE: Duration = Duration::from_secs(10);
 /// Time to wait when the system has no more file descriptors.
 const EXHAUSTED: Duration = Duration::from_millis(100);
 
+/// What connections come from.
+pub trait Listener: Send {
+    /// A connection.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// The next one.
+    fn next(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+}
+
+impl Listener for TcpListener {
+    type Stream = TcpStream;
+
+    async fn next(&self) -> io::Result<TcpStream> {
+        Ok(self.accept().await?.0)
+    }
+}
+
+impl Listener for UnixListener {
+    type Stream = UnixStream;
+
+    async fn next(&self) -> io::Result<UnixStream> {
+        Ok(self.accept().await?.0)
+    }
+}
+
 /// Serves until `stop` completes; requests under way have a while to end.
-pub(super) async fn serve<F>(listener: TcpListener, router: Router, stop: F)
+pub(super) async fn serve<L, F>(listener: L, router: Router, stop: F)
 where
+    L: Listener,
     F: Future<Output = ()> + Send,
 {
     let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
@@ -44,10 +72,10 @@ where
     loop {
         let accepted = tokio::select! {
             () = &mut stop => break,
-            accepted = listener.accept() => accepted,
+            accepted = listener.next() => accepted,
         };
         let stream = match accepted {
-            Ok((stream, _)) => stream,
+            Ok(stream) => stream,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection of the admin listener");
                 sleep(EXHAUSTED).await;
@@ -64,12 +92,17 @@ where
             drop(place);
         });
     }
+    // Not with a queue that nobody reads: another process may have the port too.
+    drop(listener);
     ending.cancel();
     tasks.close();
     let _ = timeout(GRACE, tasks.wait()).await;
 }
 
-async fn connection(stream: TcpStream, router: Router, ending: CancellationToken) {
+async fn connection<S>(stream: S, router: Router, ending: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder
         .timer(TokioTimer::new())

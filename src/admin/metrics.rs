@@ -14,8 +14,9 @@ pub(super) fn render(admin: &Admin) -> String {
     process(&mut out);
     configuration(&mut out, admin);
     let mut text = out.0;
-    let data_plane = admin.edge.metrics();
-    text.push_str(&data_plane);
+    if let Some(edge) = admin.edge.get() {
+        text.push_str(&edge.metrics());
+    }
     if !text.ends_with('\n') {
         text.push('\n');
     }

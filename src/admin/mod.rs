@@ -12,7 +12,7 @@ mod readiness;
 mod views;
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::Router;
 use axum::extract::State;
@@ -21,11 +21,11 @@ use axum::middleware;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
 use tidegate_acme::engine::Engine;
-use tidegate_model::SnapshotStore;
+use tidegate_model::{Observed, SnapshotStore};
 use tidegate_proxy::RunningEdge;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+pub use connections::Listener;
 pub use host_guard::HostGuard;
 pub use readiness::Readiness;
 pub use views::{
@@ -40,8 +40,8 @@ pub struct Admin {
     pub readiness: Readiness,
     /// What the control side last said.
     pub control: watch::Receiver<Arc<ControlView>>,
-    /// The data plane.
-    pub edge: RunningEdge,
+    /// The data plane, once it serves.
+    pub edge: Arc<OnceLock<RunningEdge>>,
     /// What orders certificates, if this edge does; another one after an upgrade that failed.
     pub engine: watch::Receiver<Option<Engine>>,
     /// The published configuration.
@@ -51,8 +51,9 @@ pub struct Admin {
 }
 
 /// Serves until `stop` completes; requests under way may end.
-pub async fn serve<F>(listener: TcpListener, admin: Admin, stop: F)
+pub async fn serve<L, F>(listener: L, admin: Admin, stop: F)
 where
+    L: Listener,
     F: Future<Output = ()> + Send,
 {
     connections::serve(listener, router(admin), stop).await;
@@ -85,6 +86,16 @@ fn router(admin: Admin) -> Router {
 
 type Shared = State<Arc<Admin>>;
 
+impl Admin {
+    /// What is really so; nothing before the edge serves.
+    fn observe(&self) -> Observed {
+        self.edge
+            .get()
+            .map(RunningEdge::observe)
+            .unwrap_or_default()
+    }
+}
+
 async fn index() -> &'static str {
     "/healthz\n/readyz\n/metrics\n/api/v1/status\n/api/v1/listeners\n/api/v1/routes\n/api/v1/certificates\n/api/v1/backends\n"
 }
@@ -106,7 +117,7 @@ async fn metrics_text(State(admin): Shared) -> Response {
 }
 
 async fn status(State(admin): Shared) -> Json<StatusView> {
-    let observed = admin.edge.observe();
+    let observed = admin.observe();
     let control = admin.control.borrow().clone();
     Json(StatusView {
         ready: admin.readiness.why_not().is_none(),
@@ -120,7 +131,6 @@ async fn status(State(admin): Shared) -> Json<StatusView> {
 async fn listeners(State(admin): Shared) -> Json<Vec<ListenerView>> {
     Json(
         admin
-            .edge
             .observe()
             .listeners
             .iter()
@@ -140,7 +150,6 @@ async fn certificates(State(admin): Shared) -> Json<Vec<CertificateView>> {
 async fn backends(State(admin): Shared) -> Json<Vec<BackendView>> {
     Json(
         admin
-            .edge
             .observe()
             .clusters
             .iter()

@@ -7,6 +7,8 @@ pub mod check;
 pub mod control;
 pub mod doctor;
 pub mod explain;
+mod handover;
+mod opening;
 mod operator_desk;
 pub mod operator_mode;
 pub mod portability;

@@ -5,13 +5,13 @@
 //!                                     └─────► statuses, orders, Secrets (whoever leads)
 //! ```
 //!
-//! Nothing is published before every list was read; from then on a lost API server changes nothing of what is
-//! served. Order of the end: not ready any more, the Lease is given back, the edge drains, the admin stops.
+//! Nothing is published before every list was read, and nothing is accepted before it is published; from then on a
+//! lost API server changes nothing of what is served. Order of the end: not ready any more, the Lease is given back, the edge drains, the admin stops.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
 use tidegate_acme::engine::{Engine, Surroundings};
@@ -24,6 +24,8 @@ use tokio_util::task::TaskTracker;
 
 use super::acme::Acme;
 use super::control;
+use super::handover::Handover;
+use super::opening::Opening;
 use super::operator_desk::{OperatorDesk, answering};
 use super::process::{self, RunError};
 use super::publish::Tracked;
@@ -45,7 +47,8 @@ use crate::operator::{Cluster, ClusterOptions, Source, World};
 use crate::source::state::StateFolder;
 use crate::source::{InternalIssuer, Issuance, Refreshed};
 use crate::translate::{
-    Environment, Exposure, ProgramPolicy, ServiceResolution, StaticFilesPolicy, Statuses,
+    Environment, ExposedService, Exposure, ProgramPolicy, ServiceResolution, StaticFilesPolicy,
+    Statuses,
 };
 
 /// Quiet time before a refresh, so that many changes become one.
@@ -56,6 +59,10 @@ const LONGEST_HOLD_OFF: Duration = Duration::from_millis(500);
 const ROUNDS: usize = 4;
 /// Time after which a start without the API server serves what it told last.
 const REMEMBER_AFTER: Duration = Duration::from_secs(5);
+/// How long a start waits for Secrets and ConfigMaps that exist and cannot be fetched.
+const NAMED_PATIENCE: Duration = Duration::from_secs(30);
+/// Pause before they are asked for again.
+const NAMED_AGAIN: Duration = Duration::from_secs(1);
 /// Pause before a lost engine is tried again.
 const ENGINE_RETRY: Duration = Duration::from_secs(5);
 
@@ -82,6 +89,8 @@ pub struct OperatorOptions {
     pub refuse_addresses: Vec<IpNet>,
     /// File with the AcmeIssuer that is the default.
     pub default_issuer: Option<PathBuf>,
+    /// Whether the ports are shared with the process of the same Lease on this machine, see [`Handover`].
+    pub handover: bool,
     /// The state folder; it may be empty at each start.
     pub state: PathBuf,
     /// The data plane.
@@ -100,9 +109,9 @@ pub struct OperatorOptions {
 pub fn run(options: OperatorOptions) -> Result<(), RunError> {
     process::run(async {
         let mut running = Running::start(options).await?;
-        running.run().await;
+        let outcome = running.run().await;
         running.stop().await;
-        Ok(())
+        outcome
     })
 }
 
@@ -115,7 +124,11 @@ struct Running {
     state: Arc<StateFolder>,
     documents: Arc<DocumentStore>,
     store: Arc<SnapshotStore>,
-    edge: RunningEdge,
+    /// Until the edge serves.
+    opening: Option<Opening>,
+    edge: Arc<OnceLock<RunningEdge>>,
+    /// The edge's Service as it was last seen.
+    exposed: Option<ExposedService>,
     readiness: Readiness,
     control: watch::Sender<Arc<ControlView>>,
     engine: watch::Sender<Option<Engine>>,
@@ -129,6 +142,8 @@ struct Running {
     stop: CancellationToken,
     tasks: TaskTracker,
     admin_stop: CancellationToken,
+    /// Ends what another process has taken over.
+    handed_on: CancellationToken,
     leadership: watch::Receiver<Leadership>,
     leader: Option<Leader>,
     next: SystemTime,
@@ -163,30 +178,28 @@ impl Running {
         let state = Arc::new(StateFolder::open(&options.state)?);
         let cluster = Cluster::connect(&options.cluster).await?;
         let store = Arc::new(SnapshotStore::new());
-        let edge = process::bind_edge(&options.settings, &store, None)?;
-        let listeners = edge.addresses();
-        let admin_listener = process::bind_admin(options.admin, false)?;
-        let admin_address = admin_listener
-            .as_ref()
-            .and_then(|listener| listener.local_addr().ok());
         let (control, control_receiver) = watch::channel(Arc::new(ControlView::default()));
         let engine = watch::Sender::new(None);
-        let edge = edge.start().map_err(RunError::Start)?;
         let readiness = Readiness::default();
         let admin_stop = CancellationToken::new();
-        if let Some(listener) = admin_listener {
-            let admin = Admin {
-                readiness: readiness.clone(),
-                control: control_receiver,
-                edge: edge.clone(),
-                engine: engine.subscribe(),
-                store: Arc::clone(&store),
-                hosts: HostGuard::new(options.admin_hosts.iter().cloned()),
-            };
-            process::serve_admin(listener, admin, &admin_stop)?;
-        }
-        process::tell_listeners(&listeners, admin_address);
+        let edge = Arc::<OnceLock<RunningEdge>>::default();
+        let admin = Admin {
+            readiness: readiness.clone(),
+            control: control_receiver,
+            edge: Arc::clone(&edge),
+            engine: engine.subscribe(),
+            store: Arc::clone(&store),
+            hosts: HostGuard::new(options.admin_hosts.iter().cloned()),
+        };
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let handover = (options.handover).then(|| Handover::of(&cluster.namespace, &options.lease));
+        let opening = Opening::prepare(
+            (&options.settings, options.admin),
+            handover,
+            state.path(),
+            admin,
+            (&admin_stop, &tasks),
+        )?;
         let world = World::watch(&cluster, options.service.as_deref(), &stop, &tasks);
         let elector = Elector::new(
             cluster.client.clone(),
@@ -245,8 +258,8 @@ impl Running {
             process: Process {
                 started_at,
                 folder: None,
-                admin: admin_address.map(|address| address.to_string()),
-                listeners,
+                admin: opening.admin_address.map(|address| address.to_string()),
+                listeners: opening.listeners.clone(),
             },
             source: Arc::new(Mutex::new(source)),
             publications: watch::Sender::default(),
@@ -261,7 +274,10 @@ impl Running {
             world,
             state,
             store,
+            handed_on: opening.handed_on(),
+            opening: Some(opening),
             edge,
+            exposed: None,
             readiness,
             control,
             engine,
@@ -278,22 +294,25 @@ impl Running {
         })
     }
 
-    /// Returns when the process is asked to end.
-    async fn run(&mut self) {
+    /// Returns when the process is asked to end, or when it cannot listen.
+    async fn run(&mut self) -> Result<(), RunError> {
         let mut changes = self.world.changes();
         match self.complete(&mut changes, Some(REMEMBER_AFTER)).await {
             Completion::Complete => {}
-            Completion::Stop => return,
+            Completion::Stop => return Ok(()),
             Completion::Late => {
-                self.remember().await;
+                if !self.remember().await? {
+                    return Ok(());
+                }
                 if let Completion::Stop = self.complete(&mut changes, None).await {
-                    return;
+                    return Ok(());
                 }
             }
         }
         self.open_internal_ca().await;
-        self.refresh().await;
-        self.readiness.set_ready();
+        if !self.know_everything().await || !self.open().await? {
+            return Ok(());
+        }
         let keep = memory::keep(
             Arc::clone(&self.world),
             Arc::clone(&self.state),
@@ -303,7 +322,7 @@ impl Running {
         self.lead_or_not().await;
         loop {
             match self.woken(&mut changes).await {
-                Woken::Stop => return,
+                Woken::Stop => return Ok(()),
                 Woken::Leadership => {
                     self.lead_or_not().await;
                     self.refresh().await;
@@ -349,8 +368,43 @@ impl Running {
         Completion::Complete
     }
 
-    /// The API server is away: what it told last is served, if this replica has been told anything.
-    async fn remember(&mut self) {
+    /// The first refresh. A certificate that exists and could not be fetched is waited for: traffic that an older
+    /// replica serves well must not come here yet. False when the process is asked to end.
+    async fn know_everything(&mut self) -> bool {
+        let latest = Instant::now() + NAMED_PATIENCE;
+        while !self.refresh().await {
+            // One Secret that is forbidden must not keep every other host from being served.
+            if Instant::now() >= latest {
+                tracing::warn!(
+                    "not everything that objects name could be fetched; serving without it"
+                );
+                break;
+            }
+            tokio::select! {
+                () = process::stop_again(&mut self.signals) => return false,
+                () = tokio::time::sleep(NAMED_AGAIN) => {}
+            }
+        }
+        true
+    }
+
+    /// Begins to serve, if it has not, and says so. False when the process is asked to end instead.
+    async fn open(&mut self) -> Result<bool, RunError> {
+        let Some(opening) = self.opening.take() else {
+            return Ok(true);
+        };
+        let edge = tokio::select! {
+            edge = opening.open() => edge?,
+            () = process::stop_again(&mut self.signals) => return Ok(false),
+        };
+        self.edge.get_or_init(|| edge);
+        self.readiness.set_ready();
+        Ok(true)
+    }
+
+    /// The API server is away: what it told last is served, if this replica has been told anything. False when the
+    /// process is asked to end.
+    async fn remember(&mut self) -> Result<bool, RunError> {
         match memory::restore(&self.world, &self.state) {
             Ok(None) => {
                 tracing::warn!(
@@ -368,9 +422,10 @@ impl Running {
                 if let Some(refreshed) = self.translate(now).await {
                     self.publish(refreshed, now);
                 }
-                self.readiness.set_ready();
+                return self.open().await;
             }
         }
+        Ok(true)
     }
 
     async fn woken(&mut self, changes: &mut watch::Receiver<u64>) -> Woken {
@@ -434,8 +489,8 @@ impl Running {
         }
     }
 
-    /// Fetches what is named, translates, publishes.
-    async fn refresh(&mut self) {
+    /// Fetches what is named, translates, publishes. Whether everything is known that is named and exists.
+    async fn refresh(&mut self) -> bool {
         let now = SystemTime::now();
         let exposure = self.exposure();
         if let Some(service) = &exposure.service {
@@ -444,14 +499,15 @@ impl Running {
         }
         self.lock_source().set_exposure(exposure);
         let mut refreshed = None;
+        let mut known = false;
         for _ in 0..ROUNDS {
             let Some(new) = self.translate(now).await else {
-                return;
+                return false;
             };
             let stale = self.world.stale(&new.translation.references);
-            let done = stale.is_empty();
+            known = stale.is_empty();
             refreshed = Some(new);
-            if done {
+            if known {
                 break;
             }
             self.world.fetch(stale).await;
@@ -459,18 +515,27 @@ impl Running {
         if let Some(refreshed) = refreshed {
             self.publish(refreshed, now);
         }
+        known
     }
 
     /// How clients reach this replica, as far as it can see.
-    fn exposure(&self) -> Exposure {
-        let service = self.options.service.as_ref();
+    fn exposure(&mut self) -> Exposure {
+        let service = self.options.service.as_ref().and_then(|name| {
+            let name = ObjectName::new(self.cluster.namespace.as_str(), name.as_str());
+            self.world.exposed(&name)
+        });
+        let edge = self.edge.get();
+        // Who connected by another way tells nothing of this one.
+        if service != self.exposed {
+            self.exposed.clone_from(&service);
+            if let Some(edge) = edge {
+                edge.forget_peers();
+            }
+        }
         Exposure {
-            peers: self.edge.observe().peers,
+            peers: edge.map(|edge| edge.observe().peers).unwrap_or_default(),
             proxy_protocol: self.options.settings.proxy_protocol != ProxyProtocolMode::Off,
-            service: service.and_then(|name| {
-                let name = ObjectName::new(self.cluster.namespace.as_str(), name.as_str());
-                self.world.exposed(&name)
-            }),
+            service,
             own_addresses: self.options.own_addresses.clone(),
         }
     }
@@ -620,12 +685,21 @@ impl Running {
         let deadline = self.options.settings.timeouts.drain;
         tracing::info!(deadline = ?deadline, "draining; a second signal ends at once");
         self.readiness.set_draining();
+        // Who asks at a shared admin port is answered by the one that stays.
+        self.handed_on.cancel();
         if let Some(leader) = self.leader.take() {
             self.follow(leader).await;
         }
         self.stop.cancel();
+        let edge = self.edge.get().cloned();
+        let draining = async {
+            match edge {
+                Some(edge) => edge.drain(deadline).await,
+                None => 0,
+            }
+        };
         tokio::select! {
-            cut = self.edge.drain(deadline) => {
+            cut = draining => {
                 if cut > 0 {
                     tracing::warn!(connections = cut, "connections were cut at the deadline");
                 }

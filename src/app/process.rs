@@ -1,7 +1,9 @@
 //! What every mode of a long-lived process does alike: limits, runtime, listeners, the words for what fails.
 
+use std::fs;
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,10 +12,13 @@ use tidegate_acme::store::StoreError;
 use tidegate_model::{HostPattern, SnapshotStore};
 use tidegate_proxy::{Edge, Settings, StartError};
 use tidegate_telemetry::spawn_named;
+use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
+use super::control;
 use super::ports;
 use super::signals::{Asked, Signals};
+use super::status::ADMIN_SOCKET;
 use crate::admin::Admin;
 use crate::operator::ClusterError;
 use crate::source::ca::CaError;
@@ -103,6 +108,30 @@ pub(super) fn serve_admin(
     let stop = stop.clone().cancelled_owned();
     spawn_named("admin", crate::admin::serve(listener, admin, stop));
     Ok(())
+}
+
+/// Answers the same on a socket in the state folder, for `tidegate ready` and `tidegate status`: whoever asks at
+/// the admin port of a node may meet another pod. The lock of the folder must be ours.
+pub(super) fn serve_admin_here(state: &Path, admin: Admin, stop: &CancellationToken) {
+    let bind = || {
+        let path = state.join(ADMIN_SOCKET);
+        if fs::symlink_metadata(&path).is_ok_and(|found| found.file_type().is_socket()) {
+            fs::remove_file(&path)?;
+        }
+        let (reachable, _folder) = control::reachable(state, ADMIN_SOCKET)?;
+        let listener = UnixListener::bind(reachable)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+        Ok::<_, std::io::Error>(listener)
+    };
+    match bind() {
+        Ok(listener) => {
+            let stop = stop.clone().cancelled_owned();
+            spawn_named("admin-here", crate::admin::serve(listener, admin, stop));
+        }
+        Err(error) => {
+            tracing::warn!(%error, state = %state.display(), "cannot listen on the admin socket; `tidegate ready` will not find this edge");
+        }
+    }
 }
 
 /// Says what is listened on.

@@ -10,7 +10,7 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use sd_notify::NotifyState;
@@ -142,7 +142,7 @@ impl Running {
             let admin = Admin {
                 readiness: readiness.clone(),
                 control: control_receiver,
-                edge: edge.clone(),
+                edge: Arc::new(OnceLock::from(edge.clone())),
                 engine: engine.subscribe(),
                 store: Arc::clone(&store),
                 hosts: HostGuard::new(options.admin_hosts.iter().cloned()),

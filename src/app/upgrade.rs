@@ -106,8 +106,6 @@ pub(super) fn hand_over(
             .iter()
             .map(|(name, listener)| (*name, listener.as_fd())),
     );
-    // What does not fit is bound anew beside the others.
-    files.truncate(MOST_FILES);
     let (mut ours, theirs) = UnixStream::pair().map_err(UpgradeError::Talk)?;
     // The path, not the open file: an upgrade is a new file under the old name.
     let program = std::env::args_os()
@@ -124,9 +122,10 @@ pub(super) fn hand_over(
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .spawn()
         .map_err(UpgradeError::Spawn)?;
+    // What does not fit is bound anew beside the others.
     let outcome = send(&ours, &files)
         .map_err(UpgradeError::Talk)
-        .and_then(|()| wait(&mut ours));
+        .and_then(|_| wait(&mut ours));
     match outcome {
         Ok(()) => Ok(child),
         Err(error) => {
@@ -154,8 +153,9 @@ fn wait(socket: &mut UnixStream) -> Result<(), UpgradeError> {
     }
 }
 
-/// Sends files with their names, one line each.
-fn send(socket: &UnixStream, files: &[(&str, BorrowedFd<'_>)]) -> io::Result<()> {
+/// Sends files with their names, one line each; of too many, the first. Returns how many.
+pub(super) fn send(socket: &UnixStream, files: &[(&str, BorrowedFd<'_>)]) -> io::Result<usize> {
+    let files = &files[..files.len().min(MOST_FILES)];
     let names: Vec<&str> = files.iter().map(|(name, _)| *name).collect();
     let names = names.join("\n");
     let files: Vec<BorrowedFd<'_>> = files.iter().map(|(_, file)| *file).collect();
@@ -171,13 +171,14 @@ fn send(socket: &UnixStream, files: &[(&str, BorrowedFd<'_>)]) -> io::Result<()>
         SendFlags::empty(),
     )?;
     if sent == names.len() {
-        Ok(())
+        Ok(files.len())
     } else {
         Err(io::ErrorKind::WriteZero.into())
     }
 }
 
-fn receive(socket: &UnixStream) -> io::Result<Vec<(String, OwnedFd)>> {
+/// What [`send`] sent.
+pub(super) fn receive(socket: &UnixStream) -> io::Result<Vec<(String, OwnedFd)>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut names = [0; MOST_NAME_BYTES];

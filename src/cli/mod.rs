@@ -18,6 +18,7 @@ mod notify_test;
 mod operator;
 mod passphrase;
 mod probe;
+mod ready;
 mod reference;
 mod renew;
 mod run;
@@ -80,6 +81,7 @@ enum Command {
     Check(check::CheckArgs),
     Explain(explain::ExplainArgs),
     Status(status::StatusArgs),
+    Ready(ready::ReadyArgs),
     Certs(certs::CertsArgs),
     Doctor(doctor::DoctorArgs),
     Renew(renew::RenewArgs),
@@ -109,6 +111,7 @@ impl Cli {
             Command::Check(args) => args.run(&mut terminal),
             Command::Explain(args) => args.run(&mut terminal),
             Command::Status(args) => args.run(&mut terminal),
+            Command::Ready(args) => args.run(&mut terminal),
             Command::Certs(args) => args.run(&mut terminal),
             Command::Doctor(args) => args.run(&mut terminal),
             Command::Renew(args) => args.run(&mut terminal),

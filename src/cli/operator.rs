@@ -158,6 +158,12 @@ pub(super) struct OperatorArgs {
     )]
     default_issuer_file: Option<PathBuf>,
 
+    /// Share the ports with the process of the same Lease that runs in the same network, such as that of a node: its
+    /// listening sockets are taken over when this one can serve, and handed on to the next. Without, a port that
+    /// another process has is an error.
+    #[arg(long, env = "TIDEGATE_HANDOVER", help_heading = "Kubernetes")]
+    handover: bool,
+
     #[command(flatten)]
     state: StateArgs,
 
@@ -184,6 +190,7 @@ impl OperatorArgs {
             allow_addresses: self.allow_addresses,
             refuse_addresses: self.refuse_addresses,
             default_issuer: self.default_issuer_file,
+            handover: self.handover,
             state: self.state.resolve(None)?,
             settings: self.edge.settings(),
             admin: self.edge.admin(),

@@ -64,9 +64,10 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if or .Values.hostNetwork.enabled .Values.hostPorts.enabled }}{{ .Values.hostPorts.https }}{{ else }}{{ .Values.service.ports.https }}{{ end }}
 {{- end }}
 
-{{- /* Whether two pods cannot be on one node at the same time. */}}
+{{- /* Whether two pods cannot be on one node at the same time: Kubernetes gives a declared port of a node to one pod. In
+       the node's own network none is declared, and the program hands its sockets on. */}}
 {{- define "tidegate.onePerNode" -}}
-{{- if or .Values.hostNetwork.enabled .Values.hostPorts.enabled }}true{{ end }}
+{{- if .Values.hostPorts.enabled }}true{{ end }}
 {{- end }}
 
 {{- /* Whether it must be root to listen: a process of another user gets no capability from Kubernetes. */}}

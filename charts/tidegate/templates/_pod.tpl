@@ -61,6 +61,9 @@ spec:
     - --public-https-port={{ include "tidegate.public" . }}
     - --lease={{ include "tidegate.fullname" . }}
     - --replicas-service={{ include "tidegate.fullname" . }}-replicas
+    {{- if .Values.hostNetwork.enabled }}
+    - --handover
+    {{- end }}
     {{- if .Values.service.enabled }}
     - --service={{ include "tidegate.fullname" . }}
     {{- end }}
@@ -130,11 +133,21 @@ spec:
     - name: admin
       containerPort: {{ .Values.containerPorts.admin }}
     {{- end }}
-    # Time to read every list of a large cluster from a busy API server.
     startupProbe:
+      {{- if .Values.hostNetwork.enabled }}
+      # This very process, and not whoever has the node's port: until this pod serves, that is the one before it. The
+      # other probes begin after this one, when both would answer the same.
+      exec: {command: [/tidegate, ready, --state-dir=/var/lib/tidegate/state]}
+      timeoutSeconds: 5
+      periodSeconds: 2
+      # While the API server is away and nothing is known from before, a restart mends nothing.
+      failureThreshold: 900
+      {{- else }}
+      # Time to read every list of a large cluster from a busy API server.
       httpGet: {path: /healthz, port: {{ .Values.containerPorts.admin }}}
       periodSeconds: 2
       failureThreshold: 60
+      {{- end }}
     # Not whether the API server or a backend is well: a restart mends neither.
     livenessProbe:
       httpGet: {path: /healthz, port: {{ .Values.containerPorts.admin }}}

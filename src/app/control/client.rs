@@ -124,7 +124,7 @@ impl Control {
     }
 
     fn exchange(&self, method: &str, path: &str, body: &str) -> io::Result<(u16, String)> {
-        let (reachable, _folder) = super::reachable(&self.state)?;
+        let (reachable, _folder) = super::reachable(&self.state, super::SOCKET)?;
         let mut stream = UnixStream::connect(reachable)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;

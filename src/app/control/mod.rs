@@ -44,15 +44,15 @@ const LOOK: Duration = Duration::from_secs(5);
 /// The kernel's limit of a socket's path is 108 bytes, the end included.
 const LONGEST_PATH: usize = 107;
 
-/// The path to bind or to connect, and what keeps it valid: longer ones are reached through the folder's
+/// The path of a socket in the state folder to bind or to connect, and what keeps it valid: longer ones are reached through the folder's
 /// descriptor.
-fn reachable(state: &Path) -> io::Result<(PathBuf, Option<File>)> {
-    let path = state.join(SOCKET);
+pub(super) fn reachable(state: &Path, socket: &str) -> io::Result<(PathBuf, Option<File>)> {
+    let path = state.join(socket);
     if path.as_os_str().len() <= LONGEST_PATH {
         return Ok((path, None));
     }
     let folder = File::open(state)?;
-    let path = format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd());
+    let path = format!("/proc/self/fd/{}/{socket}", folder.as_raw_fd());
     Ok((path.into(), Some(folder)))
 }
 
@@ -133,7 +133,7 @@ impl Server {
                 Ok(_) => return Err(io::Error::other("a file that is no socket is in its place")),
                 Err(_) => {}
             }
-            let (reachable, _folder) = reachable(&self.state)?;
+            let (reachable, _folder) = reachable(&self.state, SOCKET)?;
             let listener = UnixListener::bind(reachable)?;
             fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
             let found = fs::symlink_metadata(&path)?;
