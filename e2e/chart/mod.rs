@@ -5,4 +5,5 @@ mod first_page;
 mod gitops;
 mod permissions;
 mod release;
+mod updates;
 mod values;

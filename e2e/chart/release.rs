@@ -1,5 +1,6 @@
 //! The way of a new user on a real node: install, a route of eight lines, a request, an update, uninstall.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Once;
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::updates::{self, Installed};
 use crate::support::chart::{folder, helm};
 use crate::support::program;
 use crate::support::{Node, POD_IMAGE, eventually};
@@ -152,12 +154,18 @@ fn install_route_request_update_uninstall() {
         "the client's address is not in {said}"
     );
 
-    // Another pod template: every pod is replaced, and the route is served all the time.
-    let mut update = install.clone();
-    update.push("--set=podAnnotations.again=yes");
-    run(&update);
-    let (ok, said) = ask();
-    assert!(ok, "after the update: {said}");
+    let edge = Installed {
+        node,
+        home: home.name(),
+        routes: blog.name(),
+        upgrade: &|set| {
+            let mut update = install.clone();
+            update.extend(set);
+            run(&update);
+        },
+    };
+    let service = SocketAddr::new(node.address(), port.parse().unwrap());
+    updates::nobody_notices(&edge, service);
 
     run(&["uninstall", "edge", "--wait", "--timeout=120s"]);
     let left =

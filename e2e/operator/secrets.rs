@@ -3,10 +3,11 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rcgen::{CertificateParams, KeyPair};
+use serde_json::{Value, json};
 
 use crate::support::edge::PATIENCE;
 use crate::support::operator::{anywhere, route_with, service};
-use crate::support::{Client, Cluster, Deployment, Origin, client, eventually};
+use crate::support::{Client, Cluster, Deployment, Kubectl, Origin, client, eventually};
 
 /// A certificate that signs itself, with its key.
 pub(super) struct Pair {
@@ -109,6 +110,71 @@ fn a_bad_secret_affects_its_own_host_only_and_the_last_good_certificate_stays() 
         one.client_with(&mended.certificate).get(a, "/").text(),
         "here"
     );
+}
+
+/// Traffic that an older replica serves well must not go to a new one that would show another certificate.
+#[test]
+fn a_replica_is_ready_once_it_has_the_certificates_that_objects_name() {
+    let Some(cluster) = Cluster::shared() else {
+        return;
+    };
+    let namespace = cluster.namespace();
+    let (space, kubectl) = (namespace.name(), cluster.kubectl());
+    let edge = Deployment::new(cluster, space);
+    let _one = edge.replica("one").start();
+    let host = "a.example.com";
+    let pair = Pair::new(&[host]);
+    kubectl.apply(space, &pair.secret("a"));
+    kubectl.apply(space, &route_with("a", host, "web", "secretName: a"));
+    edge.wait_for("a", "CertificateReady", "True", "CertificateReady");
+
+    // Every list can be read, and the certificate cannot.
+    let roles = ["get", "roles", "-n", space, "-o", "json"];
+    let roles: Value = serde_json::from_str(&kubectl.run(&roles)).unwrap();
+    replace(kubectl, roles.clone(), |verb| verb != "get");
+    let account = format!("system:serviceaccount:{space}:tidegate");
+    let may = [
+        "auth", "can-i", "get", "secrets", "-n", space, "--as", &account,
+    ];
+    eventually("the smaller role", PATIENCE, || {
+        match kubectl.attempt(&may) {
+            (false, said) if said.starts_with("no") => Ok(()),
+            (_, said) => Err(said),
+        }
+    });
+    let two = edge.replica("two").start_unready();
+    eventually("an attempt to read it", PATIENCE, || {
+        let log = two.log();
+        let tried = log.contains("every list was read")
+            && log.contains("cannot fetch what an object names");
+        if tried { Ok(()) } else { Err(log) }
+    });
+    let said = two.ask_admin("/readyz").unwrap();
+    assert!(said.starts_with("503 starting"), "{said}");
+
+    replace(kubectl, roles, |_| true);
+    two.wait_until_ready();
+    let client = two.client_with(&pair.certificate);
+    let shown = shown_to(&client, host).unwrap();
+    assert_eq!(shown, pair.der);
+}
+
+/// Puts the roles back with those verbs on Secrets.
+#[track_caller]
+fn replace(kubectl: &Kubectl, mut roles: Value, keep: impl Fn(&str) -> bool) {
+    for role in roles["items"].as_array_mut().unwrap() {
+        // Whatever version it has by now.
+        let metadata = role["metadata"].as_object_mut().unwrap();
+        metadata.remove("resourceVersion");
+        for rule in role["rules"].as_array_mut().unwrap() {
+            if rule["resources"] == json!(["secrets"]) {
+                let verbs = rule["verbs"].as_array_mut().unwrap();
+                verbs.retain(|verb| keep(verb.as_str().unwrap()));
+            }
+        }
+    }
+    let (ok, said) = kubectl.attempt_with(&["replace", "-f", "-"], &roles.to_string());
+    assert!(ok, "{said}");
 }
 
 /// Reason and message of Ready when the reason is another than this.

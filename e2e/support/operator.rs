@@ -265,6 +265,13 @@ impl Replica {
         self
     }
 
+    /// Starts it and does not wait until it is ready.
+    #[track_caller]
+    pub(crate) fn start_unready(mut self) -> Self {
+        self.begin();
+        self
+    }
+
     /// Adds arguments.
     pub(crate) fn args(mut self, args: &[&str]) -> Self {
         self.command.args(args);
@@ -299,8 +306,19 @@ impl Replica {
     }
 
     #[track_caller]
-    fn launch(&mut self) {
+    fn begin(&mut self) {
         self.program = Some(Program::start(&mut self.command).wait_for_port(self.admin));
+    }
+
+    #[track_caller]
+    fn launch(&mut self) {
+        self.begin();
+        self.wait_until_ready();
+    }
+
+    /// Waits until it says that it is ready.
+    #[track_caller]
+    pub(crate) fn wait_until_ready(&self) {
         eventually("readiness", PATIENCE, || match self.ask_admin("/readyz") {
             Ok(reply) if reply.starts_with("200") => Ok(()),
             other => Err(format!("{other:?}; log:\n{}", self.log())),
