@@ -282,7 +282,7 @@ fn from_the_chart_to_a_page_with_a_certificate_of_an_authority() {
     let patch = ["patch", "service/tidegate", "-n", "tidegate-system"];
     let status = ["--subresource=status", "-p", &ingress.to_string()];
     kubectl.run(&[&patch[..], &status].concat());
-    terminal.types("kubectl rollout status deployment/tidegate -n tidegate-system");
+    terminal.types("kubectl rollout status deployment/tidegate -n tidegate-system --timeout=2m");
     terminal.types("kubectl get service/tidegate -n tidegate-system");
     let said = terminal.types("helm test tidegate --namespace tidegate-system --logs");
     assert!(said.contains("Succeeded"), "{said}");
@@ -297,7 +297,11 @@ fn from_the_chart_to_a_page_with_a_certificate_of_an_authority() {
     let ask = format!(
         "curl -sSf --cacert root.pem --resolve blog.example.com:443:{address} https://blog.example.com/"
     );
-    let said = terminal.types(&ask);
+    // The other replica may hear of the certificate a moment later than the one that says so.
+    let said = eventually("the page", PATIENCE, || match terminal.tries(&ask) {
+        (true, said) => Ok(said),
+        (false, said) => Err(said),
+    });
     let answer: Value = serde_json::from_str(&said).unwrap();
     assert_eq!(answer["host"], "blog.example.com", "{said}");
     let client = node.host_address().to_string();

@@ -1,6 +1,6 @@
 //! Puts compiled routes together: oldest first, each with its own report.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -36,6 +36,7 @@ pub fn translate(inputs: &Inputs, now: SystemTime) -> Translation {
         claims: Claims::new(inputs.environment.is_shared()),
         groups: TrackerGroups::default(),
         lost: inputs.exposure.as_ref().and_then(exposure::judge),
+        wrong_issuers: BTreeMap::new(),
         result: Translation {
             snapshot: Snapshot {
                 default_certificate: inputs.default_certificate.clone(),
@@ -59,6 +60,9 @@ pub fn translate(inputs: &Inputs, now: SystemTime) -> Translation {
             issuers::check(inputs, issuer, &name, previous, now, &mut made);
         if let Some(settings) = settings {
             work.result.issuers.insert(name.clone(), Arc::new(settings));
+        } else {
+            let wrong = issuers::what_is_wrong(&report);
+            work.wrong_issuers.insert(name.clone(), wrong);
         }
         issuers.push((name, status, report));
     }
@@ -100,6 +104,8 @@ struct Work<'a> {
     groups: TrackerGroups,
     /// Why no backend learns the addresses of clients.
     lost: Option<Lost>,
+    /// What is wrong with issuers that cannot be asked.
+    wrong_issuers: BTreeMap<String, String>,
     result: Translation,
 }
 
@@ -359,7 +365,7 @@ impl Work<'_> {
                         "spec.tls",
                         Reason::OrderFailed,
                         format!("AcmeIssuer {name} cannot be asked for a certificate"),
-                        issuers::how_to_mend(self.inputs, &name),
+                        issuers::how_to_mend(self.inputs, &name, self.wrong_issuers.get(&name)),
                     );
                 }
                 (Some(message), Some(IssuerChoice::Acme(name))) => {

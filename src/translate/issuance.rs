@@ -140,6 +140,10 @@ pub(super) fn missing(
                 // What the authority counts and asks for outlives a change.
                 let change = match order.reason.as_str() {
                     "RateLimited" => "",
+                    // They are looked at all the time.
+                    "DnsWrong" => {
+                        ", or soon after the DNS records are changed, or at once when the route or its issuer is"
+                    }
                     _ => ", or at once when the route or its issuer is changed",
                 };
                 format!("the next attempt is at {}{change}", timestamp(next).0)

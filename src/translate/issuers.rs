@@ -9,7 +9,7 @@ use super::routes::CertificateSource;
 use super::solvers::Made;
 use super::status::Conditions;
 use super::words::one_of;
-use super::{Inputs, IssuerChoice, Kind, ObjectRef, issuance, notifications};
+use super::{Inputs, IssuerChoice, Kind, ObjectRef, Problem, issuance, notifications};
 use crate::api::conditions::{Condition, ConditionType, Reason};
 use crate::api::{AcmeIssuer, AcmeIssuerStatus};
 
@@ -105,17 +105,27 @@ fn without_default(inputs: &Inputs, report: &mut Report) -> Option<IssuerChoice>
         "spec.tls",
         Reason::IssuerNotFound,
         format!("the default issuer cannot be read from {}", file.path),
-        "mend the file; the operator's log says what is wrong with it",
+        "mend the file, or defaultIssuer in the chart's values; the operator's log says what is wrong with it",
     );
     None
 }
 
-/// What somebody can do about an issuer that cannot be asked.
-pub(super) fn how_to_mend(inputs: &Inputs, name: &str) -> String {
+/// Why an issuer cannot be asked.
+pub(super) fn what_is_wrong(report: &Report) -> String {
+    let first = [ConditionType::Accepted, ConditionType::ResolvedRefs]
+        .into_iter()
+        .find_map(|condition| report.of(condition).next());
+    first.map(Problem::summary).unwrap_or_default()
+}
+
+/// What somebody can do about it.
+pub(super) fn how_to_mend(inputs: &Inputs, name: &str, wrong: Option<&String>) -> String {
     match &inputs.issuer_file {
+        // There is no object whose status says it.
         Some(file) if file.issuer.as_deref() == Some(name) => {
+            let wrong = wrong.map(String::as_str).unwrap_or_default();
             format!(
-                "mend {}; the operator's log says what is wrong with it",
+                "{wrong}; the issuer is that of {}, which the chart makes of its values",
                 file.path
             )
         }

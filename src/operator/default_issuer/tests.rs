@@ -223,6 +223,7 @@ fn what_is_wrong_with_the_issuer_is_told_with_its_line_and_to_its_routes() {
         .find(|it| it.field == "spec.tls");
     let hint = of_route.unwrap().hint.as_ref().unwrap();
     assert!(hint.contains("issuer.yaml"), "{hint}");
+    assert!(hint.starts_with("spec.directory: "), "{hint}");
 }
 
 #[test]
