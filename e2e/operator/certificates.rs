@@ -175,6 +175,39 @@ fn answers_reach_every_replica_and_certificates_outlive_replicas_and_losses() {
     lose_documents(&site, &one, &two, &[&first, &second]);
     ask_a_follower(&site, &one, &two);
     die_unnoticed(&site, &one, &mut two);
+    leave_and_come_back(&site, &one, "alone");
+}
+
+/// What is kept for a route that is deleted is marked, and serves it again without an order.
+fn leave_and_come_back(site: &Site<'_>, one: &Replica, route: &str) {
+    let (kubectl, space) = (site.edge.cluster.kubectl(), site.edge.namespace());
+    let unused = || {
+        let label = "edge.tidegate.dev/unused";
+        let said = kubectl.run(&["get", "secrets", "-n", space, "-l", label, "-o", "name"]);
+        let mut names: Vec<String> = said.lines().map(str::to_owned).collect();
+        names.sort();
+        names
+    };
+    let copy = format!("secret/{route}-tls");
+    let is_document = |name: &String| name.starts_with("secret/tidegate-certificate-");
+    eventually("the copy", ORDER, || {
+        let (there, said) = kubectl.attempt(&["get", &copy, "-n", space]);
+        if there { Ok(()) } else { Err(said) }
+    });
+    let (orders, before) = (site.authority.orders(), unused());
+    assert!(before.is_empty(), "{before:?}");
+    kubectl.run(&["delete", "tlsr", route, "-n", space]);
+    eventually("marks", ORDER, || match unused().as_slice() {
+        [first, second] if *first == copy && is_document(second) => Ok(()),
+        other => Err(format!("{other:?}; log:\n{}", one.log())),
+    });
+    let host = site.route(route, "by-http");
+    site.wait_for_trust(one, &host);
+    eventually("no marks", ORDER, || match unused().as_slice() {
+        [] => Ok(()),
+        other => Err(format!("{other:?}; log:\n{}", one.log())),
+    });
+    assert_eq!(site.authority.orders(), orders);
 }
 
 /// Commands are answered by every replica: what is known by itself, orders by the one that leads.

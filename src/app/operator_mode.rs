@@ -43,6 +43,7 @@ use crate::operator::relay::{Clerk, Relay};
 use crate::operator::replicas::{Presenter, Replicas};
 use crate::operator::status::StatusWriter;
 use crate::operator::tickets::Rotator;
+use crate::operator::unused::Janitor;
 use crate::operator::{Cluster, ClusterOptions, Source, World};
 use crate::source::state::StateFolder;
 use crate::source::{InternalIssuer, Issuance, Refreshed};
@@ -91,6 +92,8 @@ pub struct OperatorOptions {
     pub default_issuer: Option<PathBuf>,
     /// Whether the ports are shared with the process of the same Lease on this machine, see [`Handover`].
     pub handover: bool,
+    /// How long documents of certificates are kept after these have expired, when their route is gone.
+    pub keep_unused: Duration,
     /// The state folder; it may be empty at each start.
     pub state: PathBuf,
     /// The data plane.
@@ -607,7 +610,7 @@ impl Running {
             self.cluster.namespace.clone(),
         ));
         let surroundings = self.options.surroundings.clone();
-        let acme = match Acme::start(store, None, surroundings).await {
+        let acme = match Acme::start(Arc::clone(&store) as _, None, surroundings).await {
             Ok(acme) => acme,
             Err(error) => {
                 tracing::error!(error = %chain(&error), "cannot begin to order certificates; trying again");
@@ -663,6 +666,13 @@ impl Running {
             answering: answering(acme.engine.clone()),
         };
         spawn_named("relay", self.tasks.track_future(clerk.run(stop.clone())));
+        let janitor = Janitor {
+            cluster: self.cluster.clone(),
+            world: Arc::clone(&self.world),
+            store,
+            keep: self.options.keep_unused,
+        };
+        spawn_named("unused", self.tasks.track_future(janitor.run(stop.clone())));
         let rotator = Rotator {
             store: Arc::clone(&self.documents),
             world: Arc::clone(&self.world),

@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use ipnet::IpNet;
 
 use super::edge::EdgeArgs;
-use super::values::StateArgs;
+use super::values::{self, StateArgs};
 use crate::app::operator_mode::{self, OperatorOptions};
 use crate::operator::ClusterOptions;
 
@@ -164,6 +165,17 @@ pub(super) struct OperatorArgs {
     #[arg(long, env = "TIDEGATE_HANDOVER", help_heading = "Kubernetes")]
     handover: bool,
 
+    /// How long what is known of a certificate is kept after it has expired, when its route is gone.
+    #[arg(
+        long,
+        env = "TIDEGATE_KEEP_UNUSED",
+        value_name = "TIME",
+        default_value = "30d",
+        value_parser = values::duration,
+        help_heading = "Kubernetes"
+    )]
+    keep_unused: Duration,
+
     #[command(flatten)]
     state: StateArgs,
 
@@ -191,6 +203,8 @@ impl OperatorArgs {
             refuse_addresses: self.refuse_addresses,
             default_issuer: self.default_issuer_file,
             handover: self.handover,
+
+            keep_unused: self.keep_unused,
             state: self.state.resolve(None)?,
             settings: self.edge.settings(),
             admin: self.edge.admin(),

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use k8s_openapi::ByteString;
@@ -20,6 +20,7 @@ use tidegate_acme::store::{Key, Kind, Store, StoreError, WRITE_TEST};
 use tidegate_model::Secret;
 
 use super::cluster::FIELD_MANAGER;
+use super::unused::{self, Mark};
 
 /// Label that every document has; its value is the kind.
 pub const LABEL: &str = "edge.tidegate.dev/document";
@@ -40,6 +41,8 @@ pub struct Document {
     pub name: String,
     /// The document.
     pub content: Secret<Vec<u8>>,
+    /// Whether it is marked as unused.
+    pub(super) unused: Mark,
 }
 
 impl Document {
@@ -52,6 +55,7 @@ impl Document {
             kind,
             name,
             content: Secret::new(content),
+            unused: unused::mark_of(&secret.metadata),
         })
     }
 
@@ -98,6 +102,8 @@ pub struct DocumentStore {
     namespace: String,
     /// Versions as they were last read or written here.
     versions: Mutex<BTreeMap<String, String>>,
+    /// So that no write of a Secret overtakes another one of this process.
+    writing: [tokio::sync::Mutex<()>; 16],
 }
 
 impl std::fmt::Debug for DocumentStore {
@@ -115,6 +121,7 @@ impl DocumentStore {
             client,
             namespace: namespace.into(),
             versions: Mutex::default(),
+            writing: Default::default(),
         }
     }
 
@@ -126,6 +133,11 @@ impl DocumentStore {
 
     fn api(&self) -> Api<KubeSecret> {
         Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    async fn alone(&self, secret: &str) -> tokio::sync::MutexGuard<'_, ()> {
+        let sum: usize = secret.bytes().map(usize::from).sum();
+        self.writing[sum % self.writing.len()].lock().await
     }
 
     fn version(&self, secret: &str) -> Option<String> {
@@ -171,6 +183,7 @@ impl DocumentStore {
         content: Secret<Vec<u8>>,
     ) -> Result<(), DocumentError> {
         let secret = secret_name(kind, name);
+        let _alone = self.alone(&secret).await;
         let mut object = self.object(&secret, kind, name, &content);
         let written = if let Some(version) = self.version(&secret) {
             object.metadata.resource_version = Some(version);
@@ -186,6 +199,40 @@ impl DocumentStore {
         };
         self.remember(&secret, written.metadata.resource_version);
         Ok(())
+    }
+
+    /// Marks a document as unused since then, or not any more.
+    pub(super) async fn mark(
+        &self,
+        kind: &str,
+        name: &str,
+        since: Option<SystemTime>,
+    ) -> Result<(), DocumentError> {
+        let secret = secret_name(kind, name);
+        let alone = self.alone(&secret).await;
+        if self.version(&secret).is_none() {
+            self.get(kind, name).await?;
+        }
+        let version = self.version(&secret);
+        let api = self.api();
+        let written = unused::write_mark(&api, &secret, version.as_deref(), since);
+        match limited(&secret, written).await {
+            Ok(written) => {
+                self.remember(&secret, written.metadata.resource_version);
+                Ok(())
+            }
+            // Of one that is not in use nothing else is under way: what is there now counts.
+            Err(DocumentError::Outdated(_)) if since.is_some() => {
+                drop(alone);
+                self.get(kind, name).await?;
+                Err(DocumentError::Outdated(secret))
+            }
+            Err(DocumentError::Api { source, .. }) if is_missing(&source) => {
+                self.remember(&secret, None);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// The Secret of a document.

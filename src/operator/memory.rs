@@ -19,6 +19,7 @@ use super::cache::Cache;
 use super::documents::Document;
 use super::objects::{Guarded, name_of};
 use super::services::{ServiceShape, SliceShape};
+use super::unused::Mark;
 use super::watch::World;
 use crate::api::{AcmeIssuer, TlsRoute, TunnelAgent};
 use crate::source::state::{StateError, StateFolder};
@@ -213,6 +214,7 @@ pub fn restore(world: &World, state: &StateFolder) -> Result<Option<SystemTime>,
             kind: kept.kind,
             name: kept.name,
             content: Secret::new(bytes(&kept.content)),
+            unused: Mark::No,
         };
         (name, document)
     });

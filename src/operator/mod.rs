@@ -29,6 +29,7 @@ mod services;
 mod source;
 pub mod status;
 pub mod tickets;
+pub mod unused;
 mod watch;
 
 pub use cluster::{Cluster, ClusterError, ClusterOptions};

@@ -28,7 +28,7 @@ use super::watch::World;
 use crate::translate::PublishedSecret;
 
 /// Label of Secrets that are ours.
-const MANAGED: &str = "edge.tidegate.dev/managed";
+pub(super) const MANAGED: &str = "edge.tidegate.dev/managed";
 /// Annotation: the route whose certificate it is.
 const ROUTE: &str = "edge.tidegate.dev/route";
 const ISSUER: &str = "edge.tidegate.dev/issuer";
@@ -72,6 +72,17 @@ struct Looked {
 /// The Secret's name of a route's certificate.
 fn secret_name(route: &RouteId) -> ObjectName {
     ObjectName::new(Arc::clone(&route.namespace), format!("{}-tls", route.name))
+}
+
+/// The Secret and the route whose certificate it is, if it is one of ours.
+pub(super) fn ours(meta: &ObjectMeta) -> Option<(ObjectName, ObjectName)> {
+    meta.labels.as_ref()?.get(MANAGED)?;
+    let route = meta.annotations.as_ref()?.get(ROUTE)?;
+    let (namespace, name) = route.split_once('/')?;
+    let secret = secret_name(&RouteId::new(namespace, name));
+    let here = meta.namespace.as_deref() == Some(&*secret.namespace)
+        && meta.name.as_deref() == Some(&*secret.name);
+    here.then(|| (secret, ObjectName::new(namespace, name)))
 }
 
 /// What to do about a Secret that exists.
@@ -310,6 +321,14 @@ mod tests {
         assert_eq!(annotations[NAMES], "a.example,b.example");
         assert_eq!(annotations[NOT_AFTER], "1970-01-02T00:00:00Z");
         assert_eq!(judge(&wanted, &wanted, &route), Verdict::Good);
+
+        let named =
+            ours(&wanted.metadata).map(|(secret, route)| (secret.to_string(), route.to_string()));
+        let expected = ("default/blog-tls".to_owned(), "default/blog".to_owned());
+        assert_eq!(named, Some(expected));
+        let mut copied = wanted.metadata.clone();
+        copied.namespace = Some("other".to_owned());
+        assert_eq!(ours(&copied), None, "somebody's copy of it");
 
         let mut garbage = wanted.clone();
         garbage.data = Some([("tls.crt".to_owned(), ByteString(b"x".to_vec()))].into());

@@ -3,7 +3,7 @@
 //! Lists are read page by page, watches go on where they ended, and what cannot be reached is tried again with
 //! growing pauses. Whoever reads the [`World`] sees what was last known.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -249,6 +249,15 @@ impl World {
     pub fn documents(&self, kind: DocumentKind) -> Vec<Arc<Document>> {
         let all = self.documents.all().into_iter().map(|(_, it)| it);
         all.filter(|document| document.is(kind)).collect()
+    }
+
+    /// Every route, of whatever class, understood or not.
+    pub(super) fn route_names(&self) -> BTreeSet<ObjectName> {
+        self.routes
+            .all()
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect()
     }
 
     /// The documents of a kind that the engine does not know.
