@@ -55,16 +55,16 @@ pub(super) fn nobody_notices(edge: &Installed<'_>, service: SocketAddr) {
     });
     report.assert_well("one pod behind the Service, which hides clients and then does not");
 
-    // Ports below 1024 of the node itself.
+    // Ports below 1024 of the node itself; 80 and 443 are those of another story's load balancer.
     let privileged = "pod-security.kubernetes.io/enforce=privileged";
     let namespace = ["label", "--overwrite", "namespace", edge.home, privileged];
     edge.kubectl().run(&namespace);
     let host = [
-        "--set=replicas=1,hostNetwork.enabled=true",
+        "--set=replicas=1,hostNetwork.enabled=true,hostPorts.http=81,hostPorts.https=444",
         "--set=service.enabled=false",
     ];
     edge.upgrade_to(&host, 1);
-    let node = SocketAddr::new(edge.node.address(), 443);
+    let node = SocketAddr::new(edge.node.address(), 444);
     let report = under_load(node, &root, || {
         let again = [host[0], host[1], "--set=podAnnotations.again=thrice"];
         edge.upgrade_to(&again, 1);
