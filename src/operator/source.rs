@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use tidegate_acme::answers::for_data_plane;
 use tidegate_acme::record::{CertificateRecord, Issued};
 use tidegate_acme::store::Kind as DocumentKind;
-use tidegate_model::{Certificate, CertificateOrigin, ChallengeAnswers, RouteId};
+use tidegate_model::{Certificate, ChallengeAnswers, RouteId};
 use tokio::sync::watch;
 
 use super::cache::Cache;
@@ -22,10 +22,10 @@ use super::replicas::SharedAnswers;
 use super::tickets::SharedKeys;
 use super::watch::World;
 use crate::source::yaml::schema::FieldProblem;
-use crate::source::{Finding, InternalIssuer, Issuance, Refreshed, next_moment, wanted};
+use crate::source::{Finding, InternalIssuer, Issuance, Parsed, Refreshed, next_moment, wanted};
 use crate::translate::{
     Environment, Exposure, Inputs, IssuerChoice, LastGood, ObjectRef, Severity, Translation,
-    parse_certificate, translate,
+    translate,
 };
 
 /// Everything between the watches and a translation.
@@ -38,6 +38,7 @@ pub struct Source {
     issuance: Option<Issuance>,
     last_good: Arc<LastGood>,
     records: BTreeMap<String, Read>,
+    parsed: Parsed,
     published: watch::Receiver<Arc<PublishedSecrets>>,
     challenges: Arc<ChallengeAnswers>,
     ticket_keys: SharedKeys,
@@ -69,6 +70,7 @@ impl Source {
             issuance: None,
             last_good: Arc::default(),
             records: BTreeMap::new(),
+            parsed: Parsed::default(),
             published,
             challenges: Arc::default(),
             ticket_keys: SharedKeys::default(),
@@ -131,7 +133,7 @@ impl Source {
         if let Some(issuance) = &mut self.issuance {
             // Newer than what the watch has shown; its answers count once every replica can see them.
             let challenges = Arc::clone(&inputs.challenges);
-            issuance.fill(&mut inputs);
+            issuance.fill(&mut inputs, &mut self.parsed);
             inputs.challenges = challenges;
         }
         inputs.published = PublishedSecrets::clone(&self.published.borrow());
@@ -194,7 +196,7 @@ impl Source {
             let name = document.name.clone();
             let read = match before.remove(&name) {
                 Some(read) if Arc::ptr_eq(&read.document, &document) => read,
-                before => match read(document, before) {
+                before => match read(document, before, &mut self.parsed) {
                     Some(read) => read,
                     None => continue,
                 },
@@ -205,6 +207,9 @@ impl Source {
             }
             self.records.insert(name, read);
         }
+        // Those that the engine alone knows are in the snapshot that was published last.
+        drop(before);
+        self.parsed.forget_unused();
     }
 
     /// Answers to challenges, as every replica sees them. Returns their version.
@@ -251,7 +256,7 @@ impl Source {
     }
 }
 
-fn read(document: Arc<Document>, before: Option<Read>) -> Option<Read> {
+fn read(document: Arc<Document>, before: Option<Read>, parsed: &mut Parsed) -> Option<Read> {
     let record: CertificateRecord = match serde_json::from_slice(document.content.expose()) {
         Ok(record) => record,
         Err(error) => {
@@ -264,36 +269,20 @@ fn read(document: Arc<Document>, before: Option<Read>) -> Option<Read> {
     let (namespace, name) = record.id.split_once('/')?;
     let id = RouteId::new(namespace, name);
     let issued = record.current.map(Arc::new);
-    let known = before.filter(|before| match (&before.issued, &issued) {
-        (Some(known), Some(issued)) => known.chain_pem == issued.chain_pem,
-        _ => false,
+    let certificate = issued.as_ref().and_then(|issued| {
+        let parsed = parsed.of(&record.id, issued);
+        parsed
+            .inspect_err(|error| {
+                tracing::error!(certificate = %record.id, error = %error, "the certificate in the store cannot be used");
+            })
+            .ok()
     });
-    let certificate = match (known, &issued) {
-        (Some(known), _) => known.certificate,
-        (None, None) => None,
-        (None, Some(issued)) => parse(&record.id, issued),
-    };
     Some(Read {
         document,
         id,
         issued,
         certificate,
     })
-}
-
-fn parse(id: &str, issued: &Issued) -> Option<Arc<Certificate>> {
-    let parsed = parse_certificate(
-        issued.chain_pem.as_bytes(),
-        issued.key_pem.expose().as_bytes(),
-        CertificateOrigin::Acme(issued.issuer.clone().unwrap_or_default()),
-    );
-    match parsed {
-        Ok(parsed) => Some(Arc::new(parsed)),
-        Err(error) => {
-            tracing::error!(certificate = %id, error = %error, "the certificate in the store cannot be used");
-            None
-        }
-    }
 }
 
 impl World {

@@ -1,6 +1,5 @@
 //! What the ACME engine has, as inputs of a translation; and what it must get, from the result.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tidegate_acme::answers::{AnswerSet, for_data_plane};
@@ -8,13 +7,11 @@ use tidegate_acme::engine::{Engine, State};
 use tidegate_acme::plan::moment::rfc3339_text;
 use tidegate_acme::record::Issued;
 use tidegate_acme::settings::Wanted;
-use tidegate_model::{Certificate, CertificateOrigin, ChallengeAnswers, RouteId};
+use tidegate_model::{ChallengeAnswers, RouteId};
 use tokio::sync::watch;
 
-use crate::translate::{
-    CertificateError, Inputs, IssuerChoice, IssuerReport, OrderReport, Translation,
-    parse_certificate,
-};
+use super::parsed::Parsed;
+use crate::translate::{Inputs, IssuerChoice, IssuerReport, OrderReport, Translation};
 
 /// The engine as the source sees it.
 #[derive(Debug)]
@@ -22,7 +19,6 @@ pub struct Issuance {
     state: watch::Receiver<Arc<State>>,
     answers: watch::Receiver<AnswerSet>,
     challenges: Arc<ChallengeAnswers>,
-    parsed: BTreeMap<String, (Arc<Issued>, Arc<Certificate>)>,
 }
 
 impl Issuance {
@@ -32,12 +28,11 @@ impl Issuance {
             state: engine.state(),
             answers: engine.answers().subscribe(),
             challenges: Arc::default(),
-            parsed: BTreeMap::new(),
         }
     }
 
     /// Fills in what is known now. Returns the version of the answers among it.
-    pub fn fill(&mut self, inputs: &mut Inputs) -> u64 {
+    pub fn fill(&mut self, inputs: &mut Inputs, parsed: &mut Parsed) -> u64 {
         let state = Arc::clone(&self.state.borrow());
         for (id, certificate) in &state.certificates {
             let Some((namespace, name)) = id.split_once('/') else {
@@ -45,9 +40,9 @@ impl Issuance {
             };
             let route = RouteId::new(namespace, name);
             if let Some(issued) = &certificate.issued {
-                match self.parse(id, issued) {
-                    Ok(parsed) => {
-                        inputs.issued.insert(route.clone(), parsed);
+                match parsed.of(id, issued) {
+                    Ok(certificate) => {
+                        inputs.issued.insert(route.clone(), certificate);
                     }
                     Err(error) => {
                         tracing::error!(certificate = %id, error = %error, "the certificate in the store cannot be used");
@@ -69,6 +64,7 @@ impl Issuance {
             };
             inputs.orders.insert(route, order);
         }
+        parsed.forget_unused();
         for (name, issuer) in &state.issuers {
             let report = IssuerReport {
                 account_url: issuer.account_url.clone(),
@@ -89,26 +85,6 @@ impl Issuance {
         }
         inputs.challenges = Arc::clone(&self.challenges);
         set.version
-    }
-
-    fn parse(
-        &mut self,
-        id: &str,
-        issued: &Arc<Issued>,
-    ) -> Result<Arc<Certificate>, CertificateError> {
-        if let Some((known, parsed)) = self.parsed.get(id)
-            && known.chain_pem == issued.chain_pem
-        {
-            return Ok(Arc::clone(parsed));
-        }
-        let parsed = Arc::new(parse_certificate(
-            issued.chain_pem.as_bytes(),
-            issued.key_pem.expose().as_bytes(),
-            CertificateOrigin::Acme(issued.issuer.clone().unwrap_or_default()),
-        )?);
-        self.parsed
-            .insert(id.to_owned(), (Arc::clone(issued), Arc::clone(&parsed)));
-        Ok(parsed)
     }
 }
 

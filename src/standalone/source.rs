@@ -23,7 +23,7 @@ use crate::source::ca::CaError;
 use crate::source::state::StateFolder;
 use crate::source::tickets::KeptKeys;
 use crate::source::yaml::kinds::{Identity, ObjectKind};
-use crate::source::{Finding, InternalIssuer, Issuance, Refreshed, next_moment, wanted};
+use crate::source::{Finding, InternalIssuer, Issuance, Parsed, Refreshed, next_moment, wanted};
 use crate::translate::{Environment, Kind, LastGood, StaticFilesPolicy, Translation, translate};
 
 /// Where the objects come from.
@@ -41,6 +41,7 @@ pub struct Source {
     internal: Option<InternalIssuer>,
     ticket_keys: Option<KeptKeys>,
     issuance: Option<Issuance>,
+    parsed: Parsed,
     environment: Environment,
     last_good: Arc<LastGood>,
 }
@@ -70,6 +71,7 @@ impl Source {
             internal: None,
             ticket_keys: None,
             issuance: None,
+            parsed: Parsed::default(),
             environment,
             last_good: Arc::default(),
         }
@@ -128,7 +130,7 @@ impl Source {
         }
         let mut findings = Vec::new();
         let answers = match &mut self.issuance {
-            Some(issuance) => issuance.fill(&mut inputs),
+            Some(issuance) => issuance.fill(&mut inputs, &mut self.parsed),
             None => 0,
         };
         let mut translation = match &mut self.internal {
