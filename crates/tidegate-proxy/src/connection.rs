@@ -189,6 +189,10 @@ async fn serve_http1(
     // To take no further request, at once or after the one that is expected.
     let mut leaving = false;
     let mut asked = false;
+    if shared.draining.is_cancelled() {
+        // Whoever comes this late is told by the first answer, which may be ready before the alarms are looked at.
+        clock.leave();
+    }
     loop {
         tokio::select! {
             biased;

@@ -3,6 +3,8 @@
 use std::io::{Read, Write};
 use std::time::Duration;
 
+use tidegate_model::{ListenerState, ObservedListener};
+
 use super::*;
 
 #[test]
@@ -154,7 +156,8 @@ fn who_still_comes_while_the_edge_drains_is_served_once_if_it_is_to_wait_for_the
             .build();
         runtime.unwrap().block_on(running.drain(PATIENCE))
     });
-    eventually(|| edge.edge.sockets().unwrap().is_empty());
+    let draining = |it: &ObservedListener| it.state == ListenerState::Draining;
+    eventually(|| edge.edge.observe().listeners.iter().all(draining));
     let mut late = edge.connect();
     let request = get("/").replace("Connection: close\r\n", "");
     late.write_all(request.as_bytes()).unwrap();
