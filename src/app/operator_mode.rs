@@ -546,10 +546,11 @@ impl Running {
     async fn translate(&mut self, now: SystemTime) -> Option<Refreshed> {
         let source = Arc::clone(&self.source);
         let task = tokio::task::spawn_blocking(move || {
-            source
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .refresh(now)
+            let began = Instant::now();
+            let mut source = source.lock().unwrap_or_else(PoisonError::into_inner);
+            let refreshed = source.refresh(now);
+            tracing::debug!(took = ?began.elapsed(), objects = ?refreshed.counts, "translated");
+            refreshed
         });
         if let Ok(refreshed) = task.await {
             return Some(refreshed);
