@@ -39,10 +39,11 @@ fn eight_lines_are_served_changed_and_deleted() {
         "tlsroute.edge.tidegate.dev/blog",
         "blog.example.com",
         "True",
+        "Ready",
     ];
-    assert_eq!(cells[..3], expected, "{listed}");
+    assert_eq!(cells[..4], expected, "{listed}");
     let wide = kubectl.run(&["get", "tlsr", "-n", space, "-o", "wide"]);
-    assert!(wide.contains("REASON") && !wide.contains('['), "{wide}");
+    assert!(wide.contains("CLASS") && !wide.contains('['), "{wide}");
     eprintln!("{wide}");
     let told = kubectl.run(&["events", "-n", space, "--for", "tlsroute/blog"]);
     assert!(told.contains("Normal") && told.contains("Ready"), "{told}");

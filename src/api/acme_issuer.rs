@@ -30,7 +30,6 @@ use super::{Notification, SecretKeyRef, Solver};
     printcolumn(
         name = "Reason",
         type_ = "string",
-        priority = 1,
         json_path = ".status.conditions[?(@.type=='Ready')].reason"
     ),
     printcolumn(

@@ -31,7 +31,6 @@ use super::{CertificateStatus, OrderStatus, PreflightStatus, RouteRule};
     printcolumn(
         name = "Reason",
         type_ = "string",
-        priority = 1,
         json_path = ".status.conditions[?(@.type=='Ready')].reason"
     ),
     printcolumn(

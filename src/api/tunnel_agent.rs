@@ -35,7 +35,6 @@ use super::{IpAccessFilter, RateLimitFilter, RuleLimits};
     printcolumn(
         name = "Reason",
         type_ = "string",
-        priority = 1,
         json_path = ".status.conditions[?(@.type=='Ready')].reason"
     ),
     printcolumn(name = "Version", type_ = "string", json_path = ".status.agentVersion"),
