@@ -145,7 +145,10 @@ fn kubectl_lists_the_category_with_what_people_ask_first() {
     }
     let header = listed.lines().find(|line| line.contains("HOSTS")).unwrap();
     let columns: Vec<&str> = header.split_whitespace().collect();
-    assert_eq!(columns, ["NAME", "HOSTS", "READY", "EXPIRES", "AGE"]);
+    assert_eq!(
+        columns,
+        ["NAME", "HOSTS", "READY", "REASON", "EXPIRES", "AGE"]
+    );
     for (kind, expected) in [
         ("tlsr", "NAME HOSTS READY REASON EXPIRES AGE CLASS"),
         ("tagent", "NAME CONNECTED READY REASON VERSION AGE CLASS"),

@@ -16,12 +16,17 @@ use crate::support::{Node, POD_IMAGE, eventually};
 const PATIENCE: Duration = Duration::from_mins(2);
 const IMAGE: &str = "tidegate.test/tidegate:test";
 
-/// This build with its shared libraries and nothing else: what the real image is, but for the static linking.
+/// An archive that `cargo xtask image --tag tidegate.test/tidegate:test` wrote, to try the released image.
+const ARCHIVE: &str = "TIDEGATE_E2E_IMAGE";
+
+/// This build with its shared libraries and nothing else: what the released image is, but for the static linking.
 /// Once, because every story of the shared node needs it.
 pub(super) fn import_image(node: &Node) {
     static IMPORTED: Once = Once::new();
-    let program = Path::new(env!("CARGO_BIN_EXE_tidegate"));
-    IMPORTED.call_once(|| node.import_program(IMAGE, program));
+    IMPORTED.call_once(|| match std::env::var_os(ARCHIVE) {
+        Some(archive) => node.import_archive(Path::new(&archive)),
+        None => node.import_program(IMAGE, Path::new(env!("CARGO_BIN_EXE_tidegate"))),
+    });
 }
 
 fn backend() -> String {
