@@ -337,7 +337,7 @@ fn what_slips_through_gets_the_condition() {
     );
     let issuer = format!("rules-{one}");
     let text = format!(
-        "apiVersion: edge.tidegate.dev/v1alpha1\nkind: AcmeIssuer\nmetadata: {{name: {issuer}}}\nspec: {{directory: 'https://ca.invalid/dir', termsOfServiceAgreed: true, solvers: [{{name: a, dns01: {{exec: {{command: /bin/sh}}}}}}]}}\n"
+        "apiVersion: edge.tidegate.dev/v1alpha1\nkind: AcmeIssuer\nmetadata: {{name: {issuer}}}\nspec: {{className: {class}, directory: 'https://ca.invalid/dir', termsOfServiceAgreed: true, solvers: [{{name: a, dns01: {{exec: {{command: /bin/sh}}}}}}]}}\n"
     );
     let (ok, said) = applied(kubectl, &text);
     assert!(ok, "{said}");
