@@ -157,9 +157,7 @@ impl StatusWriter {
         loop {
             shown.mark_unchanged();
             let wanted = Arc::clone(&self.wanted.borrow_and_update());
-            let mut due = self.differences(&wanted, SystemTime::now());
-            let at = Instant::now();
-            due.retain(|difference| !memory.ledger.is_done(difference, at));
+            let mut due = self.due(&wanted, &memory.ledger);
             let more = due.len() > BATCH;
             due.truncate(BATCH);
             if !self.write(due, &mut memory).await {
@@ -191,22 +189,28 @@ impl StatusWriter {
         }
     }
 
-    fn differences(&self, wanted: &Statuses, now: SystemTime) -> Vec<Difference> {
-        let mut all = Vec::new();
-        self.differences_of(&self.world.issuers, wanted, now, &mut all);
-        self.differences_of(&self.world.agents, wanted, now, &mut all);
-        self.differences_of(&self.world.routes, wanted, now, &mut all);
-        all
+    /// What is to be written now: a batch, and one more if that is not all.
+    fn due(&self, wanted: &Statuses, ledger: &Ledger) -> Vec<Difference> {
+        let mut due = Vec::new();
+        self.due_of(&self.world.issuers, wanted, ledger, &mut due);
+        self.due_of(&self.world.agents, wanted, ledger, &mut due);
+        self.due_of(&self.world.routes, wanted, ledger, &mut due);
+        due
     }
 
-    fn differences_of<K: Reported>(
+    fn due_of<K: Reported>(
         &self,
         cache: &Cache<Guarded<K>>,
         wanted: &Statuses,
-        now: SystemTime,
-        all: &mut Vec<Difference>,
+        ledger: &Ledger,
+        due: &mut Vec<Difference>,
     ) {
+        let (now, at) = (SystemTime::now(), Instant::now());
         for (name, object) in cache.all() {
+            // The rest is looked at again after this batch.
+            if due.len() > BATCH {
+                return;
+            }
             let (uid, change) = match (&object.wrong, &object.good) {
                 (Some(wrong), good) if wrong.class == self.class => {
                     (&wrong.uid, not_understood(wrong, good.is_some(), now))
@@ -218,13 +222,15 @@ impl StatusWriter {
                 }
                 _ => continue,
             };
-            if let Some(change) = change {
-                all.push(Difference {
-                    object: reference::<K>(&name),
-                    uid: uid.clone(),
-                    shown: Arc::clone(&object) as Shown,
-                    change,
-                });
+            let Some(change) = change else { continue };
+            let difference = Difference {
+                object: reference::<K>(&name),
+                uid: uid.clone(),
+                shown: Arc::clone(&object) as Shown,
+                change,
+            };
+            if !ledger.is_done(&difference, at) {
+                due.push(difference);
             }
         }
     }
