@@ -336,67 +336,65 @@ impl Watches<'_> {
     }
 
     fn issuers(&self) {
-        let api = Api::<Seen<AcmeIssuer>>::all(self.cluster.client.clone());
-        let feed = self.world.issuers.feeds();
-        for feed in feed {
-            self.spawn(
-                api.clone(),
-                watcher::Config::default(),
-                feed,
-                |world| &world.issuers,
-                |object, before| Some(guarded(object, before)),
-                Guarded::is_alike,
-            );
-        }
+        self.one(
+            &Api::<Seen<AcmeIssuer>>::all(self.cluster.client.clone()),
+            &watcher::Config::default(),
+            |world| &world.issuers,
+            |object, before| Some(guarded(object, before)),
+            Guarded::is_alike,
+        );
     }
 
     fn documents(&self) {
         let client = self.cluster.client.clone();
-        let api = Api::<KubeSecret>::namespaced(client, &self.cluster.namespace);
-        let config = watcher::Config::default().labels(documents::LABEL);
-        for feed in self.world.documents.feeds() {
-            self.spawn(
-                api.clone(),
-                config.clone(),
-                feed,
-                |world| &world.documents,
-                |secret, _| Document::of(&secret),
-                PartialEq::eq,
-            );
-        }
+        self.one(
+            &Api::<KubeSecret>::namespaced(client, &self.cluster.namespace),
+            &watcher::Config::default().labels(documents::LABEL),
+            |world| &world.documents,
+            |secret, _| Document::of(&secret),
+            PartialEq::eq,
+        );
     }
 
     /// Watches one Service where we otherwise do not look.
     fn own_service(&self, name: &str) {
         let client = self.cluster.client.clone();
-        let api = Api::<Service>::namespaced(client, &self.cluster.namespace);
-        let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-        for feed in self.world.own_service.feeds() {
-            self.spawn(
-                api.clone(),
-                config.clone(),
-                feed,
-                |world| &world.own_service,
-                |service, _| Some(service_shape(&service)),
-                PartialEq::eq,
-            );
-        }
+        self.one(
+            &Api::<Service>::namespaced(client, &self.cluster.namespace),
+            &watcher::Config::default().fields(&format!("metadata.name={name}")),
+            |world| &world.own_service,
+            |service, _| Some(service_shape(&service)),
+            PartialEq::eq,
+        );
     }
 
     /// Watches one slice where we otherwise do not look.
     fn api_servers(&self) {
         let (namespace, name) = API_SERVER;
-        let api = Api::<EndpointSlice>::namespaced(self.cluster.client.clone(), namespace);
-        let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-        for feed in self.world.api_servers.feeds() {
-            self.spawn(
-                api.clone(),
-                config.clone(),
-                feed,
-                |world| &world.api_servers,
-                |slice, _| slice_shape(&slice),
-                PartialEq::eq,
-            );
+        self.one(
+            &Api::<EndpointSlice>::namespaced(self.cluster.client.clone(), namespace),
+            &watcher::Config::default().fields(&format!("metadata.name={name}")),
+            |world| &world.api_servers,
+            |slice, _| slice_shape(&slice),
+            PartialEq::eq,
+        );
+    }
+
+    /// Watches in one place, if the cache expects a feed.
+    fn one<K, T>(
+        &self,
+        api: &Api<K>,
+        config: &watcher::Config,
+        cache: fn(&World) -> &Cache<T>,
+        convert: fn(K, Option<&T>) -> Option<T>,
+        is_alike: fn(&T, &T) -> bool,
+    ) where
+        K: Watched,
+        T: PartialEq + Send + Sync + 'static,
+    {
+        for feed in cache(self.world).feeds() {
+            let (api, config) = (api.clone(), config.clone());
+            self.spawn(api, config, feed, cache, convert, is_alike);
         }
     }
 
