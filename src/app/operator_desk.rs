@@ -1,5 +1,6 @@
 //! Answers commands at any replica: what is known it says itself, and orders it passes on to the one that leads.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -108,11 +109,10 @@ fn certificates(world: &World, state: Option<&State>) -> Vec<Certificate> {
         )
         .collect();
     // Of what was just begun there may be no document yet.
-    for (id, certificate) in state.iter().flat_map(|state| &state.certificates) {
-        if !all.iter().any(|known| known.id == *id) {
-            all.push(Certificate::of(id, certificate));
-        }
-    }
+    let known: BTreeSet<String> = all.iter().map(|known| known.id.clone()).collect();
+    let begun = state.iter().flat_map(|state| &state.certificates);
+    let begun = begun.filter(|(id, _)| !known.contains(*id));
+    all.extend(begun.map(|(id, certificate)| Certificate::of(id, certificate)));
     all
 }
 
