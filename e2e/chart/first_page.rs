@@ -12,7 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use super::release::import_image;
+use super::release::{ROUTE, import_image};
 use crate::support::acme::authority::tool;
 use crate::support::authority::Authority;
 use crate::support::chart::{folder, helm};
@@ -23,17 +23,6 @@ use crate::support::{Node, POD_IMAGE, PUBLISHED, eventually};
 const PATIENCE: Duration = Duration::from_mins(2);
 const PEBBLE_IMAGE: &str = "tidegate.test/pebble:1";
 const PEBBLE: &str = "pebble.pebble.svc.cluster.local";
-
-const ROUTE: &str = "\
-apiVersion: edge.tidegate.dev/v1alpha1
-kind: TlsRoute
-metadata:
-  name: blog
-spec:
-  hostnames: [blog.example.com]
-  rules:
-  - backends: [{service: {name: blog, port: 80}}]
-";
 
 /// A terminal of somebody who has kubectl and helm and knows one cluster.
 struct Terminal {

@@ -56,7 +56,8 @@ spec:
     )
 }
 
-const ROUTE: &str = "\
+/// The route of eight lines.
+pub(super) const ROUTE: &str = "\
 apiVersion: edge.tidegate.dev/v1alpha1
 kind: TlsRoute
 metadata:

@@ -123,13 +123,7 @@ fn a_connection_may_still_ask_once_while_the_edge_drains() {
     kept.read_exact(&mut vec![0; length]).unwrap();
     // A third connection proves that the others were accepted before it.
     assert_eq!(status_of(&edge.exchange(&get("/"))), 200);
-    let running = edge.edge.clone();
-    let drained = edge.runtime.spawn_blocking(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build();
-        runtime.unwrap().block_on(running.drain(PATIENCE))
-    });
+    let drained = edge.begin_drain();
     eventually(|| TcpStream::connect(edge.http).is_err());
     // Without this, the request of a client that is busy would meet the end of its connection on the way.
     for mut stream in [fresh, kept] {
@@ -149,13 +143,7 @@ fn who_still_comes_while_the_edge_drains_is_served_once_if_it_is_to_wait_for_the
         settings.timeouts.accept_quiet = Duration::from_secs(3);
         settings.timeouts.accept_longest = PATIENCE;
     });
-    let running = edge.edge.clone();
-    let drained = edge.runtime.spawn_blocking(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build();
-        runtime.unwrap().block_on(running.drain(PATIENCE))
-    });
+    let drained = edge.begin_drain();
     let draining = |it: &ObservedListener| it.state == ListenerState::Draining;
     eventually(|| edge.edge.observe().listeners.iter().all(draining));
     let mut late = edge.connect();
@@ -169,6 +157,17 @@ fn who_still_comes_while_the_edge_drains_is_served_once_if_it_is_to_wait_for_the
 }
 
 impl TestEdge {
+    /// Drains beside the test, which goes on at once.
+    fn begin_drain(&self) -> tokio::task::JoinHandle<usize> {
+        let running = self.edge.clone();
+        self.runtime.spawn_blocking(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            runtime.unwrap().block_on(running.drain(PATIENCE))
+        })
+    }
+
     fn exchange_or_nothing(&self, request: &str) -> String {
         let mut stream = self.connect();
         if stream.write_all(request.as_bytes()).is_err() {
