@@ -42,7 +42,14 @@ const AREAS: &[(&str, &[&str])] = &[
 const CRATES: &[(&str, &[&str])] = &[
     ("tidegate-model", &[]),
     ("tidegate-telemetry", &[]),
-    ("tidegate-proxy", &["tidegate-model", "tidegate-telemetry"]),
+    (
+        "tidegate-tracker",
+        &["tidegate-model", "tidegate-telemetry"],
+    ),
+    (
+        "tidegate-proxy",
+        &["tidegate-model", "tidegate-telemetry", "tidegate-tracker"],
+    ),
     ("tidegate-acme", &["tidegate-model", "tidegate-telemetry"]),
     ("xtask", &[]),
     (
@@ -52,6 +59,7 @@ const CRATES: &[(&str, &[&str])] = &[
             "tidegate-telemetry",
             "tidegate-proxy",
             "tidegate-acme",
+            "tidegate-tracker",
         ],
     ),
 ];
