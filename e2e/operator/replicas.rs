@@ -168,8 +168,11 @@ fn a_leader_that_was_stopped_for_a_while_orders_nothing_and_writes_nothing() {
             .then_some(())
             .ok_or_else(|| format!("{time:?}"))
     });
-    let version = |route: &str| edge.route(route).unwrap().metadata.resource_version;
-    let versions = ["first", "second"].map(version);
+    let state = |route: &str| {
+        let route = edge.route(route).unwrap();
+        (route.metadata.resource_version, route.status)
+    };
+    let states = ["first", "second"].map(state);
     one.program().signal("CONT");
     eventually("that it knows", ORDER, || {
         one.log()
@@ -179,7 +182,7 @@ fn a_leader_that_was_stopped_for_a_while_orders_nothing_and_writes_nothing() {
     });
     holds_for(Duration::from_secs(4), || {
         assert_eq!(edge.leader().as_deref(), Some("two"));
-        assert_eq!(["first", "second"].map(version), versions);
+        assert_eq!(["first", "second"].map(state), states);
     });
     assert_eq!(site.authority.orders() - before, 1, "{}", one.log());
     assert_eq!(site.tap.distinct("certZ", 200), 1, "{}", one.log());

@@ -36,7 +36,7 @@ use crate::operator::default_issuer::DefaultIssuerFile;
 use crate::operator::documents::DocumentStore;
 use crate::operator::inquiry::Inquiry;
 use crate::operator::internal_ca;
-use crate::operator::lease::{Elector, Leadership};
+use crate::operator::lease::{Elector, Leadership, Tenure};
 use crate::operator::memory;
 use crate::operator::published::{Publications, PublishedSecrets, Publisher};
 use crate::operator::relay::{Clerk, Relay};
@@ -148,6 +148,7 @@ struct Running {
     /// Ends what another process has taken over.
     handed_on: CancellationToken,
     leadership: watch::Receiver<Leadership>,
+    tenure: Tenure,
     leader: Option<Leader>,
     next: SystemTime,
 }
@@ -210,7 +211,7 @@ impl Running {
             &options.lease,
             &cluster.identity,
         );
-        let leadership = elector.leadership();
+        let (leadership, tenure) = (elector.leadership(), elector.tenure());
         spawn_named("lease", tasks.track_future(elector.run(stop.clone())));
         let desk = OperatorDesk {
             engine: engine.subscribe(),
@@ -292,6 +293,7 @@ impl Running {
             tasks,
             admin_stop,
             leadership,
+            tenure,
             leader: None,
             next: started_at,
         })
@@ -627,6 +629,7 @@ impl Running {
             world: Arc::clone(&self.world),
             class: self.options.class.clone(),
             wanted: self.statuses.subscribe(),
+            tenure: self.tenure.clone(),
         };
         spawn_named(
             "status-writer",

@@ -37,6 +37,18 @@ pub struct Leadership {
     pub holder: Option<String>,
 }
 
+/// Until when this replica may write as the leader, by its own clock. A process that was stopped for a while, or
+/// starved, asks this before it knows that another leads.
+#[derive(Debug, Clone)]
+pub struct Tenure(watch::Receiver<Option<Instant>>);
+
+impl Tenure {
+    /// Whether it may still.
+    pub fn holds(&self) -> bool {
+        self.0.borrow().is_some_and(|at| at.elapsed() < DEADLINE)
+    }
+}
+
 /// The Lease as it was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Seen {
@@ -77,7 +89,7 @@ pub struct Elector {
     identity: String,
     state: watch::Sender<Leadership>,
     seen: Option<(Seen, Instant)>,
-    renewed_at: Option<Instant>,
+    renewed_at: watch::Sender<Option<Instant>>,
 }
 
 impl fmt::Debug for Elector {
@@ -98,13 +110,22 @@ impl Elector {
             identity: identity.to_owned(),
             state: watch::Sender::default(),
             seen: None,
-            renewed_at: None,
+            renewed_at: watch::Sender::default(),
         }
     }
 
     /// Who leads, now and from now on.
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
         self.state.subscribe()
+    }
+
+    /// Until when this one may write as the leader, now and from now on.
+    pub fn tenure(&self) -> Tenure {
+        Tenure(self.renewed_at.subscribe())
+    }
+
+    fn renewed_at(&self) -> Option<Instant> {
+        *self.renewed_at.borrow()
     }
 
     /// Takes part until the token is cancelled, then gives the Lease back.
@@ -124,7 +145,7 @@ impl Elector {
     /// One look and one step. Returns the pause until the next.
     async fn round(&mut self) -> Duration {
         // A request must not outlast the time that is left to a holder.
-        let patience = match self.renewed_at {
+        let patience = match self.renewed_at() {
             Some(at) if self.state.borrow().leading => {
                 let left = DEADLINE.saturating_sub(at.elapsed());
                 if left.is_zero() {
@@ -144,7 +165,7 @@ impl Elector {
         };
         let leading = self.state.borrow().leading;
         if let Some(error) = error {
-            let overdue = self.renewed_at.is_none_or(|at| at.elapsed() >= DEADLINE);
+            let overdue = self.renewed_at().is_none_or(|at| at.elapsed() >= DEADLINE);
             if leading && overdue {
                 self.lose(&error);
             } else if leading {
@@ -179,14 +200,14 @@ impl Elector {
                 self.tell(false, holder);
             }
             step => {
-                let taken = step == Step::Take || self.renewed_at.is_none();
+                let taken = step == Step::Take || self.renewed_at().is_none();
                 let began = Instant::now();
                 let lease = self.lease(found, seen.as_ref(), step == Step::Take);
                 let written = self.write(&lease).await?;
                 let written = read(&written);
                 self.seen = Some((written, began));
                 // From before the request: the others count from when they saw it, which is later.
-                self.renewed_at = Some(began);
+                self.renewed_at.send_replace(Some(began));
                 if taken {
                     tracing::info!(lease = %self.name, "leading: this replica orders certificates and writes statuses");
                 }
@@ -261,7 +282,7 @@ impl Elector {
 
     fn lose(&mut self, why: &str) {
         tracing::warn!(lease = %self.name, why, "not leading any more; serving goes on");
-        self.renewed_at = None;
+        self.renewed_at.send_replace(None);
         self.tell(false, None);
     }
 

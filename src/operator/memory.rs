@@ -251,6 +251,7 @@ fn guard<K: kube::Resource>(objects: Vec<K>) -> impl Iterator<Item = (ObjectName
         let guarded = |object| Guarded {
             good: Some(Arc::new(object)),
             wrong: None,
+            version: None,
         };
         (name_of(&object), guarded(object))
     })

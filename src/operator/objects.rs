@@ -74,6 +74,9 @@ pub(super) struct Guarded<K> {
     pub(super) good: Option<Arc<K>>,
     /// What is wrong with the current one.
     pub(super) wrong: Option<Wrong>,
+    /// The current version, which a status that is written must follow. None for what was kept from an earlier
+    /// run of this program.
+    pub(super) version: Option<String>,
 }
 
 /// An object that is not understood.
@@ -113,22 +116,24 @@ pub(super) fn guarded<K: Ours>(object: Seen<K>, before: Option<&Guarded<K>>) -> 
             let meta = object.meta_mut();
             // Much memory for nothing that is read here; and a version alone is no change.
             meta.managed_fields = None;
-            meta.resource_version = None;
+            let version = meta.resource_version.take();
             Guarded {
                 good: Some(Arc::new(object)),
                 wrong: None,
+                version,
             }
         }
-        Seen::Not(_, wrong) => Guarded {
+        Seen::Not(meta, wrong) => Guarded {
             good: before.and_then(|before| before.good.clone()),
             wrong: Some(wrong),
+            version: meta.resource_version,
         },
     }
 }
 
 impl<K: Ours> Guarded<K> {
-    /// Whether the two differ in nothing but their status, which is ours to write and changes nothing of what is
-    /// served.
+    /// Whether the two differ in nothing but their version and their status, which is ours to write and changes
+    /// nothing of what is served.
     pub(super) fn is_alike(&self, other: &Self) -> bool {
         let wrong = |guarded: &Self| {
             guarded.wrong.as_ref().map(|wrong| Wrong {

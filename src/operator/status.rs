@@ -1,8 +1,10 @@
 //! Statuses as the API server keeps them: written by whoever leads, and only what differs.
 //!
-//! A status is applied as a whole under our field manager; what others wrote into it is not touched. Objects
-//! that are not understood get their condition as well, beside what was said of them before. What was written
-//! is not written again while the watch has not shown it; what was refused is tried again later, by itself.
+//! A status is applied as a whole under our field manager; what others wrote into it is not touched. Every write
+//! names the version of the object that it follows, so that what a replica has begun which does not lead any
+//! more, and does not know it yet, is refused. Objects that are not understood get their condition as well,
+//! beside what was said of them before. What was written is not written again while the watch has not shown it;
+//! what was refused is tried again later, by itself.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -25,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use super::cache::Cache;
 use super::cluster::{Cluster, FIELD_MANAGER};
 use super::events::Told;
+use super::lease::Tenure;
 use super::objects::{Guarded, Ours, Wrong, reference};
 use super::watch::World;
 use crate::api::conditions::{ConditionType, Reason, find_condition, set_condition};
@@ -57,6 +60,8 @@ pub struct StatusWriter {
     pub class: Option<String>,
     /// What it should have.
     pub wanted: watch::Receiver<Arc<Statuses>>,
+    /// Until when this replica may write them.
+    pub tenure: Tenure,
 }
 
 /// A kind whose objects have a status.
@@ -106,14 +111,25 @@ struct Difference {
     object: ObjectRef,
     uid: Option<String>,
     shown: Shown,
+    /// The version that it follows: what was shown, or was written since.
+    version: String,
     change: Change,
+}
+
+/// What was written.
+struct Written {
+    /// The object as it was shown then.
+    shown: Shown,
+    status: Json,
+    /// The version that it became.
+    version: String,
+    at: Instant,
 }
 
 /// What was done about an object.
 #[derive(Default)]
 struct Done {
-    /// What was written, when, and the object as it was shown then.
-    written: Option<(Shown, Json, Instant)>,
+    written: Option<Written>,
     /// When to try again, and the pause until then.
     retry: Option<(Instant, Duration)>,
 }
@@ -130,12 +146,15 @@ struct Memory {
 
 /// How writing a status ended.
 enum Outcome {
-    Written,
+    /// As this version.
+    Written(String),
     /// The object is gone.
     Gone,
+    /// The object has changed since it was shown.
+    Behind,
     /// The API server refuses it.
     Refused,
-    /// The API server does not answer.
+    /// The API server does not answer, or this replica may not lead any more.
     Away,
 }
 
@@ -222,11 +241,19 @@ impl StatusWriter {
                 }
                 _ => continue,
             };
-            let Some(change) = change else { continue };
+            let (Some(change), Some(version)) = (change, &object.version) else {
+                continue;
+            };
+            let reference = reference::<K>(&name);
+            let shown = Arc::clone(&object) as Shown;
             let difference = Difference {
-                object: reference::<K>(&name),
+                version: ledger
+                    .version(&reference, &shown)
+                    .unwrap_or(version)
+                    .to_owned(),
+                object: reference,
                 uid: uid.clone(),
-                shown: Arc::clone(&object) as Shown,
+                shown,
                 change,
             };
             if !ledger.is_done(&difference, at) {
@@ -259,9 +286,16 @@ impl StatusWriter {
 
     async fn write_one(&self, difference: &Difference) -> Outcome {
         let object = &difference.object;
+        if !self.tenure.holds() {
+            return Outcome::Away;
+        }
         match tokio::time::timeout(PATIENCE, self.patch(difference)).await {
-            Ok(Ok(())) => Outcome::Written,
+            Ok(Ok(version)) => Outcome::Written(version),
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => Outcome::Gone,
+            Ok(Err(kube::Error::Api(status))) if status.code == 409 => {
+                tracing::debug!(object = %object, "its status is not written: it has changed since");
+                Outcome::Behind
+            }
             Ok(Err(error)) => {
                 tracing::warn!(object = %object, error = %chain(&error), "cannot write a status; trying again");
                 match error {
@@ -276,7 +310,8 @@ impl StatusWriter {
         }
     }
 
-    async fn patch(&self, difference: &Difference) -> kube::Result<()> {
+    /// Returns the version that the object has then.
+    async fn patch(&self, difference: &Difference) -> kube::Result<String> {
         let object = &difference.object;
         let kind = match object.kind {
             Kind::TlsRoute => ApiResource::erase::<TlsRoute>(&()),
@@ -284,7 +319,7 @@ impl StatusWriter {
             Kind::AcmeIssuer => ApiResource::erase::<AcmeIssuer>(&()),
         };
         let client = self.cluster.client.clone();
-        // What comes back is not looked at: it may be an object that is not understood.
+        // What comes back may be an object that is not understood.
         let api: Api<DynamicObject> = match &object.namespace {
             Some(namespace) => Api::namespaced_with(client, namespace, &kind),
             None => Api::all_with(client, &kind),
@@ -292,13 +327,18 @@ impl StatusWriter {
         let body = json!({
             "apiVersion": kind.api_version,
             "kind": kind.kind,
-            "metadata": {"name": object.name, "namespace": object.namespace},
+            "metadata": {
+                "name": object.name,
+                "namespace": object.namespace,
+                "resourceVersion": difference.version,
+            },
             "status": difference.change.status,
         });
         let params = PatchParams::apply(FIELD_MANAGER).force();
-        api.patch_status(&object.name, &params, &Patch::Apply(&body))
-            .await
-            .map(drop)
+        let written = api
+            .patch_status(&object.name, &params, &Patch::Apply(&body))
+            .await?;
+        Ok(written.metadata.resource_version.unwrap_or_default())
     }
 }
 
@@ -306,13 +346,19 @@ impl Ledger {
     /// Whether nothing is to be done at this moment.
     fn is_done(&self, difference: &Difference, now: Instant) -> bool {
         self.0.get(&difference.object).is_some_and(|done| {
-            let written = done.written.as_ref().is_some_and(|(shown, status, at)| {
-                Arc::ptr_eq(shown, &difference.shown)
-                    && *status == difference.change.status
-                    && now < *at + LATE
+            let written = done.written.as_ref().is_some_and(|written| {
+                Arc::ptr_eq(&written.shown, &difference.shown)
+                    && written.status == difference.change.status
+                    && now < written.at + LATE
             });
             written || done.retry.is_some_and(|(at, _)| now < at)
         })
+    }
+
+    /// The version that the object became by our own hand since it was shown.
+    fn version(&self, object: &ObjectRef, shown: &Shown) -> Option<&String> {
+        let written = self.0.get(object)?.written.as_ref()?;
+        Arc::ptr_eq(&written.shown, shown).then_some(&written.version)
     }
 
     fn refused(&mut self, object: ObjectRef, now: Instant) {
@@ -324,9 +370,9 @@ impl Ledger {
         done.retry = Some((now + pause, pause));
     }
 
-    fn written(&mut self, object: ObjectRef, shown: Shown, status: Json, now: Instant) {
+    fn written(&mut self, object: ObjectRef, written: Written) {
         let done = Done {
-            written: Some((shown, status, now)),
+            written: Some(written),
             retry: None,
         };
         self.0.insert(object, done);
@@ -335,7 +381,7 @@ impl Ledger {
     /// Forgets what the watch has shown by now.
     fn tidy(&mut self, now: Instant) {
         self.0.retain(|_, done| {
-            done.written.take_if(|(_, _, at)| *at + LATE <= now);
+            done.written.take_if(|written| written.at + LATE <= now);
             done.written.is_some() || done.retry.is_some()
         });
     }
@@ -343,7 +389,7 @@ impl Ledger {
     /// When something is to be looked at again.
     fn next(&self) -> Option<Instant> {
         let moments = self.0.values().flat_map(|done| {
-            let written = done.written.as_ref().map(|(_, _, at)| *at + LATE);
+            let written = done.written.as_ref().map(|written| written.at + LATE);
             let retry = done.retry.map(|(at, _)| at);
             written.into_iter().chain(retry)
         });
@@ -355,22 +401,34 @@ impl Memory {
     fn note(&mut self, difference: Difference, outcome: &Outcome, now: Instant) {
         match outcome {
             Outcome::Away => return,
-            Outcome::Refused => return self.ledger.refused(difference.object, now),
-            Outcome::Written | Outcome::Gone => {}
+            Outcome::Refused | Outcome::Behind => {
+                return self.ledger.refused(difference.object, now);
+            }
+            Outcome::Written(_) | Outcome::Gone => {}
         }
         let Difference {
             object,
             uid,
             shown,
+            version,
             change,
         } = difference;
         if let Some(after) = &change.after
-            && matches!(outcome, Outcome::Written)
+            && matches!(outcome, Outcome::Written(_))
         {
             let before = change.before.as_ref();
             self.told.note(&object, uid.as_deref(), before, after);
         }
-        self.ledger.written(object, shown, change.status, now);
+        let written = Written {
+            shown,
+            status: change.status,
+            version: match outcome {
+                Outcome::Written(version) => version.clone(),
+                _ => version,
+            },
+            at: now,
+        };
+        self.ledger.written(object, written);
     }
 
     /// Forgets what is over, and returns when something is to be looked at again.
@@ -466,6 +524,7 @@ mod tests {
             object: reference::<TlsRoute>(&ObjectName::new("default", "blog")),
             uid: None,
             shown: Arc::clone(shown),
+            version: "7".to_owned(),
             change: Change {
                 status: json!(status),
                 before: None,
@@ -481,7 +540,16 @@ mod tests {
         let first = blog(&before, "a");
         assert!(!ledger.is_done(&first, now));
         let object = first.object.clone();
-        ledger.written(object, first.shown, first.change.status, now);
+        assert_eq!(ledger.version(&object, &before), None);
+        let written = Written {
+            shown: first.shown,
+            status: first.change.status,
+            version: "8".to_owned(),
+            at: now,
+        };
+        ledger.written(object.clone(), written);
+        let follows = |shown| ledger.version(&object, shown).map(String::as_str);
+        assert_eq!((follows(&before), follows(&after)), (Some("8"), None));
         assert!(ledger.is_done(&blog(&before, "a"), now));
         assert!(!ledger.is_done(&blog(&before, "b"), now), "wanted since");
         assert!(
