@@ -89,13 +89,13 @@ const PLAIN: &str = "rules: [{backends: [{address: '192.0.2.1:80'}]}]";
 /// The older one, the newcomer, and what is said of that; `NS` is the namespace. Nothing is said of those without
 /// a sentence.
 fn pairs() -> Vec<(String, String, &'static str)> {
-    let tracker = |host: &str, more: &str, service: &str, proxied: bool| {
+    let tracker = |host: &str, more: &str, service: &str, exposure: &str| {
         format!(
-            "hostnames: [{host}], {more} rules: [{{tracker: {{useTlsProxy: {proxied}}}, backends: [{{service: {{name: {service}, port: 80}}}}]}}]"
+            "hostnames: [{host}], {more} rules: [{{tracker: {{exposure: {exposure}}}, backends: [{{service: {{name: {service}, port: 80}}}}]}}]"
         )
     };
-    let mixed_in_order = "HTTP trackers of one process are mixed: NS/older through the TLS proxy, NS/newcomer directly; either take tracker.useTlsProxy: false out of NS/newcomer, or set it in NS/older as well; trackers of different processes belong in routes with different trackerGroup";
-    let mixed_reversed = "HTTP trackers of one process are mixed: NS/newcomer through the TLS proxy, NS/older directly; either take tracker.useTlsProxy: false out of NS/older, or set it in NS/newcomer as well; trackers of different processes belong in routes with different trackerGroup";
+    let mixed_in_order = "HTTP trackers of one process are mixed: NS/older through the TLS proxy, NS/newcomer directly; either take tracker.exposure: Direct out of NS/newcomer, or set it in NS/older as well; trackers of different processes belong in routes with different trackerGroup";
+    let mixed_reversed = "HTTP trackers of one process are mixed: NS/newcomer through the TLS proxy, NS/older directly; either take tracker.exposure: Direct out of NS/older, or set it in NS/newcomer as well; trackers of different processes belong in routes with different trackerGroup";
     let taken = "a.example.com already belongs to TlsRoute NS/older, which is older; take the hostname out of one of the two, or put all rules into one route";
     vec![
         (
@@ -125,38 +125,38 @@ fn pairs() -> Vec<(String, String, &'static str)> {
         ),
         // Peers reach it without the edge, which therefore has no claim to the name.
         (
-            tracker("a.example.com", "", "one", false),
+            tracker("a.example.com", "", "one", "Direct"),
             format!("hostnames: [a.example.com], {PLAIN}"),
             "",
         ),
         (
-            tracker("a.example.com", "trackerGroup: g,", "one", true),
-            tracker("b.example.com", "trackerGroup: g,", "two", false),
+            tracker("a.example.com", "trackerGroup: g,", "one", "HTTPS"),
+            tracker("b.example.com", "trackerGroup: g,", "two", "Direct"),
             mixed_in_order,
         ),
         (
-            tracker("a.example.com", "trackerGroup: g,", "one", false),
-            tracker("b.example.com", "trackerGroup: g,", "two", true),
+            tracker("a.example.com", "trackerGroup: g,", "one", "Direct"),
+            tracker("b.example.com", "trackerGroup: g,", "two", "HTTPS"),
             mixed_reversed,
         ),
         (
-            tracker("a.example.com", "", "one", true),
-            tracker("b.example.com", "", "one", false),
+            tracker("a.example.com", "", "one", "HTTPS"),
+            tracker("b.example.com", "", "one", "Direct"),
             mixed_in_order,
         ),
         (
-            tracker("a.example.com", "", "one", true),
-            tracker("b.example.com", "", "two", false),
+            tracker("a.example.com", "", "one", "HTTPS"),
+            tracker("b.example.com", "", "two", "Direct"),
             "",
         ),
         (
-            tracker("a.example.com", "trackerGroup: g,", "one", true),
-            tracker("b.example.com", "trackerGroup: h,", "one", false),
+            tracker("a.example.com", "trackerGroup: g,", "one", "HTTPS"),
+            tracker("b.example.com", "trackerGroup: h,", "one", "Direct"),
             "",
         ),
         (
-            tracker("a.example.com", "trackerGroup: g,", "one", true),
-            tracker("b.example.com", "trackerGroup: g,", "one", true),
+            tracker("a.example.com", "trackerGroup: g,", "one", "HTTPS"),
+            tracker("b.example.com", "trackerGroup: g,", "one", "HTTPS"),
             "",
         ),
     ]
@@ -180,15 +180,15 @@ fn clashes_within_a_namespace_are_refused_when_they_are_written() {
     assert!(ok, "{said}");
     // The API server takes up policies one after the other, and late.
     let thief = owner.replace("name: owner", "name: thief");
-    let direct = |name: &str, proxied: bool| {
+    let direct = |name: &str, exposure: &str| {
         owner.replace("name: owner", &format!("name: {name}")).replace(
             "own.example.com], rules: [{",
-            &format!("{name}.example.com], trackerGroup: all, rules: [{{tracker: {{useTlsProxy: {proxied}}}, "),
+            &format!("{name}.example.com], trackerGroup: all, rules: [{{tracker: {{exposure: {exposure}}}, "),
         )
     };
-    let (ok, said) = applied(kubectl, &direct("tracker", true));
+    let (ok, said) = applied(kubectl, &direct("tracker", "HTTPS"));
     assert!(ok, "{said}");
-    for refused in [thief, direct("mixed", false)] {
+    for refused in [thief, direct("mixed", "Direct")] {
         eventually("policies that hold", PATIENCE, || {
             let args = ["apply", "--dry-run=server", "-f", "-"];
             match kubectl.attempt_with(&args, &refused) {
@@ -323,7 +323,7 @@ fn what_slips_through_gets_the_condition() {
     route(
         one,
         "d-mixed",
-        "hostnames: [u.example.com], trackerGroup: g, rules: [{tracker: {useTlsProxy: false}, backends: [{address: '192.0.2.1:80'}]}]",
+        "hostnames: [u.example.com], trackerGroup: g, rules: [{tracker: {exposure: Direct}, backends: [{address: '192.0.2.1:80'}]}]",
     );
     route(
         two,

@@ -20,8 +20,8 @@ const ROWS: &[Row] = &[
     ),
     (
         "TlsRoute",
-        "hostnames: [a.example.com], rules: [{name: a, match: {pathPrefix: /a}, tracker: {type: HTTP}, backends: [{service: {name: a, port: 80}}]}, {name: b, tracker: {type: HTTP, useTlsProxy: false}, backends: [{service: {name: a, port: 80}}]}]",
-        "the HTTP trackers of one process must all go through the TLS proxy or all not: set tracker.useTlsProxy alike in every rule",
+        "hostnames: [a.example.com], rules: [{name: a, match: {pathPrefix: /a}, tracker: {type: HTTP}, backends: [{service: {name: a, port: 80}}]}, {name: b, tracker: {type: HTTP, exposure: Direct}, backends: [{service: {name: a, port: 80}}]}]",
+        "the HTTP trackers of one process must all go through the TLS proxy or all not: set tracker.exposure: Direct in every rule or in none",
     ),
     (
         "TlsRoute",

@@ -26,6 +26,7 @@ mod quantity;
 mod rule;
 mod status;
 mod tls_route;
+mod tracker;
 mod tunnel_agent;
 mod validate;
 
@@ -54,12 +55,12 @@ pub use policies::all_policies;
 pub use quantity::Quantity;
 pub use rule::{
     HeaderCondition, Match, PathCondition, QueryCondition, RouteRule, RuleLimits, RuleTimeouts,
-    Tracker,
 };
 pub use status::{CertificateStatus, OrderStatus, PreflightStatus};
 pub use tls_route::{
     ClientAuth, Hsts, HttpPolicy, IssuerRef, TlsPolicy, TlsRoute, TlsRouteSpec, TlsRouteStatus,
 };
+pub use tracker::Tracker;
 pub use tunnel_agent::{
     AgentCredential, AgentMapping, AgentSession, MappingTls, TunnelAgent, TunnelAgentSpec,
     TunnelAgentStatus,

@@ -113,7 +113,7 @@ fn other() -> String {
 }
 
 /// Whether a rule leads to a tracker that peers reach without the edge.
-const IS_DIRECT: &str = "has(r.tracker) && !r.tracker.?useTlsProxy.orValue(true)";
+const IS_DIRECT: &str = "has(r.tracker) && r.tracker.?exposure.orValue('') == 'Direct'";
 
 /// The hostnames that an object claims, a list for each rule.
 fn claimed(of: &str) -> String {
@@ -155,9 +155,7 @@ fn tracker_variables() -> Variables {
         )
     };
     let direct = |of: &str| format!("{of}.spec.rules.exists(r, {IS_DIRECT})");
-    let through = |of: &str| {
-        format!("{of}.spec.rules.exists(r, has(r.tracker) && r.tracker.?useTlsProxy.orValue(true))")
-    };
+    let through = |of: &str| format!("{of}.spec.rules.exists(r, has(r.tracker) && !({IS_DIRECT}))");
     vec![
         ("other", other()),
         ("mine", services("object")),
@@ -190,6 +188,6 @@ fn tracker_variables() -> Variables {
 
 fn tracker_message() -> String {
     format!(
-        "'{MIXED} ' + variables.first + ' {THROUGH} ' + variables.second + ' {DIRECT}; either take tracker.useTlsProxy: false out of ' + variables.second + ', or set it in ' + variables.first + ' as well; {MIXED_HINT}'"
+        "'{MIXED} ' + variables.first + ' {THROUGH} ' + variables.second + ' {DIRECT}; either take tracker.exposure: Direct out of ' + variables.second + ', or set it in ' + variables.first + ' as well; {MIXED_HINT}'"
     )
 }

@@ -4,7 +4,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Backend, Circuit, Filter, HealthCheck, LoadBalancer, Quantity};
+use super::{Backend, Circuit, Filter, HealthCheck, LoadBalancer, Quantity, Tracker};
 
 /// Requests that match go through the filters to the backends.
 #[derive(KubeSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -206,20 +206,4 @@ pub struct RuleLimits {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub requests_per_client: Option<i32>,
-}
-
-/// Says that a rule leads to a BitTorrent tracker.
-#[derive(JsonSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Tracker {
-    /// `HTTP`. UDP trackers are not proxied, because that would hide the addresses of peers.
-    /// Default: `HTTP`.
-    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 32), extend("enum" = ["HTTP"]))]
-    pub type_: Option<String>,
-
-    /// Whether announces come through this edge. `false` lists a tracker that peers reach directly; the
-    /// rule is then not served. All trackers of one process must say the same. Default: `true`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub use_tls_proxy: Option<bool>,
 }

@@ -20,13 +20,16 @@ use super::routes::{
 use super::solvers::Made;
 use super::status::{Conditions, certificate_status, in_one_line, joined};
 use super::trackers::TrackerGroups;
+use super::verdicts::{
+    Chosen, Kept, SUMMARY, Served, backends_ready, certificate_ready, resolved_refs,
+};
 use super::{
     GoodRoute, Inputs, IssuerChoice, Kind, Lost, ObjectRef, PublishedSecret, SecretData,
     ServiceResolution, Statuses, Translation, WantedCertificate, agents, exposure, issuance,
     issuers,
 };
 use crate::api::conditions::{Condition, ConditionType, Reason, timestamp};
-use crate::api::{CertificateStatus, TlsRoute, TlsRouteSpec, TlsRouteStatus};
+use crate::api::{CertificateStatus, TlsRoute, TlsRouteStatus};
 
 /// Translates everything. The same inputs at the same moment give the same result.
 pub fn translate(inputs: &Inputs, now: SystemTime) -> Translation {
@@ -107,32 +110,6 @@ struct Work<'a> {
     /// What is wrong with issuers that cannot be asked.
     wrong_issuers: BTreeMap<String, String>,
     result: Translation,
-}
-
-/// The specification that is served, and whether it is the current one.
-struct Chosen {
-    spec: Arc<TlsRouteSpec>,
-    compiled: CompiledRoute,
-    /// Set when an earlier version stays in use.
-    kept: Option<Kept>,
-}
-
-/// An earlier version that stays in use.
-#[derive(Clone, Copy)]
-struct Kept {
-    generation: Option<i64>,
-}
-
-/// What certificate a route gets.
-#[derive(Default)]
-struct Served {
-    certificate: Option<Arc<Certificate>>,
-    /// It was served before and stands in for what is wrong now.
-    kept: bool,
-    /// It stands in until the first one exists.
-    placeholder: bool,
-    /// What is said of a renewal that fails while the certificate is good.
-    note: Option<String>,
 }
 
 // === impl Work ===
@@ -677,108 +654,6 @@ impl Work<'_> {
         };
         self.statuses().routes.insert(id.clone(), status);
         report.close(&mut self.result);
-    }
-}
-
-/// The conditions that Ready sums up.
-const SUMMARY: [ConditionType; 4] = [
-    ConditionType::Accepted,
-    ConditionType::ResolvedRefs,
-    ConditionType::CertificateReady,
-    ConditionType::Programmed,
-];
-
-fn backends_ready(conditions: &mut Conditions, report: &Report) {
-    let known = report.of(ConditionType::BackendsReady).next().is_some();
-    let mut refs = report.of(ConditionType::ResolvedRefs);
-    if !known && refs.any(|it| it.reason == Reason::BackendNotFound) {
-        conditions.set(
-            ConditionType::BackendsReady,
-            false,
-            Reason::BackendNotFound,
-            "not all of them exist: see ResolvedRefs",
-        );
-        return;
-    }
-    conditions.judge(
-        report,
-        ConditionType::BackendsReady,
-        Reason::BackendsReady,
-        "every Service has an endpoint that is ready",
-    );
-}
-
-fn resolved_refs(conditions: &mut Conditions, report: &Report) {
-    conditions.judge(
-        report,
-        ConditionType::ResolvedRefs,
-        Reason::ResolvedRefs,
-        "everything named here exists",
-    );
-}
-
-fn certificate_ready(
-    conditions: &mut Conditions,
-    report: &Report,
-    chosen: &Chosen,
-    served: &Served,
-) {
-    let type_ = ConditionType::CertificateReady;
-    let issuing = report
-        .of(type_)
-        .any(|problem| matches!(problem.reason, Reason::Issuing | Reason::OrderFailed));
-    if !issuing {
-        conditions.remove(ConditionType::Reconciling);
-    }
-    if matches!(chosen.compiled.tls, CompiledTls::Passthrough) {
-        conditions.set(type_, true, Reason::NotNeeded, "the backend speaks TLS");
-        return;
-    }
-    if chosen.compiled.hosts.is_empty() {
-        let message = "no hostname needs a certificate";
-        conditions.set(type_, true, Reason::NotNeeded, message);
-        return;
-    }
-    let stays = served
-        .certificate
-        .as_ref()
-        .filter(|_| served.kept)
-        .map(|kept| {
-            let until = timestamp(kept.not_after).0;
-            format!("the last good certificate (valid until {until}) stays in use")
-        });
-    match (report.of(type_).next(), stays, &served.certificate) {
-        (Some(first), stays, _) => {
-            let mut message = joined(report.of(type_));
-            if let Some(stays) = stays {
-                message = format!("{message}\n{stays}");
-            }
-            let reason = first.reason;
-            conditions.set(type_, false, reason, message.clone());
-            if issuing {
-                conditions.set(ConditionType::Reconciling, true, Reason::Issuing, message);
-            }
-        }
-        (None, Some(stays), _) => conditions.set(type_, true, Reason::LastGoodKept, stays),
-        (None, None, Some(_)) if !served.placeholder => {
-            let message = match &served.note {
-                Some(note) => format!("valid and served\n{note}"),
-                None => "valid and served".to_owned(),
-            };
-            conditions.set(type_, true, Reason::CertificateReady, message);
-        }
-        (None, None, _) => {
-            let missing = report.of(ConditionType::ResolvedRefs).next();
-            match missing {
-                Some(problem) => conditions.set(type_, false, problem.reason, problem.summary()),
-                None => conditions.set(
-                    type_,
-                    false,
-                    Reason::NothingToServe,
-                    "no hostname of the route is served",
-                ),
-            }
-        }
     }
 }
 

@@ -37,6 +37,7 @@ mod rules;
 mod solvers;
 mod status;
 mod trackers;
+mod verdicts;
 mod words;
 
 #[cfg(test)]

@@ -254,14 +254,18 @@ fn tracker(report: &mut Report, field: &Field<'_>, wire: &RouteRule) -> Option<T
         return Some(TrackerPath::NoTracker);
     };
     let at = field.at("tracker");
-    let mut good = one_of(
+    let type_ = tracker.type_.as_deref();
+    let mut good = one_of(report, &at.at("type"), type_, (), &[("HTTP", ())]).is_some();
+    let exposure = one_of(
         report,
-        &at.at("type"),
-        tracker.type_.as_deref(),
-        (),
-        &[("HTTP", ())],
-    )
-    .is_some();
+        &at.at("exposure"),
+        tracker.exposure.as_deref(),
+        TrackerPath::Proxied,
+        &[
+            ("HTTPS", TrackerPath::Proxied),
+            ("Direct", TrackerPath::Direct),
+        ],
+    );
     let filters = field.at("filters");
     for (index, filter) in wire.filters.iter().enumerate() {
         let why = match filter.type_.as_str() {
@@ -278,10 +282,7 @@ fn tracker(report: &mut Report, field: &Field<'_>, wire: &RouteRule) -> Option<T
         );
         good = false;
     }
-    good.then_some(match tracker.use_tls_proxy {
-        None | Some(true) => TrackerPath::Proxied,
-        Some(false) => TrackerPath::Direct,
-    })
+    exposure.filter(|_| good)
 }
 
 fn limits(

@@ -25,7 +25,7 @@ struct TrackerUse {
 fn trackers(spec: &TlsRouteSpec) -> impl Iterator<Item = (usize, &RouteRule, bool)> {
     spec.rules.iter().enumerate().filter_map(|(index, rule)| {
         let tracker = rule.tracker.as_ref()?;
-        Some((index, rule, tracker.use_tls_proxy.unwrap_or(true)))
+        Some((index, rule, tracker.exposure.as_deref() != Some("Direct")))
     })
 }
 
@@ -69,7 +69,7 @@ fn complain(report: &mut Report, through: &str, direct: &str) {
         Reason::MixedTrackerProxy,
         format!("{MIXED} {through} {THROUGH} {direct} {DIRECT}"),
         format!(
-            "either take tracker.useTlsProxy: false out of {direct}, or set it in {through} as well; {MIXED_HINT}"
+            "either take tracker.exposure: Direct out of {direct}, or set it in {through} as well; {MIXED_HINT}"
         ),
     );
 }

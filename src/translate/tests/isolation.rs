@@ -57,7 +57,7 @@ fields! {
     QueryCondition { type_, name, value }
     RuleTimeouts { connect, first_byte, idle, request, upgraded_idle }
     RuleLimits { request_body, requests_per_client }
-    Tracker { type_, use_tls_proxy }
+    Tracker { type_, exposure }
     Filter { type_, request_header_modifier, response_header_modifier, request_redirect, url_rewrite, request_mirror, cors, rate_limit, ip_access, basic_auth, forward_auth, compression, fixed_response }
     HeaderModifier { set, add, remove }
     RedirectFilter { scheme, hostname, path, port, status_code }
@@ -457,7 +457,7 @@ fn a_hostname_of_another_namespace_is_refused_without_telling_whose_it_is() {
         apiVersion: edge.tidegate.dev/v1alpha1
         kind: TlsRoute
         metadata: {name: it, namespace: own, creationTimestamp: '2025-01-02T00:00:00Z'}
-        spec: {hostnames: [a.example.com, b.example.com], trackerGroup: g, rules: [{tracker: {useTlsProxy: false}, backends: [{service: {name: good, port: 80}}]}]}
+        spec: {hostnames: [a.example.com, b.example.com], trackerGroup: g, rules: [{tracker: {exposure: Direct}, backends: [{service: {name: good, port: 80}}]}]}
 ---
         apiVersion: edge.tidegate.dev/v1alpha1
         kind: TlsRoute
