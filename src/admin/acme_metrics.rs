@@ -223,6 +223,7 @@ mod tests {
             name: "a".to_owned(),
             hostnames: Vec::new(),
             preflight: Vec::new(),
+            dns_records: Vec::new(),
             conditions: vec![ConditionView {
                 type_: "CertificateReady".to_owned(),
                 status: "False".to_owned(),

@@ -136,6 +136,9 @@ pub struct RouteView {
     /// What was found before the last ACME order, the worst first.
     #[serde(default)]
     pub preflight: Vec<FindingView>,
+    /// What to write into the DNS, as lines of a zone file.
+    #[serde(default)]
+    pub dns_records: Vec<String>,
 }
 
 /// What was looked at before an order.

@@ -267,4 +267,10 @@ pub struct TlsRouteStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 253)))]
     pub addresses: Vec<String>,
+
+    /// What to write into the DNS, as lines of a zone file such as `blog.example.com. IN A 203.0.113.7`. Trackers
+    /// also have a TXT record with their ports (BEP 34). Lines that begin with `;` are comments.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(max = 1024)))]
+    pub dns_records: Vec<String>,
 }

@@ -1,5 +1,7 @@
 //! `tidegate check`: what `run` would say about a folder, without serving it.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -7,7 +9,7 @@ use serde::Serialize;
 
 use super::report::problem_view;
 use crate::admin::{ProblemView, SeverityView};
-use crate::source::Finding;
+use crate::source::{Finding, Place};
 use crate::standalone::Source;
 use crate::translate::Severity;
 
@@ -29,15 +31,21 @@ pub struct CheckReport {
     pub warnings: usize,
     /// Everything that is wrong, by file and line.
     pub problems: Vec<ProblemView>,
+    /// What to write into the DNS for each route, as lines of a zone file.
+    pub dns_records: BTreeMap<String, Vec<String>>,
 }
 
-/// Checks the folder at this moment. Writes nothing and connects to nothing.
-pub fn check(folder: &Path, now: SystemTime) -> CheckReport {
-    let refreshed = Source::folder(
-        folder,
-        Some(folder.join(crate::source::state::DEFAULT_NAME)),
-    )
-    .refresh(now);
+/// Checks the folder at this moment. Writes nothing and connects to nothing. `addresses` are those at which the
+/// edge will be reached.
+pub fn check(folder: &Path, addresses: Vec<IpAddr>, now: SystemTime) -> CheckReport {
+    let state = folder.join(crate::source::state::DEFAULT_NAME);
+    let place = Place {
+        told: addresses,
+        ..Place::default()
+    };
+    let refreshed = Source::folder(folder, Some(state))
+        .with_place(place)
+        .refresh(now);
     let problems: Vec<ProblemView> = refreshed
         .findings
         .iter()
@@ -56,6 +64,14 @@ pub fn check(folder: &Path, now: SystemTime) -> CheckReport {
         errors,
         warnings: problems.len() - errors,
         problems,
+        dns_records: refreshed
+            .translation
+            .statuses
+            .routes
+            .iter()
+            .filter(|(_, status)| !status.dns_records.is_empty())
+            .map(|(id, status)| (id.to_string(), status.dns_records.clone()))
+            .collect(),
     }
 }
 

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
 use tidegate_acme::engine::{Engine, Surroundings};
+use tidegate_acme::preflight::own::is_public;
 use tidegate_model::{HostName, ObjectName, Reach, SnapshotStore};
 use tidegate_proxy::{ProxyProtocolMode, RunningEdge, Settings};
 use tidegate_telemetry::{chain, spawn_named};
@@ -48,8 +49,8 @@ use crate::operator::{Cluster, ClusterOptions, Source, World};
 use crate::source::state::StateFolder;
 use crate::source::{InternalIssuer, Issuance, Refreshed};
 use crate::translate::{
-    Environment, ExposedService, Exposure, ProgramPolicy, ServiceResolution, StaticFilesPolicy,
-    Statuses,
+    Environment, ExposedService, Exposure, ProgramPolicy, PublicPlace, ServiceResolution,
+    StaticFilesPolicy, Statuses,
 };
 
 /// Quiet time before a refresh, so that many changes become one.
@@ -502,6 +503,9 @@ impl Running {
             let addresses = service.addresses.clone();
             self.options.surroundings.learned.set(addresses);
         }
+        let place = self.place(&exposure);
+        let https_port = self.options.settings.public_https_port;
+        self.lock_source().set_place(place, https_port);
         self.lock_source().set_exposure(exposure);
         let mut refreshed = None;
         let mut known = false;
@@ -542,6 +546,35 @@ impl Running {
             proxy_protocol: self.options.settings.proxy_protocol != ProxyProtocolMode::Off,
             service,
             own_addresses: self.options.own_addresses.clone(),
+        }
+    }
+
+    /// Where clients reach the edge: what a person says, else its Service, else the replicas themselves, which in
+    /// the networks of nodes have addresses that the Internet routes to.
+    fn place(&self, exposure: &Exposure) -> PublicPlace {
+        let told = &self.options.surroundings.addresses;
+        if !told.is_empty() {
+            return PublicPlace {
+                addresses: told.iter().copied().collect(),
+                ..PublicPlace::default()
+            };
+        }
+        if let Some(service) = &exposure.service
+            && !(service.addresses.is_empty() && service.names.is_empty())
+        {
+            return PublicPlace {
+                addresses: service.addresses.iter().copied().collect(),
+                names: service.names.iter().cloned().collect(),
+            };
+        }
+        let replicas = self.options.replicas_service.as_ref().map(|name| {
+            let name = ObjectName::new(self.cluster.namespace.as_str(), name.as_str());
+            self.world.replicas(&name)
+        });
+        let replicas = replicas.into_iter().flatten();
+        PublicPlace {
+            addresses: replicas.filter(|it| is_public(*it)).collect(),
+            ..PublicPlace::default()
         }
     }
 

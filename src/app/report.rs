@@ -124,6 +124,7 @@ fn routes(refreshed: &Refreshed) -> Vec<RouteView> {
                         fix: finding.fix.clone(),
                     })
                     .collect(),
+                dns_records: status.dns_records.clone(),
             }
         })
         .collect()

@@ -31,7 +31,7 @@ use super::upgrade::{self, Predecessor, UpgradeError};
 use crate::admin::{Admin, ControlView, HostGuard, Readiness};
 use crate::api::TlsRoute;
 use crate::source::state::StateFolder;
-use crate::source::{AcmeStore, Issuance, Refreshed};
+use crate::source::{AcmeStore, Issuance, Place, Refreshed};
 use crate::standalone::{FolderWatch, Source};
 
 /// Where the objects come from.
@@ -371,7 +371,13 @@ fn new_source(
         ObjectsFrom::Folder(folder) => Source::folder(folder, Some(options.state.clone())),
         ObjectsFrom::Given(routes) => Source::given(routes.clone()),
     };
-    let source = source.with_name_servers(options.surroundings.name_servers.clone());
+    let source = source
+        .with_name_servers(options.surroundings.name_servers.clone())
+        .with_place(Place {
+            told: options.surroundings.addresses.clone(),
+            listening: options.settings.https.clone(),
+            https_port: options.settings.public_https_port,
+        });
     let names = process::default_names(&options.settings);
     Ok(source.with_ca(Arc::clone(state), options.certificate_lifetime, names, now)?)
 }

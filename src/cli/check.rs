@@ -1,5 +1,6 @@
 //! `tidegate check`.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
@@ -25,13 +26,23 @@ pub(super) struct CheckArgs {
     #[arg(long)]
     strict: bool,
 
+    /// An address at which the edge will be reached from outside: the DNS records of every route are printed with
+    /// it. May be given several times.
+    #[arg(
+        long,
+        env = "TIDEGATE_PUBLIC_ADDRESS",
+        value_name = "IP",
+        value_delimiter = ','
+    )]
+    public_address: Vec<IpAddr>,
+
     #[command(flatten)]
     output: OutputArgs,
 }
 
 impl CheckArgs {
     pub(super) fn run(self, terminal: &mut Terminal) -> anyhow::Result<ExitCode> {
-        let mut report = check(&self.dir, SystemTime::now());
+        let mut report = check(&self.dir, self.public_address, SystemTime::now());
         if self.strict {
             report.ok = report.problems.is_empty();
         }
@@ -49,6 +60,16 @@ impl CheckArgs {
 
 fn print(terminal: &mut Terminal, report: &CheckReport) -> std::io::Result<()> {
     problems(terminal, &report.problems)?;
+    for (route, records) in &report.dns_records {
+        terminal.line(format_args!(
+            "{}",
+            terminal.paint(Look::Faint, format!("; DNS of TlsRoute {route}"))
+        ))?;
+        dns_records(terminal, records)?;
+    }
+    if !report.dns_records.is_empty() {
+        terminal.line("")?;
+    }
     let objects = plural(report.objects, "object");
     let files = plural(report.files, "file");
     if report.problems.is_empty() && report.objects == 0 {
@@ -68,6 +89,18 @@ fn print(terminal: &mut Terminal, report: &CheckReport) -> std::io::Result<()> {
             count(terminal, &report.problems),
         ))
     }
+}
+
+/// Prints lines of a zone file as they are pasted.
+pub(super) fn dns_records(terminal: &mut Terminal, records: &[String]) -> std::io::Result<()> {
+    for record in records {
+        if record.starts_with(';') {
+            terminal.line(terminal.paint(Look::Faint, record))?;
+        } else {
+            terminal.line(record)?;
+        }
+    }
+    Ok(())
 }
 
 /// How many problems there are of each severity, such as `2 errors, 1 warning`.

@@ -24,6 +24,10 @@ pub(super) struct StatusArgs {
     #[command(flatten)]
     state: StateArgs,
 
+    /// Print the DNS records of every route; without, only those of trackers.
+    #[arg(long)]
+    dns: bool,
+
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -33,7 +37,7 @@ impl StatusArgs {
         let found = status(&self.state.find(self.dir.as_deref())?)?;
         match self.output.output {
             Output::Json => terminal.line(serde_json::to_string_pretty(&found)?)?,
-            Output::Human => print(terminal, &found)?,
+            Output::Human => print(terminal, &found, self.dns)?,
         }
         let wrong = found
             .last
@@ -48,7 +52,7 @@ impl StatusArgs {
     }
 }
 
-fn print(terminal: &mut Terminal, found: &Found) -> std::io::Result<()> {
+fn print(terminal: &mut Terminal, found: &Found, dns: bool) -> std::io::Result<()> {
     let last = &found.last;
     if found.running {
         terminal.line(format_args!(
@@ -73,6 +77,7 @@ fn print(terminal: &mut Terminal, found: &Found) -> std::io::Result<()> {
         terminal.line(format_args!("  {:<6} {admin}", "admin"))?;
     }
     routes(terminal, last)?;
+    records(terminal, last, dns)?;
     if !last.problems.is_empty() {
         terminal.line("")?;
         check::problems(terminal, &last.problems)?;
@@ -113,6 +118,21 @@ fn routes(terminal: &mut Terminal, last: &ControlView) -> std::io::Result<()> {
                 blocking(terminal, finding)?;
             }
         }
+    }
+    Ok(())
+}
+
+/// What belongs into the DNS: of every route, or of those that have trackers.
+fn records(terminal: &mut Terminal, last: &ControlView, all: bool) -> std::io::Result<()> {
+    let wanted = |lines: &[String]| {
+        let tracker = lines.iter().any(|line| line.contains(" IN TXT "));
+        tracker || (all && !lines.is_empty())
+    };
+    for route in last.routes.iter().filter(|it| wanted(&it.dns_records)) {
+        let title = format!("; DNS of TlsRoute {}/{}", route.namespace, route.name);
+        terminal.line("")?;
+        terminal.line(terminal.paint(Look::Faint, title))?;
+        check::dns_records(terminal, &route.dns_records)?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{LoadBalancerIngress, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::{Deserialize, Serialize};
 use tidegate_model::ObjectName;
@@ -28,6 +28,9 @@ pub(super) struct ServiceShape {
     /// Addresses at which the world reaches it: those of its load balancer and `spec.externalIPs`.
     #[serde(default)]
     pub(super) outside: Vec<IpAddr>,
+    /// Names of its load balancer.
+    #[serde(default)]
+    pub(super) outside_names: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +73,7 @@ pub(super) fn service_shape(service: &Service) -> ServiceShape {
         type_: spec.type_.clone().unwrap_or_default(),
         local: spec.external_traffic_policy.as_deref() == Some("Local"),
         outside: outside(service),
+        outside_names: outside_names(service),
         external_name: (spec.type_.as_deref() == Some("ExternalName"))
             .then(|| spec.external_name.clone().unwrap_or_default()),
         ports: spec
@@ -88,14 +92,22 @@ pub(super) fn service_shape(service: &Service) -> ServiceShape {
     }
 }
 
-fn outside(service: &Service) -> Vec<IpAddr> {
+fn ingress(service: &Service) -> impl Iterator<Item = &LoadBalancerIngress> {
     let status = service.status.as_ref();
     let balancer = status.and_then(|status| status.load_balancer.as_ref());
     let ingress = balancer.and_then(|balancer| balancer.ingress.as_ref());
-    let balancer = ingress
-        .into_iter()
-        .flatten()
-        .filter_map(|it| it.ip.as_ref());
+    ingress.into_iter().flatten()
+}
+
+fn outside_names(service: &Service) -> Vec<String> {
+    let names = ingress(service).filter_map(|it| it.hostname.clone());
+    names
+        .map(|it| it.trim_end_matches('.').to_owned())
+        .collect()
+}
+
+fn outside(service: &Service) -> Vec<IpAddr> {
+    let balancer = ingress(service).filter_map(|it| it.ip.as_ref());
     let external = service
         .spec
         .iter()
@@ -273,6 +285,7 @@ mod tests {
         let shape = service_shape(&serde_json::from_value(service).unwrap());
         let outside: Vec<String> = shape.outside.iter().map(ToString::to_string).collect();
         assert_eq!(outside, ["198.51.100.4", "2001:db8::4", "192.0.2.7"]);
+        assert_eq!(shape.outside_names, ["lb.example.com"]);
     }
 
     #[test]

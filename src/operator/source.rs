@@ -24,8 +24,8 @@ use super::watch::World;
 use crate::source::yaml::schema::FieldProblem;
 use crate::source::{Finding, InternalIssuer, Issuance, Parsed, Refreshed, next_moment, wanted};
 use crate::translate::{
-    Environment, Exposure, Inputs, IssuerChoice, LastGood, ObjectRef, Severity, Translation,
-    translate,
+    Environment, Exposure, Inputs, IssuerChoice, LastGood, ObjectRef, PublicPlace, Severity,
+    Translation, translate,
 };
 
 /// Everything between the watches and a translation.
@@ -44,6 +44,8 @@ pub struct Source {
     ticket_keys: SharedKeys,
     default_issuer: Option<Arc<DefaultIssuerFile>>,
     exposure: Option<Exposure>,
+    place: PublicPlace,
+    https_port: Option<u16>,
 }
 
 /// A certificate's document as it was last read.
@@ -76,6 +78,8 @@ impl Source {
             ticket_keys: SharedKeys::default(),
             default_issuer: None,
             exposure: None,
+            place: PublicPlace::default(),
+            https_port: None,
         }
     }
 
@@ -118,12 +122,20 @@ impl Source {
         self.exposure = Some(exposure);
     }
 
+    /// Where clients reach this edge, and its port of HTTPS as they see it.
+    pub fn set_place(&mut self, place: PublicPlace, https_port: Option<u16>) {
+        self.place = place;
+        self.https_port = https_port;
+    }
+
     /// Translates what is known now.
     pub fn refresh(&mut self, now: SystemTime) -> Refreshed {
         let mut inputs = Inputs {
             environment: self.environment.clone(),
             last_good: Arc::clone(&self.last_good),
             exposure: self.exposure.clone(),
+            place: self.place.clone(),
+            https_port: self.https_port,
             ..Inputs::default()
         };
         self.world.fill(&mut inputs);

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::SystemTime;
@@ -190,6 +190,7 @@ impl World {
             type_: shape.type_.clone(),
             local: shape.local,
             addresses: shape.outside.clone(),
+            names: shape.outside_names.clone(),
         })
     }
 
@@ -228,6 +229,12 @@ impl World {
         let slices = self.slices.all();
         let of = by_service(slices.iter().map(|(name, slice)| (name, &**slice)));
         addresses::of_port(of.get(service).map(Vec::as_slice).unwrap_or_default(), port)
+    }
+
+    /// Addresses of the replicas behind this Service.
+    pub fn replicas(&self, service: &ObjectName) -> BTreeSet<IpAddr> {
+        let endpoints = self.endpoints(service, "https");
+        endpoints.into_iter().map(|it| it.ip).collect()
     }
 
     /// What of these is known to exist and not fetched in its current version.

@@ -23,7 +23,9 @@ use crate::source::ca::CaError;
 use crate::source::state::StateFolder;
 use crate::source::tickets::KeptKeys;
 use crate::source::yaml::kinds::{Identity, ObjectKind};
-use crate::source::{Finding, InternalIssuer, Issuance, Parsed, Refreshed, next_moment, wanted};
+use crate::source::{
+    Finding, InternalIssuer, Issuance, Parsed, Place, Refreshed, next_moment, wanted,
+};
 use crate::translate::{Environment, Kind, LastGood, StaticFilesPolicy, Translation, translate};
 
 /// Where the objects come from.
@@ -43,6 +45,7 @@ pub struct Source {
     issuance: Option<Issuance>,
     parsed: Parsed,
     environment: Environment,
+    place: Place,
     last_good: Arc<LastGood>,
 }
 
@@ -73,6 +76,7 @@ impl Source {
             issuance: None,
             parsed: Parsed::default(),
             environment,
+            place: Place::default(),
             last_good: Arc::default(),
         }
     }
@@ -110,6 +114,13 @@ impl Source {
         self
     }
 
+    /// Says in the statuses where clients reach this edge.
+    #[must_use]
+    pub fn with_place(mut self, place: Place) -> Self {
+        self.place = place;
+        self
+    }
+
     /// Reads what changed, issues what is missing or due, translates everything.
     pub fn refresh(&mut self, now: SystemTime) -> Refreshed {
         let loaded = match &mut self.objects {
@@ -121,6 +132,8 @@ impl Source {
             inputs.routes.clone_from(routes);
         }
         inputs.environment = self.environment.clone();
+        inputs.place = self.place.now();
+        inputs.https_port = self.place.https_port();
         inputs.last_good = Arc::clone(&self.last_good);
         let mut rotation = None;
         if let Some(kept) = &mut self.ticket_keys {

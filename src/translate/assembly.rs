@@ -11,6 +11,7 @@ use tidegate_model::{
 
 use super::certificates::{complaint, covers, parse_certificate};
 use super::conflicts::{Claims, age_of, id_of};
+use super::dns::Reached;
 use super::matches::decides_by_path;
 use super::references::References;
 use super::report::{Field, Report};
@@ -501,7 +502,7 @@ impl Work<'_> {
     fn finish_unserved(&mut self, id: &RouteId, route: &TlsRoute, report: Report) {
         let why = "the object is not valid and no earlier version of it is known";
         let conditions = self.unserved(id, route, &report, Reason::NothingToServe, why);
-        self.finish(id, route, report, conditions, None, Vec::new());
+        self.finish(id, route, report, conditions, None, Reached::default());
     }
 
     /// A suspended route is looked at and reported, but neither served nor given a certificate, and it
@@ -527,8 +528,11 @@ impl Work<'_> {
         }
         let why = "spec.suspend is true";
         let conditions = self.unserved(id, route, &report, Reason::Suspended, why);
-        let hostnames = compiled.as_ref().map(names).unwrap_or_default();
-        self.finish(id, route, report, conditions, None, hostnames);
+        let reached = Reached {
+            hostnames: compiled.as_ref().map(names).unwrap_or_default(),
+            ..Reached::default()
+        };
+        self.finish(id, route, report, conditions, None, reached);
     }
 
     fn finish_served(
@@ -617,8 +621,8 @@ impl Work<'_> {
             .certificate
             .as_deref()
             .filter(|_| !served.placeholder);
-        let hostnames = names(&chosen.compiled);
-        self.finish(id, route, report, conditions, certificate, hostnames);
+        let reached = Reached::of(self.inputs, &chosen.spec, names(&chosen.compiled));
+        self.finish(id, route, report, conditions, certificate, reached);
     }
 
     fn finish(
@@ -628,14 +632,14 @@ impl Work<'_> {
         report: Report,
         conditions: Conditions,
         certificate: Option<&Certificate>,
-        hostnames: Vec<String>,
+        reached: Reached,
     ) {
         let order = self.inputs.orders.get(id);
         let status = TlsRouteStatus {
             observed_generation: route.metadata.generation,
             conditions: conditions.into_inner(),
-            hosts: in_one_line(&hostnames),
-            hostnames,
+            hosts: in_one_line(&reached.hostnames),
+            hostnames: reached.hostnames,
             certificate: certificate.map(|certificate| {
                 let status = certificate_status(certificate);
                 let published = match self.inputs.published.get(id) {
@@ -650,7 +654,8 @@ impl Work<'_> {
             }),
             order: order.and_then(issuance::order_status),
             preflight: order.map_or_else(Vec::new, issuance::preflight_status),
-            addresses: Vec::new(),
+            addresses: reached.addresses,
+            dns_records: reached.dns_records,
         };
         self.statuses().routes.insert(id.clone(), status);
         report.close(&mut self.result);

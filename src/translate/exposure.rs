@@ -39,6 +39,8 @@ pub struct ExposedService {
     pub local: bool,
     /// Addresses at which the world reaches it.
     pub addresses: Vec<IpAddr>,
+    /// Names of its load balancer.
+    pub names: Vec<String>,
 }
 
 /// What is wrong, and the switch that mends it.
@@ -155,6 +157,7 @@ mod tests {
             type_: type_.to_owned(),
             local,
             addresses: Vec::new(),
+            names: Vec::new(),
         })
     }
 

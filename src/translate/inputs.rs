@@ -14,7 +14,7 @@ use tidegate_acme::notices::DeliveryState;
 use tidegate_acme::preflight::Finding;
 use tidegate_model::{Certificate, ChallengeAnswers, ObjectName, Reach, RouteId, TicketKeys};
 
-use super::{Exposure, LastGood};
+use super::{Exposure, LastGood, PublicPlace};
 use crate::api::{AcmeIssuer, TlsRoute, TunnelAgent};
 
 /// Everything that decides what the data plane serves.
@@ -52,6 +52,10 @@ pub struct Inputs {
     pub default_certificate: Option<Arc<Certificate>>,
     /// How clients reach this edge, where that is watched.
     pub exposure: Option<Exposure>,
+    /// Where clients reach this edge, as far as it is known.
+    pub place: PublicPlace,
+    /// Port of HTTPS as clients see it; 443 if it is not known.
+    pub https_port: Option<u16>,
     /// What is true of this edge.
     pub environment: Environment,
     /// What the last translation returned; empty at the start.

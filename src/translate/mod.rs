@@ -19,6 +19,7 @@ mod backends;
 mod balancing;
 mod certificates;
 mod conflicts;
+mod dns;
 mod durations;
 mod exposure;
 mod filters;
@@ -45,6 +46,7 @@ mod tests;
 
 pub use assembly::translate;
 pub use certificates::{CertificateError, parse_certificate};
+pub use dns::PublicPlace;
 pub use durations::{DurationError, parse_duration};
 pub use exposure::{ExposedService, Exposure, Lost, judge as judge_exposure};
 pub use inputs::{

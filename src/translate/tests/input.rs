@@ -62,6 +62,11 @@ struct TestEnvironment {
     api_server: Vec<SocketAddr>,
     #[serde(default)]
     system_namespace: String,
+    /// Addresses and names at which the edge is reached.
+    #[serde(default)]
+    reached_at: Vec<String>,
+    #[serde(default)]
+    https_port: Option<u16>,
 }
 
 /// A Service and who is ready behind it.
@@ -152,6 +157,13 @@ pub(super) fn add(inputs: &mut Inputs, document: Value) {
             }
             inputs.environment.class_name = wire.class_name;
             inputs.environment.system_namespace = wire.system_namespace;
+            inputs.https_port = wire.https_port;
+            for place in wire.reached_at {
+                match place.parse() {
+                    Ok(address) => inputs.place.addresses.insert(address),
+                    Err(_) => inputs.place.names.insert(place),
+                };
+            }
             if wire.cluster {
                 inputs.environment.services = ServiceResolution::Objects;
                 let reach = Reach::limited(
