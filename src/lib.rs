@@ -5,6 +5,7 @@ pub mod api;
 pub mod app;
 pub mod cli;
 pub mod codegen;
+pub mod import;
 pub mod operator;
 pub mod source;
 pub mod standalone;

@@ -20,6 +20,7 @@ mod report;
 mod signals;
 pub mod standalone_mode;
 pub mod status;
+pub mod take_over;
 mod upgrade;
 
 pub use crate::admin::{

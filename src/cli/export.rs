@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use clap::{Args, ValueEnum};
 
 use super::check::plural;
+use super::import::Source;
 use super::passphrase::{PassphraseArgs, Purpose};
 use super::terminal::{Look, Terminal};
 use super::values::StateArgs;
@@ -32,16 +33,22 @@ pub(super) struct ExportArgs {
     passphrase: PassphraseArgs,
 }
 
-/// Read what `tidegate export` wrote, or take over from certbot, Caddy or Traefik.
+/// Read what `tidegate export` wrote, or take over from certbot, Caddy, Traefik or the Torrust Tracker's deployer.
 ///
 /// Nothing newer is overwritten, nothing is ordered, and twice is the same as once. The edge of the state folder must
 /// not run, except for --dry-run. Certificates of other programs go to the routes of --dir whose names they cover;
 /// the others wait until a route needs them. The other program's files are only read: stop it before the edge starts,
 /// or both will renew.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(super) struct ImportArgs {
+    /// Objects rather than certificates: the environment file of torrust-tracker-deployer.
+    #[command(subcommand)]
+    source: Option<Source>,
+
     /// The export; with --from /etc/letsencrypt, Caddy's data folder or Traefik's acme.json.
-    path: PathBuf,
+    #[arg(required = true)]
+    path: Option<PathBuf>,
 
     /// Take over from this program.
     #[arg(long, value_name = "PROGRAM", value_enum)]
@@ -102,7 +109,11 @@ impl ExportArgs {
 
 impl ImportArgs {
     pub(super) fn run(self, terminal: &mut Terminal) -> anyhow::Result<ExitCode> {
-        let now = SystemTime::now();
+        let (path, now) = match (self.source, self.path) {
+            (Some(source), _) => return source.run(terminal),
+            (None, Some(path)) => (path, SystemTime::now()),
+            (None, None) => anyhow::bail!("import: say which file"),
+        };
         let mode = if self.dry_run {
             Mode::DryRun
         } else {
@@ -114,7 +125,7 @@ impl ImportArgs {
             None => {
                 let passphrase = self.passphrase.find(Purpose::Known)?;
                 let outcomes =
-                    portability::import_file(&state, &self.path, &passphrase, mode, now)?;
+                    portability::import_file(&state, &path, &passphrase, mode, now)?;
                 (outcomes, Vec::new())
             }
             Some(from) => {
@@ -124,7 +135,7 @@ impl ImportArgs {
                     From::Traefik => Program::Traefik,
                 };
                 let objects = self.dir.as_deref();
-                portability::import_from(&state, objects, program, &self.path, mode, now)?
+                portability::import_from(&state, objects, program, &path, mode, now)?
             }
         };
         print(terminal, &outcomes, &skipped, &state, mode)?;

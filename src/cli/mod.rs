@@ -14,6 +14,7 @@ mod doctor;
 mod edge;
 mod explain;
 mod export;
+mod import;
 mod notify_test;
 mod operator;
 mod passphrase;
@@ -62,6 +63,8 @@ Examples:
   tidegate doctor blog.example.com ./edge      what stands in the way of its certificate, and the fix
   tidegate import --from certbot /etc/letsencrypt --dir ./edge --dry-run
                                                what could be taken over
+  tidegate import torrust envs/demo.json --dir ./edge
+                                               objects for a tracker that torrust-tracker-deployer made
   tidegate ca                                  how to trust the internal CA on your machines
 
 Every option can be set in the environment as TIDEGATE_OPTION, such as TIDEGATE_HTTPS.";

@@ -18,14 +18,15 @@ pub(super) fn page() -> String {
     );
     for subcommand in command.get_subcommands() {
         if subcommand.get_name() != "help" {
-            section(&mut page, subcommand);
+            section(&mut page, "tidegate", subcommand);
         }
     }
     page
 }
 
-fn section(page: &mut String, command: &Command) {
-    let _ = writeln!(page, "\n## `tidegate {}`\n", command.get_name());
+fn section(page: &mut String, parent: &str, command: &Command) {
+    let name = format!("{parent} {}", command.get_name());
+    let _ = writeln!(page, "\n## `{name}`\n");
     if let Some(about) = command.get_long_about().or_else(|| command.get_about()) {
         let about = about.to_string();
         // Lines that the help keeps apart stay apart.
@@ -53,6 +54,11 @@ fn section(page: &mut String, command: &Command) {
             heading = Some(of);
         }
         row(page, arg);
+    }
+    for subcommand in command.get_subcommands() {
+        if subcommand.get_name() != "help" {
+            section(page, &name, subcommand);
+        }
     }
 }
 

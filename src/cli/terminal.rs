@@ -81,6 +81,12 @@ impl Terminal {
         out.flush()
     }
 
+    /// Prints text beside the results, to standard error; it ends its own lines.
+    #[allow(clippy::unused_self, reason = "printing is the terminal's")]
+    pub(super) fn tell(&mut self, text: impl fmt::Display) -> io::Result<()> {
+        write!(io::stderr().lock(), "{text}")
+    }
+
     /// Prints an error with its causes to standard error.
     #[allow(clippy::unused_self, reason = "printing is the terminal's")]
     pub(super) fn complain(&mut self, error: &anyhow::Error) {

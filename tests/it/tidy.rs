@@ -13,11 +13,13 @@ const AREAS: &[(&str, &[&str])] = &[
     ("standalone", &["api", "source", "translate"]),
     ("operator", &["api", "source", "translate"]),
     ("admin", &[]),
+    ("import", &[]),
     (
         "app",
         &[
             "admin",
             "api",
+            "import",
             "operator",
             "source",
             "standalone",
@@ -29,6 +31,7 @@ const AREAS: &[(&str, &[&str])] = &[
         &[
             "api",
             "app",
+            "import",
             "operator",
             "source",
             "standalone",
