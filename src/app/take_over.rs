@@ -3,6 +3,7 @@
 //! What the objects are is decided by `import`; whether they are right, by the same `translate` that the edge asks.
 //! Nothing is written that it refuses, and no file of other content is replaced unasked.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -57,14 +58,18 @@ pub enum TakeOverError {
 }
 
 fn lines(mistakes: &[Mistake]) -> String {
-    mistakes
-        .iter()
-        .map(|mistake| format!("\n  {mistake}"))
-        .collect()
+    let mut lines = String::new();
+    for mistake in mistakes {
+        let _ = write!(lines, "\n  {mistake}");
+    }
+    lines
 }
 
 fn shown(paths: &[PathBuf]) -> String {
-    let shown: Vec<String> = paths.iter().map(|path| format!("{path:?}")).collect();
+    let shown: Vec<String> = paths
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
     shown.join(", ")
 }
 

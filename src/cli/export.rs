@@ -124,8 +124,7 @@ impl ImportArgs {
         let (outcomes, skipped) = match self.from {
             None => {
                 let passphrase = self.passphrase.find(Purpose::Known)?;
-                let outcomes =
-                    portability::import_file(&state, &path, &passphrase, mode, now)?;
+                let outcomes = portability::import_file(&state, &path, &passphrase, mode, now)?;
                 (outcomes, Vec::new())
             }
             Some(from) => {

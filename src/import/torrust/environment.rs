@@ -52,10 +52,8 @@ pub(super) struct Https {
 }
 
 /// Where Grafana listens in its container, which the file does not say.
-const GRAFANA: SocketAddr = SocketAddr::new(
-    std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
-    3000,
-);
+const GRAFANA: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 3000);
 
 /// Reads an environment file.
 ///
@@ -75,8 +73,8 @@ pub fn parse(text: &str) -> Result<Environment, Vec<Mistake>> {
             return Err(findings.mistakes);
         }
     };
-    let environment = Section::root(&document, &mut findings)
-        .and_then(|root| read(&root, &mut findings));
+    let environment =
+        Section::root(&document, &mut findings).and_then(|root| read(&root, &mut findings));
     match environment {
         Some(environment) if findings.mistakes.is_empty() => Ok(Environment {
             unknown: findings.unknown,
@@ -93,7 +91,17 @@ fn read(root: &Section<'_>, findings: &mut Findings) -> Option<Environment> {
     }
     let others = ["ssh_credentials", "provider", "backup"];
     root.knows(
-        &["$schema", "environment", "tracker", "https", "grafana", "prometheus", others[0], others[1], others[2]],
+        &[
+            "$schema",
+            "environment",
+            "tracker",
+            "https",
+            "grafana",
+            "prometheus",
+            others[0],
+            others[1],
+            others[2],
+        ],
         findings,
     );
     let name = root
@@ -103,7 +111,13 @@ fn read(root: &Section<'_>, findings: &mut Findings) -> Option<Environment> {
         .map(ToOwned::to_owned);
     let tracker = root.section("tracker", findings)?;
     tracker.knows(
-        &["core", "udp_trackers", "http_trackers", "http_api", "health_check_api"],
+        &[
+            "core",
+            "udp_trackers",
+            "http_trackers",
+            "http_api",
+            "health_check_api",
+        ],
         findings,
     );
     let core = tracker.section("core", findings);
@@ -250,7 +264,8 @@ fn bind_address(section: &Section<'_>, findings: &mut Findings) -> Option<Socket
 fn domain(section: &Section<'_>, findings: &mut Findings) -> Option<HostName> {
     let path = section.at("domain");
     let text = section.text("domain", findings)?;
-    let fix = "write a hostname such as \"http1.tracker.example.com\", without scheme, port and path";
+    let fix =
+        "write a hostname such as \"http1.tracker.example.com\", without scheme, port and path";
     match HostName::parse(text) {
         Ok(name) if name.ip().is_some() => {
             findings.mistake(path, format!("{text:?} is an address"), fix);
@@ -301,11 +316,9 @@ fn is_email(text: &str) -> bool {
     let plain = |c: char| c.is_ascii_graphic() && !"\"\\,;:<>()[]?&%#".contains(c);
     text.len() <= 254
         && text.chars().all(plain)
-        && text
-            .split_once('@')
-            .is_some_and(|(user, host)| {
-                !user.is_empty() && HostName::parse(host).is_ok() && host.contains('.')
-            })
+        && text.split_once('@').is_some_and(|(user, host)| {
+            !user.is_empty() && HostName::parse(host).is_ok() && host.contains('.')
+        })
 }
 
 impl Environment {
@@ -370,7 +383,11 @@ impl Environment {
 fn twice(service: &Service, other: &Service, findings: &mut Findings) {
     findings.mistake(
         format!("{}.bind_address", service.path),
-        format!("port {} is also that of {}", service.bind.port(), other.path),
+        format!(
+            "port {} is also that of {}",
+            service.bind.port(),
+            other.path
+        ),
         "give each its own port",
     );
 }

@@ -5,9 +5,9 @@
 
 use std::fmt::Write as _;
 
+use super::Home;
 use super::environment::Service;
 use super::plan::{Decisions, Exposure, Issuer, PlainKind, PlannedFile, Tracker, local};
-use super::Home;
 
 /// The class label of the edge's pods, as its chart sets it.
 const EDGE_NAMESPACE: &str = "tidegate-system";
@@ -19,7 +19,10 @@ pub(super) fn files(decisions: &Decisions<'_>) -> Vec<PlannedFile> {
         ("issuer.yaml".to_owned(), issuer(decisions)),
         (format!("{name}-trackers.yaml"), trackers(decisions)),
         (format!("{name}-services.yaml"), services(decisions)),
-        (format!("{name}-network-policy.yaml"), network_policy(decisions)),
+        (
+            format!("{name}-network-policy.yaml"),
+            network_policy(decisions),
+        ),
     ]
     .into_iter()
     .filter_map(|(name, text)| Some(PlannedFile { name, text: text? }))
@@ -28,7 +31,11 @@ pub(super) fn files(decisions: &Decisions<'_>) -> Vec<PlannedFile> {
 
 /// The name of the AcmeIssuer.
 pub(super) fn issuer_name(staging: bool) -> &'static str {
-    if staging { "letsencrypt-staging" } else { "letsencrypt" }
+    if staging {
+        "letsencrypt-staging"
+    } else {
+        "letsencrypt"
+    }
 }
 
 fn issuer(decisions: &Decisions<'_>) -> Option<String> {
@@ -172,7 +179,11 @@ fn http_rule(decisions: &Decisions<'_>, tracker: &Tracker<'_>) -> String {
 
 fn services(decisions: &Decisions<'_>) -> Option<String> {
     let mut documents = Vec::new();
-    for plain in decisions.plain.iter().filter(|one| one.service.use_tls_proxy) {
+    for plain in decisions
+        .plain
+        .iter()
+        .filter(|one| one.service.use_tls_proxy)
+    {
         let Some(domain) = &plain.service.domain else {
             continue;
         };
@@ -209,10 +220,11 @@ fn network_policy(decisions: &Decisions<'_>) -> Option<String> {
         return None;
     }
     let edge = |ports: &[u16]| -> String {
-        ports
-            .iter()
-            .map(|port| format!("    - port: {port}\n"))
-            .collect()
+        let mut lines = String::new();
+        for port in ports {
+            let _ = writeln!(lines, "    - port: {port}");
+        }
+        lines
     };
     let through: Vec<u16> = decisions
         .http

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
+use tidegate_model::HostName;
+
 use super::environment::{Environment, Service};
 use super::{Home, Mistake, MixedAs, Options, objects, said};
 
@@ -191,11 +193,7 @@ fn names(service: &Service, exposure: Exposure, options: &Options) -> Vec<String
         Some(domain) => vec![domain.as_str().to_owned()],
         // A certificate for a bare address is nothing that the file can have meant.
         None if exposure == Exposure::Https => Vec::new(),
-        None => options
-            .addresses
-            .iter()
-            .map(ToString::to_string)
-            .collect(),
+        None => options.addresses.iter().map(ToString::to_string).collect(),
     }
 }
 
@@ -286,7 +284,7 @@ impl Decisions<'_> {
 }
 
 fn domains<'a>(tracker: &'a Tracker<'_>) -> impl Iterator<Item = &'a str> {
-    tracker.service.domain.iter().map(|domain| domain.as_str())
+    tracker.service.domain.iter().map(HostName::as_str)
 }
 
 /// The address at which this machine reaches what is bound there.

@@ -15,7 +15,11 @@ type Row = [String; 4];
 pub(super) fn explanation(decisions: &Decisions<'_>) -> String {
     let mut text = head(decisions);
     text.push_str(&table(&rows(decisions)));
-    list(&mut text, "Objects", &written(decisions));
+    let written = written(decisions);
+    if written.is_empty() {
+        text.push_str("\nObjects\n  none: nothing of this goes through an edge\n");
+    }
+    list(&mut text, "Objects", &written);
     list(&mut text, "Not taken over", &left_out(decisions));
     list(&mut text, "Mind", &warnings(decisions));
     steps(&mut text, &next(decisions));
@@ -29,10 +33,7 @@ fn head(decisions: &Decisions<'_>) -> String {
     };
     let home = match decisions.options.home {
         Home::Folder => "a folder on the tracker's machine".to_owned(),
-        Home::Kubernetes => format!(
-            "the namespace {} of a cluster",
-            decisions.options.namespace
-        ),
+        Home::Kubernetes => format!("the namespace {} of a cluster", decisions.options.namespace),
     };
     format!("{name}, for {home}\n\n")
 }
@@ -146,9 +147,10 @@ fn rows(decisions: &Decisions<'_>) -> Vec<Row> {
                 format!("http://{}", authority(domain.as_str(), bind.port())),
                 "left alone: it has a domain, but no use_tls_proxy",
             ),
-            None if bind.ip().is_loopback() => {
-                ("-".to_owned(), "left alone: only its own machine reaches it")
-            }
+            None if bind.ip().is_loopback() => (
+                "-".to_owned(),
+                "left alone: only its own machine reaches it",
+            ),
             None => (
                 format!("http://ADDRESS:{}", bind.port()),
                 "left alone: no use_tls_proxy",
@@ -183,7 +185,10 @@ fn written(decisions: &Decisions<'_>) -> Vec<(String, String)> {
             let what = if file.name == "issuer.yaml" {
                 match decisions.issuer {
                     Issuer::Acme { staging } => {
-                        format!("AcmeIssuer {}, the default of all routes", issuer_name(staging))
+                        format!(
+                            "AcmeIssuer {}, the default of all routes",
+                            issuer_name(staging)
+                        )
                     }
                     _ => String::new(),
                 }
@@ -231,10 +236,7 @@ fn left_out(decisions: &Decisions<'_>) -> Vec<(String, String)> {
     if !others.is_empty() {
         add(&others.join(", "), "none of an edge's business");
     }
-    add(
-        "tokens and passwords",
-        "not read; they stay where they are",
-    );
+    add("tokens and passwords", "not read; they stay where they are");
     for field in unknown {
         add(field, "unknown here");
     }
@@ -324,7 +326,9 @@ fn next(decisions: &Decisions<'_>) -> Vec<Step> {
     }
     steps.extend(close_ports(decisions));
     steps.extend(dns(decisions));
-    steps.extend(switch(decisions));
+    if !files(decisions).is_empty() {
+        steps.extend(switch(decisions));
+    }
     steps
 }
 
@@ -441,7 +445,10 @@ fn switch(decisions: &Decisions<'_>) -> Vec<Step> {
                     ["tidegate import --from caddy /opt/torrust/storage/caddy/data/caddy --dir DIR".to_owned()],
                 ));
             }
-            steps.push(Step::new("look at what would be served", ["tidegate check DIR".to_owned()]));
+            steps.push(Step::new(
+                "look at what would be served",
+                ["tidegate check DIR".to_owned()],
+            ));
             if tls {
                 steps.push(Step::new(
                     "change over; back is the same the other way round",
@@ -498,24 +505,44 @@ pub(super) fn ways(decisions: &Decisions<'_>) -> String {
     };
     let nameless: Vec<String> = side(false)
         .filter(|one| one.service.domain.is_none())
-        .map(|one| one.service.path.clone())
+        .map(|one| format!("{}.domain", one.service.path))
         .collect();
-    let needs = |text: &str| {
-        if nameless.is_empty() {
-            String::new()
-        } else {
-            format!("\n                      {text}")
+    let (through, direct) = (names(true), names(false));
+    let mut ways = [
+        (
+            "--mixed-as https",
+            vec![format!("over TLS like the others: {direct}")],
+        ),
+        (
+            "--mixed-as http",
+            vec![
+                format!("announce URLs as they are, but through the edge: {direct}"),
+                "the edge's plain listener names the peer in the header as well, so that all are alike".to_owned(),
+            ],
+        ),
+        (
+            "--mixed-as direct",
+            vec![
+                format!("without TLS and without the edge: {through}"),
+                "the tracker then has on_reverse_proxy = false".to_owned(),
+            ],
+        ),
+    ];
+    if !nameless.is_empty() {
+        let missing = nameless.join(", ");
+        ways[0].1.push(format!("needs {missing}"));
+        ways[1].1.push(format!(
+            "needs {missing}, or --address with how peers call this machine"
+        ));
+    }
+    let mut text =
+        "Nothing was written. Take one of three ways, or change use_tls_proxy in the file:\n"
+            .to_owned();
+    for (option, lines) in ways {
+        for (index, line) in lines.into_iter().enumerate() {
+            let option = if index == 0 { option } else { "" };
+            let _ = writeln!(text, "  {option:<17}  {line}");
         }
-    };
-    format!(
-        "Nothing was written. Three ways out; take one, or change use_tls_proxy in the file:
-  --mixed-as https    {direct} come over TLS like the others{domain}
-  --mixed-as http     {direct} keep http://, but come through the edge's plain listener, which names the peer
-                      in the header as well{address}
-  --mixed-as direct   {through} leave the edge: announces without TLS, on_reverse_proxy = false\n",
-        direct = names(false),
-        through = names(true),
-        domain = needs(&format!("; add \"domain\" to {}", nameless.join(", "))),
-        address = needs("; say with --address how peers call this machine, or add \"domain\""),
-    )
+    }
+    text
 }
