@@ -1,4 +1,5 @@
-//! Programs that tests and the benchmark use: Debian packages, a Python environment, Go binaries.
+//! Programs that tests and the benchmark use: Debian packages, Python and Node environments, what Go
+//! and Cargo build.
 //!
 //! Nothing is installed outside `target/tools` but Debian packages, and those only by root; everyone
 //! else is told the command. What cannot be had is said here and missed loudly by its test.
@@ -39,6 +40,15 @@ const TEST_PACKAGES: &[Package] = &[
         "pdns-backend-sqlite3",
     ),
     ("sqlite3", "sqlite3"),
+    ("aria2c", "aria2"),
+    ("transmission-daemon", "transmission-daemon"),
+    ("transmission-remote", "transmission-cli"),
+    ("node", "nodejs"),
+    ("npm", "npm"),
+    // What the Torrust Tracker is built with.
+    ("pkg-config", "pkg-config"),
+    ("cmake", "cmake"),
+    ("/usr/include/openssl/ssl.h", "libssl-dev"),
 ];
 
 /// What the tests of the DNS providers need, by package.
@@ -107,6 +117,8 @@ pub(crate) fn install(set: &str) -> Result<()> {
                 python("test", "tests/it/real/requirements.txt").map(drop)
             }),
             ("promtool", promtool),
+            ("Node packages", node),
+            ("Torrust Tracker", torrust_tracker),
             ("Go programs", go_programs),
             ("the test cluster", test_cluster),
         ],
@@ -230,6 +242,63 @@ pub(crate) fn python(name: &str, requirements: &str) -> Result<PathBuf> {
         .arg(&wanted))?;
     std::fs::write(&stamp, text).context("note what is installed")?;
     Ok(folder)
+}
+
+/// The Node packages of the tests, with exactly what their lock file pins. No package's script is run.
+fn node() -> Result<()> {
+    let source = shell::root().join("tests/it/real/node");
+    let folder = shell::tools_dir().join("node-test");
+    let lock = "package-lock.json";
+    let text = std::fs::read(source.join(lock)).context("read the lock file of Node packages")?;
+    let stamp = folder.join("installed.json");
+    if std::fs::read(&stamp).is_ok_and(|installed| installed == text) {
+        return Ok(());
+    }
+    if find("npm").is_none() {
+        bail!("Node and npm are not installed");
+    }
+    eprintln!("installing Node packages into {}", shown(&folder));
+    std::fs::create_dir_all(&folder).context("create the tools folder")?;
+    for file in ["package.json", lock] {
+        std::fs::copy(source.join(file), folder.join(file))
+            .with_context(|| format!("copy {file}"))?;
+    }
+    run(Command::new("npm").current_dir(&folder).args([
+        "ci",
+        "--ignore-scripts",
+        "--no-audit",
+        "--no-fund",
+        "--loglevel=error",
+    ]))?;
+    std::fs::write(&stamp, text).context("note what is installed")
+}
+
+const TORRUST: &str = "3.0.0";
+
+/// The Torrust Tracker, a program that tests run and nothing links. Built for the shortest build, not for
+/// speed: as released, with link-time optimisation of eight programs, it would take half an hour.
+fn torrust_tracker() -> Result<()> {
+    let folder = shell::tools_dir();
+    let stamp = folder.join("torrust-tracker.txt");
+    let program = folder.join("bin/torrust-tracker");
+    if program.is_file() && std::fs::read_to_string(&stamp).is_ok_and(|built| built == TORRUST) {
+        return Ok(());
+    }
+    eprintln!("building torrust-tracker {TORRUST} into {}", shown(&folder));
+    let build = folder.join("torrust-tracker-build");
+    run(
+        shell::cargo(&["install", "torrust-tracker", "--locked", "--quiet"])
+            .args(["--version", TORRUST, "--bin", "torrust-tracker", "--force"])
+            .arg("--root")
+            .arg(&folder)
+            .env("CARGO_TARGET_DIR", &build)
+            .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0")
+            .env("CARGO_PROFILE_RELEASE_LTO", "off")
+            .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
+            .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "256"),
+    )?;
+    std::fs::remove_dir_all(&build).context("remove what the build leaves")?;
+    std::fs::write(&stamp, TORRUST).context("note what is built")
 }
 
 fn go_programs() -> Result<()> {

@@ -14,6 +14,7 @@
 pub(crate) mod client;
 pub(crate) mod edge;
 pub(crate) mod eventually;
+pub(crate) mod netns;
 pub(crate) mod origin;
 pub(crate) mod ports;
 pub(crate) mod program;
