@@ -103,7 +103,7 @@ impl Network {
     /// Gives the hub one more address on the bridge, as a floating IP is.
     #[track_caller]
     pub(crate) fn address(&self, address: IpAddr) {
-        add_address(&[], address, BRIDGE);
+        add_address(&["-n", &self.hub], address, BRIDGE);
     }
 
     /// Adds a machine. Its default routes lead to the hub.
