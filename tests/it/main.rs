@@ -26,3 +26,4 @@ mod standalone;
 mod support;
 mod tidy;
 mod tls;
+mod trackers;

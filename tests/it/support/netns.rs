@@ -156,6 +156,11 @@ impl Machine {
         command
     }
 
+    /// Runs a part of the test itself on this machine.
+    pub(crate) fn inside<T: Send>(&self, part: impl FnOnce() -> T + Send) -> T {
+        inside(&self.namespace, part)
+    }
+
     /// `ip` with these arguments on this machine.
     #[track_caller]
     pub(crate) fn ip(&self, args: &[&str]) {
@@ -173,6 +178,22 @@ impl Machine {
         let text: String = std::iter::once(local).chain(lines).collect();
         fs::write(folder.join("hosts"), text).unwrap();
     }
+}
+
+/// Runs this in a thread that is in the namespace with everything that it starts.
+fn inside<T: Send>(namespace: &str, part: impl FnOnce() -> T + Send) -> T {
+    let file = fs::File::open(Path::new("/run/netns").join(namespace)).unwrap();
+    // The skip's message and the harness name the test by its thread.
+    let name = std::thread::current().name().unwrap_or("a test").to_owned();
+    let enter = move || {
+        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+        part()
+    };
+    let done = std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name(name);
+        thread.spawn_scoped(scope, enter).unwrap().join()
+    });
+    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 #[track_caller]

@@ -1,7 +1,7 @@
-//! Real BitTorrent trackers: the Torrust Tracker, PeerTube's, opentracker.
+//! Real BitTorrent trackers: the Torrust Tracker, `PeerTube`'s, opentracker.
 //!
 //! They read the client's address in three ways: the Torrust Tracker takes the last entry of
-//! X-Forwarded-For, PeerTube's the first one, opentracker as Debian builds it looks at the connection only.
+//! X-Forwarded-For, `PeerTube`'s the first one, opentracker as Debian builds it looks at the connection only.
 //! What is started here listens on addresses of this thread's network and ends with its value.
 
 use std::fmt::Write as _;
@@ -173,11 +173,11 @@ fn torrust_config(
          [core]\nlisted = false\nprivate = false\n\
          [core.announce_policy]\ninterval = 120\ninterval_min = 120\n\
          [core.net]\non_reverse_proxy = {}\n\
-         [core.database]\ndriver = \"sqlite3\"\npath = {:?}\n\
+         [core.database]\ndriver = \"sqlite3\"\npath = \"{}\"\n\
          [http_api]\nbind_address = \"{api}\"\n[http_api.access_tokens]\nadmin = \"{TOKEN}\"\n\
          [health_check_api]\nbind_address = \"{health}\"\n",
         settings.on_reverse_proxy,
-        folder.join("tracker.db"),
+        folder.join("tracker.db").display(),
     );
     for (kind, addresses) in [("http", &settings.http), ("udp", &settings.udp)] {
         for address in addresses {
@@ -187,7 +187,7 @@ fn torrust_config(
     text
 }
 
-/// A running tracker of PeerTube's, which believes its proxy.
+/// A running tracker of `PeerTube`'s, which believes its proxy.
 pub(crate) struct PeerTube {
     program: Program,
     /// Where it listens.
@@ -305,15 +305,13 @@ pub(crate) fn http_get(
 ) -> std::io::Result<(u16, String)> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    let lines: String = headers
-        .iter()
-        .map(|(name, value)| format!("{name}: {value}\r\n"))
-        .collect();
     // Of version 1.0, so that the answer comes in one piece and ends the connection.
-    write!(
-        stream,
-        "GET {target} HTTP/1.0\r\nHost: {address}\r\n{lines}\r\n"
-    )?;
+    let mut request = format!("GET {target} HTTP/1.0\r\nHost: {address}\r\n");
+    for (name, value) in headers {
+        let _ = write!(request, "{name}: {value}\r\n");
+    }
+    request += "\r\n";
+    stream.write_all(request.as_bytes())?;
     let mut reply = Vec::new();
     stream.read_to_end(&mut reply)?;
     let reply = String::from_utf8_lossy(&reply).into_owned();
