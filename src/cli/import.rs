@@ -160,7 +160,7 @@ impl TorrustArgs {
             terminal.line(format_args!("{state} {}", path.display()))?;
         }
         // With whatever else the folder holds.
-        let report = check(&dir, now);
+        let report = check(&dir, Vec::new(), now);
         problems(terminal, &report.problems)?;
         Ok(if report.ok {
             ExitCode::SUCCESS
