@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_model::{
-    Action, BackendGroup, HostPattern, Limits, PathMatch, PathRewrite, RedirectPath, RequestMatch,
-    RouteEntry, Rule, StaticFolder, Timeouts, WeightedBackend,
+    Action, BackendGroup, HostPattern, HttpTracker, Limits, PathMatch, PathRewrite, RedirectPath,
+    RequestMatch, RouteEntry, Rule, StaticFolder, Timeouts, WeightedBackend,
 };
 
 use super::backends::{Destination, destination};
@@ -99,7 +99,7 @@ pub(super) fn compile(
         group,
         timeouts,
         limits,
-        tracker: tracker != TrackerPath::NoTracker,
+        tracker: (tracker != TrackerPath::NoTracker).then(HttpTracker::default),
     };
     let entries = parts.entries(report, references, matches)?;
     Some(CompiledRule {
@@ -326,7 +326,7 @@ struct Parts {
     group: Group,
     timeouts: Timeouts,
     limits: Limits,
-    tracker: bool,
+    tracker: Option<HttpTracker>,
 }
 
 // === impl Parts ===

@@ -38,8 +38,9 @@ pub use observed::{
 };
 pub use reach::{Reach, Special};
 pub use rule::{
-    Action, FixedResponse, HeaderMatch, Limits, PathMatch, QueryMatch, Redirect, RedirectPath,
-    RequestMatch, RouteEntry, Rule, StaticFolder, Timeouts, ValueMatch,
+    Action, AddressParameters, FixedResponse, HeaderMatch, HttpTracker, Limits, PathMatch,
+    QueryMatch, Redirect, RedirectPath, RequestMatch, RouteEntry, Rule, StaticFolder, Timeouts,
+    ValueMatch,
 };
 pub use secret::Secret;
 pub use snapshot::{

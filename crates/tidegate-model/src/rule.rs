@@ -115,8 +115,8 @@ pub struct Rule {
     pub timeouts: Timeouts,
     /// Bounds.
     pub limits: Limits,
-    /// Whether a request to an HTTP tracker: no compression, no retry of announces beyond a dead reused connection.
-    pub tracker: bool,
+    /// Leads to an HTTP tracker: targets go through byte for byte, answers are looked at, nothing is compressed.
+    pub tracker: Option<HttpTracker>,
 }
 
 impl Rule {
@@ -132,6 +132,23 @@ impl Rule {
             .chain(self.filters.mirrors.iter().map(|mirror| &mirror.cluster))
             .chain(self.filters.forward_auth.iter().map(|auth| &auth.cluster))
     }
+}
+
+/// What is particular about requests to an HTTP tracker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct HttpTracker {
+    /// What becomes of addresses that clients claim in announces.
+    pub address_parameters: AddressParameters,
+}
+
+/// What becomes of `ip`, `ipv4` and `ipv6` in the query of an announce. Some trackers believe them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AddressParameters {
+    /// They go on as they are.
+    #[default]
+    Pass,
+    /// They are taken out.
+    Strip,
 }
 
 /// What answers a request.

@@ -12,13 +12,11 @@ use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, StatusCode, Uri, Version};
 use percent_encoding::percent_decode_str;
 use tidegate_model::RouteId;
+use tidegate_tracker::announce;
 
 use crate::AccessLogSettings;
 
 const REDACTED: &str = "[redacted]";
-
-/// Path segments of a tracker request from this length on are keys, not names.
-const KEY_LENGTH: usize = 16;
 
 /// What is known about a request when it has ended.
 pub(crate) struct Line<'a> {
@@ -48,8 +46,24 @@ pub(crate) struct Line<'a> {
     pub(crate) aborted: bool,
     pub(crate) user_agent: Option<&'a HeaderValue>,
     pub(crate) referer: Option<&'a HeaderValue>,
-    /// The rule is a tracker's: long path segments are keys.
-    pub(crate) tracker: bool,
+    /// What may be a key in the path.
+    pub(crate) keys: Keys,
+    /// The tracker's `failure reason`, without keys.
+    pub(crate) tracker_failure: Option<&'a str>,
+    /// Its `warning message`, without keys.
+    pub(crate) tracker_warning: Option<&'a str>,
+}
+
+/// Which path segments are keys of a private tracker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keys {
+    /// None: the rule leads to something else.
+    None,
+    /// Long ones, and those beside `announce` and `scrape`.
+    Tracker,
+    /// No rule was found, as for an announce that is redirected to HTTPS: as with a tracker, if the path is that
+    /// of an announce or a scrape.
+    Unknown,
 }
 
 /// Writes the line. Costs two comparisons if nobody listens.
@@ -66,7 +80,7 @@ pub(crate) fn emit(settings: &AccessLogSettings, line: &Line<'_>) {
         .target
         .path_and_query()
         .map_or("", PathAndQuery::as_str);
-    let target = redact(target, &settings.redacted_query, line.tracker);
+    let target = redact(target, &settings.redacted_query, line.keys);
     let (path, query) = match target.split_once('?') {
         Some((path, query)) => (path, Some(query)),
         None => (&*target, None),
@@ -76,7 +90,7 @@ pub(crate) fn emit(settings: &AccessLogSettings, line: &Line<'_>) {
     let referer = line.referer.map(text);
     let referer = referer
         .as_deref()
-        .map(|referer| redact(referer, &settings.redacted_query, line.tracker));
+        .map(|referer| redact(referer, &settings.redacted_query, line.keys));
     tracing::info!(
         target: "access",
         request_id = format_args!("{:032x}", line.request_id),
@@ -96,6 +110,8 @@ pub(crate) fn emit(settings: &AccessLogSettings, line: &Line<'_>) {
         reason = line.reason,
         error = line.error,
         aborted = line.aborted.then_some(true),
+        tracker_failure = line.tracker_failure,
+        tracker_warning = line.tracker_warning,
         user_agent = user_agent.as_deref(),
         referer = referer.as_deref(),
     );
@@ -127,27 +143,27 @@ pub(crate) fn mask(client: IpAddr) -> IpAddr {
 
 /// Replaces the values of the named query parameters, and of a tracker's keys in the path. Borrows what has
 /// nothing to hide.
-pub(crate) fn redact<'a>(target: &'a str, names: &[String], tracker: bool) -> Cow<'a, str> {
+pub(crate) fn redact<'a>(target: &'a str, names: &[String], keys: Keys) -> Cow<'a, str> {
     let (path, query) = match target.split_once('?') {
         Some((path, query)) => (path, Some(query)),
         None => (target, None),
     };
-    let hides_key = tracker && path.split('/').any(is_key);
+    let hides_keys = match keys {
+        Keys::None => false,
+        Keys::Tracker => true,
+        Keys::Unknown => announce::classify(path).is_some(),
+    };
+    let shown_path = if hides_keys {
+        announce::hide_keys(path, REDACTED)
+    } else {
+        Cow::Borrowed(path)
+    };
     let hides_value = query.is_some_and(|query| query.split('&').any(|pair| hides(pair, names)));
-    if !hides_key && !hides_value {
+    if matches!(shown_path, Cow::Borrowed(_)) && !hides_value {
         return Cow::Borrowed(target);
     }
     let mut shown = String::with_capacity(target.len());
-    for (i, segment) in path.split('/').enumerate() {
-        if i > 0 {
-            shown.push('/');
-        }
-        shown.push_str(if hides_key && is_key(segment) {
-            REDACTED
-        } else {
-            segment
-        });
-    }
+    shown.push_str(&shown_path);
     for (i, pair) in query.into_iter().flat_map(|q| q.split('&')).enumerate() {
         shown.push(if i == 0 { '?' } else { '&' });
         match pair.split_once('=') {
@@ -160,10 +176,6 @@ pub(crate) fn redact<'a>(target: &'a str, names: &[String], tracker: bool) -> Co
         }
     }
     Cow::Owned(shown)
-}
-
-fn is_key(segment: &str) -> bool {
-    segment.len() >= KEY_LENGTH && segment.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
 /// Whether the pair's value is to be hidden. The name may be percent-encoded by somebody who hopes to get
@@ -192,9 +204,9 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(target: &str, tracker: bool, expected: &str) {
+    fn check(target: &str, keys: Keys, expected: &str) {
         let names = AccessLogSettings::default().redacted_query;
-        let found = redact(target, &names, tracker);
+        let found = redact(target, &names, keys);
         assert_eq!(found, expected);
         assert_eq!(
             matches!(found, Cow::Borrowed(_)),
@@ -205,28 +217,32 @@ mod tests {
 
     #[test]
     fn values_of_named_parameters_are_hidden() {
-        check("/", false, "/");
-        check("/a?b=c", false, "/a?b=c");
-        check("/a?token=S", false, "/a?token=[redacted]");
-        check("/a?x=%0et&Token=S&y", false, "/a?x=%0et&Token=[redacted]&y");
+        check("/", Keys::None, "/");
+        check("/a?b=c", Keys::None, "/a?b=c");
+        check("/a?token=S", Keys::None, "/a?token=[redacted]");
+        check(
+            "/a?x=%0et&Token=S&y",
+            Keys::None,
+            "/a?x=%0et&Token=[redacted]&y",
+        );
         check(
             "/a?t%6Fken=S&PASSKEY=",
-            false,
+            Keys::None,
             "/a?t%6Fken=[redacted]&PASSKEY=",
         );
         check(
             "/a?api_key=a=b&&key=c",
-            false,
+            Keys::None,
             "/a?api_key=[redacted]&&key=[redacted]",
         );
-        check("/a?tokens=S&xkey=S", false, "/a?tokens=S&xkey=S");
-        check("/a?token", false, "/a?token");
+        check("/a?tokens=S&xkey=S", Keys::None, "/a?tokens=S&xkey=S");
+        check("/a?token", Keys::None, "/a?token");
         check(
             "https://x.example/a?b=1&token=S",
-            false,
+            Keys::None,
             "https://x.example/a?b=1&token=[redacted]",
         );
-        check("/a?token=S?token=T", false, "/a?token=[redacted]");
+        check("/a?token=S?token=T", Keys::None, "/a?token=[redacted]");
     }
 
     #[test]
@@ -234,16 +250,20 @@ mod tests {
         let key = "YZSl4lMZupRuOpSRC3krIKR5BPB14nrJ";
         check(
             &format!("/announce/{key}?info_hash=%86z"),
-            true,
+            Keys::Tracker,
             "/announce/[redacted]?info_hash=%86z",
         );
-        check(&format!("/{key}/announce"), true, "/[redacted]/announce");
+        check(
+            &format!("/{key}/announce"),
+            Keys::Tracker,
+            "/[redacted]/announce",
+        );
         check(
             &format!("/announce/{key}"),
-            false,
+            Keys::None,
             &format!("/announce/{key}"),
         );
-        check("/announce?key=1", true, "/announce?key=[redacted]");
+        check("/announce?key=1", Keys::Tracker, "/announce?key=[redacted]");
     }
 
     #[test]
@@ -307,7 +327,9 @@ mod tests {
             aborted: false,
             user_agent: None,
             referer: Some(&referer),
-            tracker: false,
+            keys: Keys::None,
+            tracker_failure: None,
+            tracker_warning: None,
         };
         let written = Arc::new(Mutex::new(String::new()));
         tracing::subscriber::with_default(Recorder(Arc::clone(&written)), || {

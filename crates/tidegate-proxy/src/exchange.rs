@@ -9,16 +9,17 @@ use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tidegate_model::{HostName, RouteId, Rule};
 
-use crate::access_log;
+use crate::access_log::{self, Keys};
 use crate::body::{Body, BodyError};
 use crate::connection::Connection;
 use crate::error::ProxyError;
 use crate::filters::concurrency::InFlightGuard;
 use crate::metrics::RouteMetrics;
+use crate::tracker::{Said, TrackerWatch};
 
 /// Counts a request as in flight until it is dropped, then logs it.
 pub(crate) struct RequestGuard {
@@ -32,6 +33,10 @@ pub(crate) struct RequestGuard {
     id: u128,
     in_flight: Option<InFlightGuard>,
     hints: Option<EarlyHints>,
+    /// An announce or scrape.
+    tracker: Option<Box<TrackerWatch>>,
+    /// The body came to its end.
+    ended: bool,
     record: Option<Box<Record>>,
 }
 
@@ -88,6 +93,8 @@ impl RequestGuard {
             id: fastrand::u128(..),
             in_flight: None,
             hints,
+            tracker: None,
+            ended: false,
             record,
         }
     }
@@ -130,6 +137,20 @@ impl RequestGuard {
     pub(crate) fn rule(&mut self, rule: &Arc<Rule>) {
         if let Some(record) = &mut self.record {
             record.rule = Some(Arc::clone(rule));
+        }
+    }
+
+    /// The rule leads to a tracker: what its answer says is counted and logged.
+    pub(crate) fn tracker(&mut self, rule: &Rule, method: &Method, target: &str) {
+        let metrics = &self.connection.worker.shared.metrics;
+        let handles = || metrics.tracker(&rule.route, &rule.name);
+        self.tracker = TrackerWatch::begin(handles, method, target);
+    }
+
+    /// A backend answered with this header.
+    pub(crate) fn answered_by_backend(&mut self, headers: &HeaderMap) {
+        if let Some(tracker) = &mut self.tracker {
+            tracker.answered(headers);
         }
     }
 
@@ -202,7 +223,7 @@ impl RequestGuard {
         Busy(Arc::clone(&self.connection))
     }
 
-    fn log(&self, record: &Record) {
+    fn log(&self, record: &Record, said: &Said) {
         let settings = &self.connection.worker.shared.settings.access_log;
         access_log::emit(
             settings,
@@ -227,7 +248,13 @@ impl RequestGuard {
                 aborted: record.aborted,
                 user_agent: record.user_agent.as_ref(),
                 referer: record.referer.as_ref(),
-                tracker: record.rule.as_ref().is_some_and(|rule| rule.tracker),
+                keys: match &record.rule {
+                    Some(rule) if rule.tracker.is_some() => Keys::Tracker,
+                    Some(_) => Keys::None,
+                    None => Keys::Unknown,
+                },
+                tracker_failure: said.failure.as_deref(),
+                tracker_warning: said.warning.as_deref(),
             },
         );
     }
@@ -242,8 +269,12 @@ impl Drop for RequestGuard {
         if let Some(route) = &self.metrics {
             route.record(self.status, self.started.elapsed().as_secs_f64());
         }
+        let said = match self.tracker.take() {
+            Some(tracker) => tracker.end(self.ended),
+            None => Said::default(),
+        };
         if let Some(record) = &self.record {
-            self.log(record);
+            self.log(record, &said);
         }
     }
 }
@@ -317,7 +348,9 @@ impl ResponseBody {
             guard,
             offered: false,
         };
-        if !this.body.is_end_stream() {
+        if this.body.is_end_stream() {
+            this.guard.ended = true;
+        } else {
             this.offer();
         }
         this
@@ -365,6 +398,10 @@ impl HttpBody for ResponseBody {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
                     self.guard.sent += data.len() as u64;
+                    if let Some(tracker) = &mut self.guard.tracker {
+                        tracker.passes(data);
+                        self.guard.ended = self.body.is_end_stream();
+                    }
                 }
             }
             Some(Err(error)) => {
@@ -374,7 +411,7 @@ impl HttpBody for ResponseBody {
                     record.error = Some(text);
                 }
             }
-            None => {}
+            None => self.guard.ended = true,
         }
         Poll::Ready(frame)
     }

@@ -8,7 +8,8 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
 use http::{header, request, response};
 use hyper::body::Body as _;
 use tidegate_model::{
-    Action, BackendGroup, Cluster, ClusterKey, HashKey, LoadBalancing, Rule, WeightedBackend,
+    Action, AddressParameters, BackendGroup, Cluster, ClusterKey, HashKey, LoadBalancing, Rule,
+    WeightedBackend,
 };
 use tokio::time::Instant;
 
@@ -267,6 +268,12 @@ impl<'a> Routed<'a> {
     fn edit_request(&self, parts: &mut request::Parts) {
         let filters = &self.rule.filters;
         let mut target = rewrite::target(&parts.uri);
+        if let Some(tracker) = &self.rule.tracker
+            && tracker.address_parameters == AddressParameters::Strip
+            && let Some(stripped) = rewrite::without_addresses(&target)
+        {
+            target = stripped;
+        }
         let mut host = None;
         if let Some(rewrite) = &filters.rewrite {
             host.clone_from(&rewrite.hostname);
@@ -432,6 +439,7 @@ impl<'a> Routed<'a> {
         {
             incoming.forbid_reuse();
         }
+        self.guard.answered_by_backend(&parts.headers);
         if parts.status == StatusCode::SWITCHING_PROTOCOLS {
             let asked = self
                 .client_upgrade

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use http::uri::PathAndQuery;
 use http::{HeaderValue, Request, Response, StatusCode};
 use http::{header, request};
 use tidegate_model::{HostName, PlainHttp, Published, VirtualHost};
@@ -120,6 +121,14 @@ async fn serve_host(
         return Err(Stop::page(StatusCode::NOT_FOUND, "NoRule"));
     };
     guard.rule(&entry.rule);
+    if entry.rule.tracker.is_some() {
+        let target = parts.uri.path_and_query();
+        guard.tracker(
+            &entry.rule,
+            &parts.method,
+            target.map_or("/", PathAndQuery::as_str),
+        );
+    }
 
     // Client address.
     let client = connection.client_of(&parts.headers);

@@ -42,6 +42,7 @@ mod static_files;
 mod stop;
 mod tickets;
 mod tls;
+mod tracker;
 mod upgrade;
 mod upstream;
 mod worker;

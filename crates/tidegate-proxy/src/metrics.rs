@@ -13,6 +13,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use tidegate_model::RouteId;
 
+use crate::tracker::{TrackerFamilies, TrackerMetrics};
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RouteLabels {
     route: String,
@@ -61,6 +63,8 @@ pub(crate) struct Metrics {
     requests: Family<RouteClassLabels, Counter>,
     durations: Family<RouteLabels, Histogram, fn() -> Histogram>,
     routes: RwLock<HashMap<RouteId, Arc<RouteMetrics>>>,
+    trackers: TrackerFamilies,
+    tracker_rules: RwLock<HashMap<RouteId, HashMap<String, Arc<TrackerMetrics>>>>,
     accepted: Family<ListenerLabels, Counter>,
     refused: Family<ReasonLabels, Counter>,
     tls_failures: Family<ReasonLabels, Counter>,
@@ -93,6 +97,8 @@ impl Metrics {
             requests: Family::default(),
             durations: Family::new_with_constructor(histogram),
             routes: RwLock::default(),
+            trackers: TrackerFamilies::default(),
+            tracker_rules: RwLock::default(),
             accepted: Family::default(),
             refused: Family::default(),
             tls_failures: Family::default(),
@@ -178,6 +184,7 @@ impl Metrics {
             "Response body bytes sent to clients",
             this.sent_bytes.clone(),
         );
+        this.trackers.register(r);
         Self { registry, ..this }
     }
 
@@ -206,6 +213,26 @@ impl Metrics {
         });
         let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(routes.entry(route.clone()).or_insert(handles))
+    }
+
+    /// Handles for a rule that leads to a tracker, made on first use.
+    pub(crate) fn tracker(&self, route: &RouteId, rule: &str) -> Arc<TrackerMetrics> {
+        if let Some(handles) = self
+            .tracker_rules
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(route)
+            .and_then(|rules| rules.get(rule))
+        {
+            return Arc::clone(handles);
+        }
+        let handles = Arc::new(self.trackers.of(route, rule));
+        let mut routes = self
+            .tracker_rules
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let rules = routes.entry(route.clone()).or_default();
+        Arc::clone(rules.entry(rule.to_owned()).or_insert(handles))
     }
 
     pub(crate) fn accepted(&self, listener: &'static str) {

@@ -7,6 +7,7 @@
 use http::Uri;
 use http::uri::PathAndQuery;
 use tidegate_model::{PathRewrite, RedirectPath};
+use tidegate_tracker::announce;
 
 /// The target of a request; `/` where its URI has none, as in authority form.
 pub(crate) fn target(uri: &Uri) -> PathAndQuery {
@@ -31,6 +32,16 @@ pub(crate) fn path(original: &PathAndQuery, rewrite: &PathRewrite) -> Option<Pat
     }
     let full = with_query(path, original.query());
     PathAndQuery::from_maybe_shared(bytes::Bytes::from(full)).ok()
+}
+
+/// An announce without the addresses that its client claims; None if it claims none.
+pub(crate) fn without_addresses(original: &PathAndQuery) -> Option<PathAndQuery> {
+    let mut stripped = announce::strip_addresses(original.as_str())?;
+    if !stripped.starts_with('/') {
+        // An absolute-form target need not have a path.
+        stripped.insert(0, '/');
+    }
+    PathAndQuery::from_maybe_shared(bytes::Bytes::from(stripped)).ok()
 }
 
 /// Appends the query unless the new path brings its own.

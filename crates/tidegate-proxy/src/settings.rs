@@ -158,6 +158,8 @@ impl Default for AccessLogSettings {
                 "key",
                 "api_key",
                 "passkey",
+                "authkey",
+                "torrent_pass",
             ]
             .map(str::to_owned)
             .to_vec(),

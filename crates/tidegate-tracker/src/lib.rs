@@ -3,3 +3,9 @@
 //!
 //! Everything here is decided without I/O but the relay of datagrams. It knows neither HTTP connections, which
 //! are the proxy's, nor objects.
+
+pub mod announce;
+pub mod bencode;
+mod failure;
+
+pub use failure::FailureClass;

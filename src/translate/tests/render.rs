@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 use tidegate_model::{
-    Action, Certificate, Cluster, Filters, HostPattern, Limits, PathMatch, RequestMatch,
-    RouteEntry, Snapshot, Timeouts, TlsMode, ValueMatch, VirtualHost,
+    Action, AddressParameters, Certificate, Cluster, Filters, HostPattern, Limits, PathMatch,
+    RequestMatch, RouteEntry, Snapshot, Timeouts, TlsMode, ValueMatch, VirtualHost,
 };
 
 use crate::translate::Translation;
@@ -167,8 +167,12 @@ fn entry_of(entry: &RouteEntry) -> Value {
     if rule.limits != Limits::default() {
         out.insert("limits".to_owned(), format!("{:?}", rule.limits).into());
     }
-    if rule.tracker {
-        out.insert("tracker".to_owned(), true.into());
+    if let Some(tracker) = &rule.tracker {
+        let shown = match tracker.address_parameters {
+            AddressParameters::Pass => true.into(),
+            AddressParameters::Strip => "strips addresses".into(),
+        };
+        out.insert("tracker".to_owned(), shown);
     }
     out.into()
 }

@@ -19,7 +19,7 @@ fn rule(name: &str) -> Arc<Rule> {
         action: Action::Unavailable(String::new()),
         timeouts: Timeouts::default(),
         limits: Limits::default(),
-        tracker: false,
+        tracker: None,
     })
 }
 

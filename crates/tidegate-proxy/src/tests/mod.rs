@@ -244,7 +244,7 @@ pub(super) fn rule(action: Action) -> Rule {
         action,
         timeouts: Timeouts::default(),
         limits: Limits::default(),
-        tracker: false,
+        tracker: None,
     }
 }
 
