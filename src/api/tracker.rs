@@ -19,4 +19,11 @@ pub struct Tracker {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32), extend("enum" = ["HTTPS", "Direct"]))]
     pub exposure: Option<String>,
+
+    /// What becomes of the parameters `ip`, `ipv4` and `ipv6` of announces, by which clients claim addresses.
+    /// `Pass`: they go on; a tracker that believes them lets clients name anybody. `Strip`: they are taken
+    /// out, and every other byte of the target stays. Default: `Pass`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32), extend("enum" = ["Pass", "Strip"]))]
+    pub address_parameters: Option<String>,
 }

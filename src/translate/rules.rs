@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_model::{
-    Action, BackendGroup, HostPattern, HttpTracker, Limits, PathMatch, PathRewrite, RedirectPath,
-    RequestMatch, RouteEntry, Rule, StaticFolder, Timeouts, WeightedBackend,
+    Action, AddressParameters, BackendGroup, HostPattern, HttpTracker, Limits, PathMatch,
+    PathRewrite, RedirectPath, RequestMatch, RouteEntry, Rule, StaticFolder, Timeouts,
+    WeightedBackend,
 };
 
 use super::backends::{Destination, destination};
@@ -59,6 +60,7 @@ pub(super) fn compile(
     let policy = Policy::of(report, field, wire);
     let timeouts = timeouts(report, field, wire);
     let tracker = tracker(report, field, wire);
+    let address_parameters = address_parameters(report, field, wire);
     let limits = limits(report, field, wire, wire.tracker.is_some());
 
     let answered = compiled
@@ -90,6 +92,7 @@ pub(super) fn compile(
     let (hostnames, matches, compiled) = (hostnames?, matches?, compiled?);
     policy?;
     let (timeouts, limits, tracker, group) = (timeouts?, limits?, tracker?, group?);
+    let address_parameters = address_parameters?;
     if !good {
         return None;
     }
@@ -99,7 +102,7 @@ pub(super) fn compile(
         group,
         timeouts,
         limits,
-        tracker: (tracker != TrackerPath::NoTracker).then(HttpTracker::default),
+        tracker: (tracker != TrackerPath::NoTracker).then_some(HttpTracker { address_parameters }),
     };
     let entries = parts.entries(report, references, matches)?;
     Some(CompiledRule {
@@ -283,6 +286,24 @@ fn tracker(report: &mut Report, field: &Field<'_>, wire: &RouteRule) -> Option<T
         good = false;
     }
     exposure.filter(|_| good)
+}
+
+fn address_parameters(
+    report: &mut Report,
+    field: &Field<'_>,
+    wire: &RouteRule,
+) -> Option<AddressParameters> {
+    let written = wire.tracker.as_ref();
+    one_of(
+        report,
+        &field.at("tracker").at("addressParameters"),
+        written.and_then(|tracker| tracker.address_parameters.as_deref()),
+        AddressParameters::Pass,
+        &[
+            ("Pass", AddressParameters::Pass),
+            ("Strip", AddressParameters::Strip),
+        ],
+    )
 }
 
 fn limits(

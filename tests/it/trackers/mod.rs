@@ -3,4 +3,6 @@
 //! The Torrust Tracker, `PeerTube`'s and opentracker answer; each test has a network of its own, so that
 //! clients have addresses that can be told apart. `cargo xtask tools` installs what is used.
 
+mod answers;
 mod headers;
+mod requests;

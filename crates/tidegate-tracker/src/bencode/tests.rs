@@ -141,9 +141,9 @@ fn a_reason_is_bounded_and_fit_for_a_log() {
 #[test]
 fn a_long_scrape_is_not_read_to_its_end() {
     let mut body = b"d5:filesd".to_vec();
-    for index in 0..900_u32 {
+    for index in (0..=u8::MAX).cycle().take(900) {
         body.extend_from_slice(b"20:");
-        body.extend_from_slice(&[index as u8; 20]);
+        body.extend_from_slice(&[index; 20]);
         body.extend_from_slice(b"d8:completei1e10:downloadedi0e10:incompletei0ee");
     }
     body.extend_from_slice(b"ee");
