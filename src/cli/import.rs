@@ -116,6 +116,7 @@ impl Source {
 impl TorrustArgs {
     fn run(self, terminal: &mut Terminal) -> anyhow::Result<ExitCode> {
         let now = SystemTime::now();
+        let addresses = self.addresses;
         let options = torrust::Options {
             home: match self.home {
                 Home::Folder => torrust::Home::Folder,
@@ -125,7 +126,7 @@ impl TorrustArgs {
             namespace: self.namespace,
             tracker_service: self.tracker_service,
             grafana_service: self.grafana_service,
-            addresses: self.addresses,
+            addresses: addresses.clone(),
             mixed_as: self.mixed_as.map(|way| match way {
                 MixedAs::Https => torrust::MixedAs::Https,
                 MixedAs::Http => torrust::MixedAs::Http,
@@ -160,7 +161,7 @@ impl TorrustArgs {
             terminal.line(format_args!("{state} {}", path.display()))?;
         }
         // With whatever else the folder holds.
-        let report = check(&dir, Vec::new(), now);
+        let report = check(&dir, addresses, now);
         problems(terminal, &report.problems)?;
         Ok(if report.ok {
             ExitCode::SUCCESS

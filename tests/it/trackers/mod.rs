@@ -5,4 +5,5 @@
 
 mod answers;
 mod headers;
+mod import;
 mod requests;
