@@ -5,7 +5,9 @@ prints: requests=N failed=N seconds=S p50_us=N p99_us=N.
 
   sink PORT                          origin: reads a request body to its end, answers 204
   echo PORT                          origin: WebSocket echo
-  handshakes PORT HOST PATH COUNT    client: one request per new TLS connection, eight at a time
+  handshakes PORT HOST PATH COUNT ALPN
+                                     client: one request per new TLS connection, eight at a time; ALPN is a
+                                     protocol to offer, or empty for none
   websocket PORT HOST CONNS COUNT    client: COUNT echoes of 128 bytes over CONNS connections
   idle PORT HOST PATH CONNS          client: opens CONNS connections, one request each, prints `open N`,
                                      holds them until its stdin is closed
@@ -24,12 +26,13 @@ PARALLEL = 8
 TIMEOUT = 60
 
 
-def context():
+def context(alpn="http/1.1"):
     """No verification: all proxies serve the same self-signed certificate, and no resumption."""
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     made.check_hostname = False
     made.verify_mode = ssl.CERT_NONE
-    made.set_alpn_protocols(["http/1.1"])
+    if alpn:
+        made.set_alpn_protocols([alpn])
     return made
 
 
@@ -98,8 +101,8 @@ def spread(parallel, work):
     return [t for mine in times for t in mine], len(failures), seconds
 
 
-def handshakes(port, host, path, count):
-    tls = context()
+def handshakes(port, host, path, count, alpn):
+    tls = context(alpn)
 
     def work(mine):
         for _ in range(count // PARALLEL):
@@ -221,7 +224,7 @@ def main(command, *rest):
     elif command == "echo":
         serve(int(rest[0]), echo)
     elif command == "handshakes":
-        handshakes(int(rest[0]), rest[1], rest[2], int(rest[3]))
+        handshakes(int(rest[0]), rest[1], rest[2], int(rest[3]), rest[4])
     elif command == "websocket":
         websocket(int(rest[0]), rest[1], int(rest[2]), int(rest[3]))
     elif command == "idle":

@@ -28,6 +28,8 @@ pub(crate) struct Line<'a> {
     pub(crate) host: Option<&'a str>,
     /// Target as the client sent it.
     pub(crate) target: &'a Uri,
+    /// Its query where that is not quite what the client sent.
+    pub(crate) raw_query: Option<&'a str>,
     pub(crate) version: Version,
     pub(crate) status: StatusCode,
     /// Body bytes to the client.
@@ -80,6 +82,11 @@ pub(crate) fn emit(settings: &AccessLogSettings, line: &Line<'_>) {
         .target
         .path_and_query()
         .map_or("", PathAndQuery::as_str);
+    let raw = line.raw_query.map(|query| {
+        let path = line.target.path();
+        format!("{path}?{query}")
+    });
+    let target = raw.as_deref().unwrap_or(target);
     let target = redact(target, &settings.redacted_query, line.keys);
     let (path, query) = match target.split_once('?') {
         Some((path, query)) => (path, Some(query)),
@@ -314,6 +321,7 @@ mod tests {
             method: &Method::GET,
             host: Some("a.example"),
             target: &target,
+            raw_query: None,
             version: Version::HTTP_2,
             status: StatusCode::OK,
             sent: 2,

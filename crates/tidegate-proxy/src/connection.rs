@@ -17,9 +17,10 @@ use crate::body::ClientBody;
 use crate::forwarded::{self, ClientAddress};
 use crate::http as phases;
 use crate::http2;
-use crate::io::{ClientStream, ClockVerdict, ConnectionClock, Transport};
+use crate::io::{Ahead, ClientStream, ClockVerdict, ConnectionClock, Transport};
 use crate::listener::OpenConnection;
 use crate::metrics::RouteMetrics;
+use crate::odd_query::{OddQueries, RequestLines};
 use crate::tls::TlsFacts;
 use crate::upgrade::ClientUpgrade;
 use crate::worker::Worker;
@@ -162,10 +163,15 @@ async fn serve_http1(
     let shared = &connection.worker.shared;
     let (limits, timeouts) = (&shared.settings.limits, &shared.settings.timeouts);
     let clock = &connection.clock;
+    let odd_queries = Arc::new(OddQueries::default());
+    let lines = RequestLines::new(Arc::clone(&odd_queries));
     let service = service_fn({
         let connection = Arc::clone(&connection);
         move |mut request: Request<Incoming>| {
             let connection = Arc::clone(&connection);
+            if let Some(raw) = odd_queries.take(request.uri()) {
+                request.extensions_mut().insert(raw);
+            }
             let upgrade = request
                 .headers()
                 .contains_key(header::UPGRADE)
@@ -174,7 +180,11 @@ async fn serve_http1(
             async move { Ok::<_, Infallible>(phases::handle(connection, request, upgrade, None).await) }
         }
     });
-    let io = TokioIo::new(ClientStream::new(transport, Arc::clone(clock), None));
+    let io = TokioIo::new(ClientStream::new(
+        transport,
+        Arc::clone(clock),
+        Ahead::Http1(lines),
+    ));
     let mut builder = http1::Builder::new();
     builder
         // Heads have the connection's own clock, which tells a slow head from an idle connection.

@@ -19,6 +19,7 @@ use crate::connection::Connection;
 use crate::error::ProxyError;
 use crate::filters::concurrency::InFlightGuard;
 use crate::metrics::RouteMetrics;
+use crate::odd_query::RawQuery;
 use crate::tracker::{Said, TrackerWatch};
 
 /// Counts a request as in flight until it is dropped, then logs it.
@@ -44,6 +45,8 @@ pub(crate) struct RequestGuard {
 struct Record {
     method: Method,
     target: Uri,
+    /// What stood in the target's query where the codec could not take it.
+    raw_query: Option<RawQuery>,
     host: Option<HostName>,
     route: Option<RouteId>,
     rule: Option<Arc<Rule>>,
@@ -69,6 +72,7 @@ impl RequestGuard {
             Box::new(Record {
                 method: request.method().clone(),
                 target: request.uri().clone(),
+                raw_query: request.extensions().get().cloned(),
                 host: None,
                 route: None,
                 rule: None,
@@ -235,6 +239,7 @@ impl RequestGuard {
                 method: &record.method,
                 host: record.host.as_ref().map(HostName::as_str),
                 target: &record.target,
+                raw_query: record.raw_query.as_ref().map(RawQuery::as_str),
                 version: self.version,
                 status: self.status,
                 sent: self.sent,

@@ -11,6 +11,7 @@ use tidegate_model::{
     Action, AddressParameters, BackendGroup, Cluster, ClusterKey, HashKey, LoadBalancing, Rule,
     WeightedBackend,
 };
+use tidegate_tracker::announce;
 use tokio::time::Instant;
 
 use crate::body::{Body, BodyOutcome, BodyWatch, ClientBody, RequestBody, UpstreamBody};
@@ -21,6 +22,7 @@ use crate::filters::concurrency::InFlightGuard;
 use crate::filters::{basic_auth, compression, cors, forward_auth, headers, ip_access, mirror};
 use crate::forwarded::{self, ClientAddress, ForwardedFacts};
 use crate::normalize::{self, Normalized, Reuse};
+use crate::odd_query::{RawQuery, RawTarget};
 use crate::stop::{PageWish, Stop, empty, stopped};
 use crate::upgrade::ClientUpgrade;
 use crate::upstream::cluster::ActiveRequest;
@@ -41,6 +43,8 @@ pub(crate) struct Routed<'a> {
     client_upgrade: Option<ClientUpgrade>,
     deadline: Option<(Instant, Duration)>,
     secure: bool,
+    /// For a tracker: what stands in the request line instead of the URI.
+    raw_target: Option<RawTarget>,
 }
 
 /// What response filters need of the request; only kept where a rule has such filters.
@@ -74,6 +78,7 @@ impl<'a> Routed<'a> {
             client_upgrade,
             deadline,
             secure,
+            raw_target: None,
         }
     }
 
@@ -265,14 +270,19 @@ impl<'a> Routed<'a> {
     }
 
     /// Target, Host and header as the backend sees them.
-    fn edit_request(&self, parts: &mut request::Parts) {
+    fn edit_request(&mut self, parts: &mut request::Parts) {
         let filters = &self.rule.filters;
         let mut target = rewrite::target(&parts.uri);
+        let mut raw = parts.extensions.remove::<RawQuery>().map(|query| {
+            let path = target.path();
+            format!("{path}?{}", query.as_str())
+        });
         if let Some(tracker) = &self.rule.tracker
             && tracker.address_parameters == AddressParameters::Strip
             && let Some(stripped) = rewrite::without_addresses(&target)
         {
             target = stripped;
+            raw = raw.map(|raw| announce::strip_addresses(&raw).unwrap_or(raw));
         }
         let mut host = None;
         if let Some(rewrite) = &filters.rewrite {
@@ -280,9 +290,11 @@ impl<'a> Routed<'a> {
             if let Some(path) = &rewrite.path
                 && let Some(rewritten) = rewrite::path(&target, path)
             {
+                raw = raw.and_then(|raw| rewrite::raw(&raw, &target, &rewritten));
                 target = rewritten;
             }
         }
+        self.raw_target = raw.map(RawTarget);
         parts.uri = target.into();
         parts
             .headers
@@ -323,6 +335,9 @@ impl<'a> Routed<'a> {
         };
         let body = mirror::tee(worker, &self.rule.filters.mirrors, &parts, body, &options);
         let mut request = upstream::request(parts, body);
+        if let Some(raw) = self.raw_target.take() {
+            request.extensions_mut().insert(raw);
+        }
         let answer = loop {
             let sending = upstream::send(&worker.upstreams, &cluster, request, &options);
             let sent = match self.deadline {

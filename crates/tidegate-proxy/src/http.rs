@@ -13,6 +13,7 @@ use crate::connection::{CachedHost, Connection, ResolvedHost};
 use crate::exchange::{EarlyHints, RequestGuard, ResponseBody};
 use crate::forward::Routed;
 use crate::normalize::{self, Authority, Refusal};
+use crate::odd_query::{self, RawQuery};
 use crate::stop::{PageWish, Stop, close_after, empty, stopped};
 use crate::upgrade::ClientUpgrade;
 use crate::{challenge, path, redirect, rewrite, router};
@@ -49,7 +50,11 @@ async fn serve(
     let shared = &connection.worker.shared;
     let (parts, incoming) = request.into_parts();
     // Boxed: it is handed from phase to phase, and each would keep room for it.
-    let parts = Box::new(parts);
+    let mut parts = Box::new(parts);
+    let odd = parts.extensions.get::<RawQuery>().map(RawQuery::escaped);
+    if let Some(escaped) = odd {
+        parts.uri = odd_query::with_query(&parts.uri, &escaped).ok_or(BAD_TARGET)?;
+    }
 
     // Snapshot and host: who is asked for, and whether this connection may ask for it. What serves the
     // host is kept for the whole request.
@@ -77,6 +82,7 @@ async fn serve(
                 return Err(Stop::page(StatusCode::NOT_FOUND, "PlainHttpRefused"));
             }
             (PlainHttp::Redirect(status), Some(port)) => {
+                odd_query_is_strict(&mut parts)?;
                 return redirect_to_https(&host.name, port, *status, &parts);
             }
         },
@@ -114,8 +120,17 @@ async fn serve_host(
 
     // Route.
     let entry = {
-        let canonical = path::canonical(parts.uri.path());
-        router::choose(virtual_host, &canonical, &parts)?
+        let choose = |parts: &request::Parts| {
+            let canonical = path::canonical(parts.uri.path());
+            router::choose(virtual_host, &canonical, parts)
+        };
+        let entry = choose(&parts)?;
+        let wants_raw = entry.is_some_and(|entry| entry.rule.tracker.is_some());
+        if !wants_raw && odd_query_is_strict(&mut parts)? {
+            choose(&parts)?
+        } else {
+            entry
+        }
     };
     let Some(entry) = entry else {
         return Err(Stop::page(StatusCode::NOT_FOUND, "NoRule"));
@@ -146,6 +161,19 @@ async fn serve_host(
     );
     Ok(routed.answer(parts, incoming, page).await)
 }
+
+/// Only trackers get bytes that no query may hold. Returns whether there were some and the query is now
+/// another one.
+fn odd_query_is_strict(parts: &mut request::Parts) -> Result<bool, Refusal> {
+    let Some(raw) = parts.extensions.remove::<RawQuery>() else {
+        return Ok(false);
+    };
+    parts.uri = odd_query::with_query(&parts.uri, raw.strict()?).ok_or(BAD_TARGET)?;
+    Ok(true)
+}
+
+const BAD_TARGET: Refusal =
+    Refusal::bad_request("InvalidTarget", "the request target cannot be read as one");
 
 const MISDIRECTED: Refusal = Refusal {
     status: StatusCode::MISDIRECTED_REQUEST,

@@ -15,6 +15,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
+use crate::odd_query::RequestLines;
+
 // === Socket ===
 
 /// A TCP socket that first yields bytes read ahead (PROXY header leftovers, ClientHello) and fails a
@@ -166,13 +168,15 @@ impl ConnectionClock {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn on_read(&self) {
+    /// Returns whether a head begins with what was read.
+    fn on_read(&self) -> bool {
         self.heard.store(true, Ordering::Relaxed);
-        if self.in_flight.load(Ordering::Relaxed) == 0
-            && self.head_since.load(Ordering::Relaxed) == 0
-        {
+        let begins = self.in_flight.load(Ordering::Relaxed) == 0
+            && self.head_since.load(Ordering::Relaxed) == 0;
+        if begins {
             self.head_since.store(self.now() + 1, Ordering::Relaxed);
         }
+        begins
     }
 
     /// A head is complete. Returns how many requests the connection has had, this one included.
@@ -267,7 +271,7 @@ impl ConnectionClock {
 pub(crate) struct ClientStream {
     inner: Transport,
     clock: Arc<ConnectionClock>,
-    frames: Option<FrameBudget>,
+    ahead: Ahead,
     /// Bytes read since a read last had to wait.
     in_a_row: usize,
 }
@@ -276,6 +280,12 @@ pub(crate) struct ClientStream {
 /// would exhaust the codec's budget for buffered frames, though they are honest and somebody wants them.
 const READ_IN_A_ROW: usize = 32 * 1024;
 
+/// What is done with bytes before the codec gets them.
+pub(crate) enum Ahead {
+    Http1(RequestLines),
+    Http2(FrameBudget),
+}
+
 /// The two kinds of transport.
 pub(crate) enum Transport {
     Plain(Socket),
@@ -283,15 +293,11 @@ pub(crate) enum Transport {
 }
 
 impl ClientStream {
-    pub(crate) fn new(
-        inner: Transport,
-        clock: Arc<ConnectionClock>,
-        frames: Option<FrameBudget>,
-    ) -> Self {
+    pub(crate) fn new(inner: Transport, clock: Arc<ConnectionClock>, ahead: Ahead) -> Self {
         Self {
             inner,
             clock,
-            frames,
+            ahead,
             in_a_row: 0,
         }
     }
@@ -327,12 +333,20 @@ impl AsyncRead for ClientStream {
             this.in_a_row = 0;
         }
         ready!(result)?;
-        let read = &buf.filled()[before..];
+        let read = &mut buf.filled_mut()[before..];
         if !read.is_empty() {
-            this.clock.on_read();
-            if let Some(frames) = &mut this.frames {
-                frames.account(read)?;
-                this.in_a_row += read.len();
+            let head_begins = this.clock.on_read();
+            match &mut this.ahead {
+                Ahead::Http1(lines) => {
+                    if head_begins {
+                        lines.begin();
+                    }
+                    lines.read(read);
+                }
+                Ahead::Http2(frames) => {
+                    frames.account(read)?;
+                    this.in_a_row += read.len();
+                }
             }
         }
         Poll::Ready(Ok(()))

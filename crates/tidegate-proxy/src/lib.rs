@@ -29,6 +29,7 @@ mod io;
 mod listener;
 mod metrics;
 mod normalize;
+mod odd_query;
 mod passthrough;
 mod path;
 mod peers;

@@ -44,6 +44,12 @@ pub(crate) fn without_addresses(original: &PathAndQuery) -> Option<PathAndQuery>
     PathAndQuery::from_maybe_shared(bytes::Bytes::from(stripped)).ok()
 }
 
+/// A target with a raw query under the rewritten path; None if the rule brings a query of its own.
+pub(crate) fn raw(raw: &str, before: &PathAndQuery, after: &PathAndQuery) -> Option<String> {
+    let (_, query) = raw.split_once('?')?;
+    (before.query() == after.query()).then(|| format!("{}?{query}", after.path()))
+}
+
 /// Appends the query unless the new path brings its own.
 pub(crate) fn with_query(mut path: String, query: Option<&str>) -> String {
     if let Some(query) = query

@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use super::answers::tracker;
 use crate::support::client::block_on;
 use crate::support::raw::{RawOrigin, Seen, find};
-use crate::support::{Client, Edge, ports};
+use crate::support::{Client, Edge, breathe, ports, route_of};
 
 const HOST: &str = "http1.tracker.test";
 const ANSWER: &[u8] =
@@ -136,9 +136,7 @@ fn announce(piece: &str) -> String {
 #[test]
 fn every_byte_of_a_target_gets_through() {
     let bed = Bed::new("");
-    let plain = |byte: &u8| !b"\"<>#".contains(byte);
     let mut targets: Vec<String> = (0x21..=0x7E)
-        .filter(plain)
         .map(|byte: u8| announce(&char::from(byte).to_string()))
         .collect();
     for byte in 0..=u8::MAX {
@@ -166,14 +164,132 @@ fn every_byte_of_a_target_gets_through() {
     let random: Vec<String> = (0..400)
         .map(|_| {
             let query: String = (0..rng.usize(1..120))
-                .map(|_| rng.u8(0x21..=0x7E))
-                .filter(plain)
-                .map(char::from)
+                .map(|_| char::from(rng.u8(0x21..=0x7E)))
                 .collect();
             format!("/announce?{query}")
         })
         .collect();
     bed.gets_through(&random);
+}
+
+/// The four bytes that no query may hold: trackers get them, other backends are kept from them, and a request
+/// that comes before its turn is the codec's.
+#[test]
+fn bytes_that_no_query_may_hold_are_for_trackers_only() {
+    let origin = RawOrigin::answering(ANSWER);
+    let other = "other.tracker.test";
+    let edge = Edge::start(&[
+        tracker(HOST, origin.address(), ", addressParameters: Strip"),
+        route_of(
+            "other",
+            &format!(
+                "hostnames: [{other}]\nrules:\n- matches: [{{queryParams: [{{name: a, value: \"1\"}}]}}]\n  backends: [{{address: \"{0}\"}}]\n\
+                 - match: {{pathPrefix: /announce}}\n  tracker: {{}}\n  backends: [{{address: \"{0}\"}}]\n",
+                origin.address()
+            ),
+        ),
+    ]);
+    let client = edge.client();
+    // In two pieces, with addresses taken out of both readings.
+    let statuses = block_on(async {
+        let mut stream = client.connect(HOST, &[]).await.unwrap();
+        let mut statuses = Vec::new();
+        for (one, two) in [
+            ("GET /announce?a=\"&ip=1&b=<", "x>&c=#d&ipv6=2 HTTP/1.1\r\n"),
+            ("GET /announce?a", "=!#! HTTP/1.1\r\n"),
+            ("GET /announce?a=!&b=", "! HTTP/1.1\r\n"),
+        ] {
+            stream.write_all(one.as_bytes()).await.unwrap();
+            stream.flush().await.unwrap();
+            breathe();
+            stream.write_all(two.as_bytes()).await.unwrap();
+            let rest = format!("Host: {HOST}\r\nX: \"<>#\r\n\r\n");
+            stream.write_all(rest.as_bytes()).await.unwrap();
+            statuses.extend(answer(&mut stream).await);
+        }
+        statuses
+    });
+    assert_eq!(statuses, [200; 3]);
+    let seen = origin.seen();
+    assert_eq!(
+        seen.iter().map(Seen::line).collect::<Vec<_>>(),
+        [
+            "GET /announce?a=\"&b=<x>&c=#d HTTP/1.1",
+            "GET /announce?a=!#! HTTP/1.1",
+            "GET /announce?a=!&b=! HTTP/1.1",
+        ]
+    );
+    assert!(seen.iter().all(|seen| seen.values("x") == ["\"<>#"]));
+    assert!(
+        edge.log()
+            .contains("query=\"a=\\\"&ip=1&b=<x>&c=#d&ipv6=2\""),
+        "{}",
+        edge.log()
+    );
+
+    let of = |host: &'static str, target: &str| {
+        let request =
+            format!("GET {target} HTTP/1.1\r\nHost: {host}\r\nAccept: application/json\r\n\r\n");
+        let client = edge.client();
+        let before = origin.seen().len();
+        let status = block_on(async move {
+            let mut stream = client.connect(host, &[]).await.unwrap();
+            stream.write_all(request.as_bytes()).await.unwrap();
+            answer(&mut stream).await
+        });
+        let seen = origin.seen();
+        (
+            status,
+            seen[before..]
+                .iter()
+                .map(|seen| seen.line().to_owned())
+                .collect::<String>(),
+        )
+    };
+    for (target, status, line) in [
+        // Two rules of one host: the tracker's gets it all, the other one what RFC 3986 says.
+        ("/announce?b=\"#", 200, "GET /announce?b=\"# HTTP/1.1"),
+        ("/x?a=1#\"", 200, "GET /x?a=1 HTTP/1.1"),
+        ("/x?a=1&b=\"", 400, ""),
+        ("/x?a=\"", 400, ""),
+        // Not in the query: the codec's.
+        ("/announce/<x>", 400, ""),
+        ("/announce#x?y", 200, "GET /announce HTTP/1.1"),
+    ] {
+        assert_eq!(
+            of(other, target),
+            (Some(status), line.to_owned()),
+            "{target}"
+        );
+    }
+    assert!(
+        edge.admin("/metrics")
+            .unwrap()
+            .contains("tidegate_http_refusals_total{reason=\"InvalidTarget\"} 2")
+    );
+
+    // Sent before the answer to the one before: refused, and never with another byte in its place.
+    let before = origin.seen().len();
+    let pair = [get("/announce?n=\"1"), get("/announce?n=\"2")].concat();
+    let statuses = block_on(async {
+        let mut stream = client.connect(HOST, &[]).await.unwrap();
+        stream.write_all(&pair).await.unwrap();
+        let mut text = Vec::new();
+        let _ = stream.read_to_end(&mut text).await;
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let found: Vec<u16> = text
+            .split("HTTP/1.1 ")
+            .skip(1)
+            .filter_map(|rest| rest.get(..3)?.parse().ok())
+            .collect();
+        found
+    });
+    assert_eq!(statuses, [200, 400]);
+    let seen = origin.seen();
+    assert_eq!(
+        seen[before..].iter().map(Seen::line).collect::<Vec<_>>(),
+        ["GET /announce?n=\"1 HTTP/1.1"]
+    );
 }
 
 #[test]

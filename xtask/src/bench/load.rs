@@ -67,14 +67,15 @@ pub(super) fn measure(proxy: &Running, kind: &Kind, target: &Target<'_>) -> Resu
             path,
             body.as_deref(),
         )?,
-        Kind::Handshakes { count } => peers(
+        Kind::Handshakes { count, path, alpn } => peers(
             target,
             &[
                 "handshakes",
                 &target.port.to_string(),
                 target.host,
-                "/1k",
+                path,
                 &count.to_string(),
+                if *alpn { "http/1.1" } else { "" },
             ],
         )?,
         Kind::WebSocket { connections, count } => peers(
@@ -117,7 +118,11 @@ pub(super) enum Kind {
         body: Option<std::path::PathBuf>,
     },
     /// A new TLS connection for each request.
-    Handshakes { count: u64 },
+    Handshakes {
+        count: u64,
+        path: &'static str,
+        alpn: bool,
+    },
     /// Echoes over WebSocket.
     WebSocket { connections: u32, count: u64 },
     /// Connections that are open and do nothing.

@@ -30,7 +30,7 @@ usage: cargo xtask bench [--quick] [--only WORKLOAD,…] [--proxies NAME,…] [-
 
   --quick      2 rounds with small counts; prints, but leaves docs/benchmarks.md alone
   --only       workloads: small-h1 small-h2 large-h1 large-h2 upload handshake websocket idle
-               routes-1000 routes-10000
+               routes-1000 routes-10000 announce announce-new
   --proxies    tidegate nginx haproxy caddy traefik
   --rounds     rounds to take the median of (default 5)
 ";
@@ -38,6 +38,11 @@ usage: cargo xtask bench [--quick] [--only WORKLOAD,…] [--proxies NAME,…] [-
 /// Ports of 127.0.0.1: the origin's, then one for each proxy.
 const FIRST_PORT: u16 = 17_400;
 const START: Duration = Duration::from_mins(2);
+
+/// As libtorrent writes it.
+const ANNOUNCE: &str = "/announce?info_hash=%86zsL%94%0et%d5B%f2%19%8c%a7O%f1%09%b8%8a%5d%2e\
+    &peer_id=-LT2010-d(UfWmCdvZLH&port=6881&uploaded=0&downloaded=0&left=640000&corrupt=0&key=4A7C3D21\
+    &event=started&numwant=200&compact=1&no_peer_id=1&supportcrypto=1&redundant=0";
 
 struct Options {
     quick: bool,
@@ -53,6 +58,8 @@ struct Workload {
     kind: Kind,
     origin: OriginKind,
     hosts: usize,
+    /// The routes say that they lead to a tracker.
+    tracker: bool,
 }
 
 /// What answers behind the proxies.
@@ -175,6 +182,7 @@ fn workloads(quick: bool, body: &Path) -> Vec<Workload> {
         kind,
         origin: OriginKind::Files,
         hosts: 1,
+        tracker: false,
     };
     let routes = |name, title, hosts| Workload {
         hosts,
@@ -226,7 +234,11 @@ fn workloads(quick: bool, body: &Path) -> Vec<Workload> {
         files(
             "handshake",
             "1 KiB, a new TLS connection for each request, 8 at a time",
-            Kind::Handshakes { count: scale(1200) },
+            Kind::Handshakes {
+                count: scale(1200),
+                path: "/1k",
+                alpn: true,
+            },
         ),
         Workload {
             origin: OriginKind::Echo,
@@ -242,6 +254,26 @@ fn workloads(quick: bool, body: &Path) -> Vec<Workload> {
         files("idle", "Idle TLS connections after one request each", idle),
         routes("routes-1000", "1 KiB, HTTP/2, 1,000 routes", 1000),
         routes("routes-10000", "1 KiB, HTTP/2, 10,000 routes", 10_000),
+        Workload {
+            tracker: true,
+            ..files(
+                "announce",
+                "Announces to an HTTP tracker, HTTP/1.1, 32 kept connections",
+                h2load(true, 32, 1, 12_000, ANNOUNCE, None),
+            )
+        },
+        Workload {
+            tracker: true,
+            ..files(
+                "announce-new",
+                "Announces to an HTTP tracker, a new TLS connection each without ALPN, 8 at a time",
+                Kind::Handshakes {
+                    count: scale(1200),
+                    path: ANNOUNCE,
+                    alpn: false,
+                },
+            )
+        },
     ]
 }
 
@@ -276,6 +308,7 @@ fn measure(workload: &Workload, options: &Options, folder: &Path) -> Result<Tabl
             port,
             origin: origin_port,
             hosts: &hosts,
+            tracker: workload.tracker,
             certificate: &folder.join("certificate.pem"),
             key: &folder.join("key.pem"),
             folder: &own,

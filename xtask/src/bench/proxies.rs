@@ -37,6 +37,8 @@ pub(super) struct Setup<'a> {
     pub(super) origin: u16,
     /// Hostnames, each with a route of its own.
     pub(super) hosts: &'a [String],
+    /// Whether the origin is a tracker.
+    pub(super) tracker: bool,
     /// Certificate chain and key, PEM.
     pub(super) certificate: &'a Path,
     pub(super) key: &'a Path,
@@ -84,7 +86,11 @@ impl Proxy {
 
     fn program(self) -> Result<PathBuf> {
         match self {
-            Self::Tidegate => Ok(shell::root().join("target/release/tidegate")),
+            Self::Tidegate => {
+                let folder =
+                    std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+                Ok(shell::root().join(folder).join("release/tidegate"))
+            }
             Self::Nginx | Self::Haproxy => shell::find(self.name())
                 .with_context(|| format!("{} is not installed", self.name())),
             Self::Caddy | Self::Traefik => {
@@ -179,8 +185,13 @@ fn tidegate_routes(setup: &Setup<'_>) -> String {
              \x20 hostnames: [{host}]\n\
              \x20 tls: {{secretName: bench-tls}}\n\
              \x20 rules:\n\
-             \x20 - backends: [{{address: \"127.0.0.1:{}\"}}]\n",
-            setup.origin
+             \x20 - backends: [{{address: \"127.0.0.1:{}\"}}]\n{}",
+            setup.origin,
+            if setup.tracker {
+                "    tracker: {type: HTTP}\n"
+            } else {
+                ""
+            },
         );
     }
     text
@@ -316,7 +327,15 @@ http:
     text
 }
 
-/// The origin: nginx on one worker, with a file of 1 KiB and one of 1 MiB.
+/// What a tracker answers to an announce, with fifty peers.
+fn announced() -> String {
+    format!(
+        "d8:completei20e10:incompletei30e8:intervali120e12:min intervali120e5:peers300:{}6:peers60:e",
+        "p".repeat(300)
+    )
+}
+
+/// The origin: nginx on one worker, with a file of 1 KiB, one of 1 MiB and a tracker's answer.
 pub(super) fn origin(port: u16, folder: &Path) -> Result<Command> {
     let Some(program) = shell::find("nginx") else {
         bail!("nginx, which is the origin of every measurement, is not installed");
@@ -331,10 +350,14 @@ http {{
   access_log off; sendfile on; tcp_nopush on; open_file_cache max=16;
   client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path f; uwsgi_temp_path u; scgi_temp_path s;
   keepalive_requests 10000000; keepalive_timeout 600s;
-  server {{ listen 127.0.0.1:{port} backlog=4096; root {folder}/www; }}
+  server {{
+    listen 127.0.0.1:{port} backlog=4096; root {folder}/www;
+    location = /announce {{ default_type text/plain; return 200 \"{peers}\"; }}
+  }}
 }}
 ",
         folder = folder.display(),
+        peers = announced(),
     );
     let path = folder.join("nginx.conf");
     fs::write(&path, text).context("write the origin's configuration")?;

@@ -124,6 +124,8 @@ The machine's load average over the last 15 minutes was {load}; above {cores}, o
   machine shows in them.
 - Load comes from h2load; new connections, WebSocket and idle connections from a small Python client whose own cost
   bounds requests/s there, not the CPU time of the proxy.
+- Announces are what libtorrent sends, with a new connection each time, without ALPN and without resumption; the answer
+  of 400 bytes with fifty peers is fixed, so that the proxies are measured and no tracker. Tidegate's rule says `tracker`.
 - **RSS** is the resident memory of the process and its children after the load; per connection it is the growth while
   the connections are open, divided by their number.
 

@@ -23,7 +23,7 @@ use http::Request;
 use tokio::time::Sleep;
 
 use crate::connection::{Asked, Connection};
-use crate::io::{ClientStream, FrameBudget, Transport};
+use crate::io::{Ahead, ClientStream, FrameBudget, Transport};
 use streams::Streams;
 pub(crate) use tunnel::Tunnel;
 use wakes::{Bell, Wakes, Whom};
@@ -76,7 +76,11 @@ async fn handshake(
     let shared = &connection.worker.shared;
     let limits = &shared.settings.limits;
     let frames = FrameBudget::new(limits.h2_control_frames);
-    let io = ClientStream::new(transport, Arc::clone(&connection.clock), Some(frames));
+    let io = ClientStream::new(
+        transport,
+        Arc::clone(&connection.clock),
+        Ahead::Http2(frames),
+    );
     let mut builder = server::Builder::new();
     builder
         .max_concurrent_streams(limits.h2_streams)

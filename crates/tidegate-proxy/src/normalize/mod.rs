@@ -9,7 +9,8 @@
 //! before the colon; `Transfer-Encoding` in HTTP/1.0 and one that does not end in `chunked` are refused;
 //! of `Content-Length` beside `Transfer-Encoding` the length is dropped, the body is read as chunked and
 //! the connection closes after it; equal `Content-Length` fields are merged, differing ones refused; a
-//! fragment (`#…`) is cut from the target; HTTP/2 requests with connection-specific fields are reset.
+//! fragment (`#…`) is cut from the target (but see `odd_query`); HTTP/2 requests with connection-specific
+//! fields are reset.
 
 mod authority;
 mod hop_by_hop;

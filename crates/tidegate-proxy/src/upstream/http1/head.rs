@@ -6,6 +6,7 @@
 use std::mem::MaybeUninit;
 
 use bytes::{Buf as _, Bytes, BytesMut};
+use http::uri::PathAndQuery;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
 };
@@ -17,6 +18,7 @@ use super::upload::Framing;
 use super::{Http1Error, MAX_HEAD};
 use crate::body::Body;
 use crate::normalize;
+use crate::odd_query::RawTarget;
 
 /// Fields of a response head.
 const MAX_FIELDS: usize = 100;
@@ -32,8 +34,14 @@ const EXTRA_FIELDS: usize = 4;
 pub(super) fn write_request(out: &mut Vec<u8>, request: &Request<Body>) -> Framing {
     out.extend_from_slice(request.method().as_str().as_bytes());
     out.push(b' ');
-    let target = request.uri().path_and_query();
-    out.extend_from_slice(target.map_or("/", |target| target.as_str()).as_bytes());
+    let target = match request.extensions().get::<RawTarget>() {
+        Some(raw) => raw.0.as_str(),
+        None => request
+            .uri()
+            .path_and_query()
+            .map_or("/", PathAndQuery::as_str),
+    };
+    out.extend_from_slice(target.as_bytes());
     out.extend_from_slice(b" HTTP/1.1\r\n");
     let mut stated = None;
     for (name, value) in request.headers() {
