@@ -119,6 +119,7 @@ impl Torrust {
     /// The peers of a torrent, in order of their addresses. None of a torrent that it does not know.
     #[track_caller]
     pub(crate) fn peers(&self, info_hash: &str) -> Vec<Peer> {
+        // Of an unknown torrent it says so in text, with the status of success.
         let torrent = self.ask(&format!("/api/v1/torrent/{info_hash}"));
         let peers = torrent["peers"].as_array().cloned().unwrap_or_default();
         let mut peers: Vec<_> = peers

@@ -7,3 +7,4 @@ mod answers;
 mod headers;
 mod import;
 mod requests;
+mod swarm;
