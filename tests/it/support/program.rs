@@ -58,6 +58,13 @@ impl Program {
         self.wait(patience)
     }
 
+    /// Writes a line to a program that was started held.
+    #[track_caller]
+    pub(crate) fn say(&mut self, line: &str) {
+        let stdin = self.child.stdin.as_mut().unwrap();
+        writeln!(stdin, "{line}").unwrap();
+    }
+
     /// Waits until somebody listens on the port.
     #[track_caller]
     pub(crate) fn wait_for_port(mut self, port: u16) -> Self {

@@ -52,9 +52,7 @@ pub(crate) struct Torrust {
 pub(crate) struct Peer {
     /// Address and port at which others reach it.
     pub(crate) address: SocketAddr,
-    /// The client that its id names.
-    pub(crate) client: String,
-    /// Its id in hexadecimal digits.
+    /// The part of its id that names the client, such as `-TR3000-`.
     pub(crate) id: String,
     /// Bytes that it lacks.
     pub(crate) left: u64,
@@ -126,8 +124,7 @@ impl Torrust {
             .iter()
             .map(|peer| Peer {
                 address: peer["peer_addr"].as_str().unwrap().parse().unwrap(),
-                client: peer["peer_id"]["client"].as_str().unwrap_or("").to_owned(),
-                id: peer["peer_id"]["id"].as_str().unwrap_or("").to_owned(),
+                id: client_id(peer["peer_id"]["id"].as_str().unwrap_or("")),
                 left: peer["left"].as_u64().unwrap(),
             })
             .collect();
@@ -160,6 +157,15 @@ impl Torrust {
         self.program.signal("INT");
         self.program.wait(PATIENCE)
     }
+}
+
+/// What can be read at the beginning of a peer's id, which comes as `0x` and hexadecimal digits.
+fn client_id(digits: &str) -> String {
+    let digits = digits.trim_start_matches("0x").as_bytes();
+    let bytes = digits
+        .chunks_exact(2)
+        .map(|pair| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap());
+    bytes.take(8).map(char::from).collect()
 }
 
 fn torrust_config(

@@ -6,5 +6,6 @@
 mod answers;
 mod headers;
 mod import;
+mod live;
 mod requests;
 mod swarm;

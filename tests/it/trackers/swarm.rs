@@ -114,7 +114,8 @@ fn a_swarm_downloads_and_the_tracker_knows_every_clients_true_address() {
         }
         for family in ["tcp4", "tcp6"] {
             let announces = torrust.counter(&format!("{family}_announces_handled"));
-            assert!(announces >= 9, "{family}: {announces}");
+            // Everybody's first one, and three that say that their download is complete.
+            assert!(announces >= 8, "{family}: {announces}");
         }
         drop((seeding, downloads));
         assert!(torrust.interrupt().success());
@@ -161,8 +162,8 @@ fn show(host: &str, hash: &str, peers: &[Peer]) {
     for peer in peers {
         let _ = writeln!(
             out,
-            "  {:<22} {:<14} left {}",
-            peer.address, peer.client, peer.left
+            "  {:<20} peer id {:<10} left {}",
+            peer.address, peer.id, peer.left
         );
     }
 }

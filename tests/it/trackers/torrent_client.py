@@ -14,10 +14,8 @@ import libtorrent as lt
 
 
 def make(content, torrent, url):
-    folder, _, name = content.rpartition("/")
-    files = lt.file_storage()
-    lt.add_files(files, content)
-    made = lt.create_torrent(files, 64 * 1024, lt.create_torrent.v1_only)
+    folder = content.rpartition("/")[0]
+    made = lt.create_torrent(lt.list_files(content), 64 * 1024, lt.create_torrent.v1_only)
     made.add_tracker(url)
     lt.set_piece_hashes(made, folder)
     with open(torrent, "wb") as file:
