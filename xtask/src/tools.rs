@@ -116,7 +116,7 @@ pub(crate) fn install(set: &str) -> Result<()> {
             ("Python packages", || {
                 python("test", "tests/it/real/requirements.txt").map(drop)
             }),
-            ("promtool", promtool),
+            ("Prometheus", prometheus),
             ("Node packages", node),
             ("Torrust Tracker", torrust_tracker),
             ("Go programs", go_programs),
@@ -185,19 +185,19 @@ fn debian(packages: &[Package]) -> Result<()> {
     run(apt(&["install", "-y", "--no-install-recommends"]).args(&missing))
 }
 
-/// promtool alone out of Debian's package: installed, it brings a server that starts, its account, and the
+/// Programs alone out of Debian's package: installed, it brings a server that starts, its account, and the
 /// fonts and scripts of its pages.
-fn promtool() -> Result<()> {
+fn prometheus() -> Result<()> {
+    const PROGRAMS: [&str; 2] = ["prometheus", "promtool"];
     let programs = shell::tools_dir().join("bin");
-    let program = programs.join("promtool");
-    if program.is_file() {
+    if PROGRAMS.iter().all(|name| programs.join(name).is_file()) {
         return Ok(());
     }
     if find("apt-get").is_none() || find("dpkg-deb").is_none() {
-        bail!("promtool is taken out of Debian's package prometheus, and this is not Debian");
+        bail!("it is taken out of Debian's package prometheus, and this is not Debian");
     }
-    eprintln!("taking promtool out of Debian's package prometheus");
-    let folder = shell::tools_dir().join("promtool");
+    eprintln!("taking Prometheus out of Debian's package prometheus");
+    let folder = shell::tools_dir().join("prometheus");
     let _ = std::fs::remove_dir_all(&folder);
     for folder in [&programs, &folder] {
         std::fs::create_dir_all(folder).context("create the tools folder")?;
@@ -219,7 +219,10 @@ fn promtool() -> Result<()> {
             .arg(package)
             .arg(&folder))?;
     }
-    std::fs::rename(folder.join("usr/bin/promtool"), program).context("put promtool in place")?;
+    for name in PROGRAMS {
+        std::fs::rename(folder.join("usr/bin").join(name), programs.join(name))
+            .with_context(|| format!("put {name} in place"))?;
+    }
     std::fs::remove_dir_all(&folder).context("remove the rest of the package")
 }
 

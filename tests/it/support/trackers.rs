@@ -20,7 +20,9 @@ use super::{eventually, missing, ports};
 
 /// How long a tracker may take to be ready, or to end, on a busy machine.
 const PATIENCE: Duration = Duration::from_mins(1);
-const TOKEN: &str = "MyAccessToken";
+/// Opens the API of every Torrust Tracker that is started here.
+pub(crate) const TOKEN: &str = "MyAccessToken";
+const DATABASE: &str = "/var/lib/torrust/tracker/database/sqlite3.db";
 
 /// How a Torrust Tracker is to run.
 #[derive(Default)]
@@ -72,6 +74,21 @@ impl Torrust {
     /// Starts it and waits until all its parts are well. None if it is not installed.
     #[track_caller]
     pub(crate) fn start(settings: Settings) -> Option<Self> {
+        let api = settings.api.unwrap_or_else(|| local(ports::free()));
+        let health = settings.health.unwrap_or_else(|| local(ports::free()));
+        let config = torrust_config(&settings, api, health);
+        Self::start_with(&config, settings.http, api, health)
+    }
+
+    /// Starts it with a configuration that has no token of an administrator and its database in
+    /// `/var/lib/torrust`, as the official image does. None if it is not installed.
+    #[track_caller]
+    pub(crate) fn start_with(
+        config: &str,
+        http: Vec<SocketAddr>,
+        api: SocketAddr,
+        health: SocketAddr,
+    ) -> Option<Self> {
         let program = tools().join("bin/torrust-tracker");
         if missing(&[&program]) {
             return None;
@@ -80,14 +97,18 @@ impl Torrust {
             .prefix("tidegate-torrust-")
             .tempdir()
             .unwrap();
-        let api = settings.api.unwrap_or_else(|| local(ports::free()));
-        let health = settings.health.unwrap_or_else(|| local(ports::free()));
+        let database = folder.path().join("tracker.db");
+        let config = config.replace(DATABASE, &database.to_string_lossy());
         let file = folder.path().join("tracker.toml");
-        fs::write(&file, torrust_config(folder.path(), &settings, api, health)).unwrap();
+        fs::write(&file, config).unwrap();
         let mut program = Program::start(
             Command::new(program)
                 .current_dir(folder.path())
-                .env("TORRUST_TRACKER_CONFIG_TOML_PATH", &file),
+                .env("TORRUST_TRACKER_CONFIG_TOML_PATH", &file)
+                .env(
+                    "TORRUST_TRACKER_CONFIG_OVERRIDE_HTTP_API__ACCESS_TOKENS__ADMIN",
+                    TOKEN,
+                ),
         );
         eventually("a healthy tracker", PATIENCE, || {
             if let Some(status) = program.ended() {
@@ -101,7 +122,7 @@ impl Torrust {
         Some(Self {
             program,
             _folder: folder,
-            http: settings.http,
+            http,
             api,
         })
     }
@@ -168,23 +189,16 @@ fn client_id(digits: &str) -> String {
     bytes.take(8).map(char::from).collect()
 }
 
-fn torrust_config(
-    folder: &Path,
-    settings: &Settings,
-    api: SocketAddr,
-    health: SocketAddr,
-) -> String {
+fn torrust_config(settings: &Settings, api: SocketAddr, health: SocketAddr) -> String {
     let mut text = format!(
         "[metadata]\napp = \"torrust-tracker\"\npurpose = \"configuration\"\nschema_version = \"2.0.0\"\n\
          [logging]\nthreshold = \"info\"\n\
          [core]\nlisted = false\nprivate = false\n\
          [core.announce_policy]\ninterval = 120\ninterval_min = 120\n\
          [core.net]\non_reverse_proxy = {}\n\
-         [core.database]\ndriver = \"sqlite3\"\npath = \"{}\"\n\
-         [http_api]\nbind_address = \"{api}\"\n[http_api.access_tokens]\nadmin = \"{TOKEN}\"\n\
-         [health_check_api]\nbind_address = \"{health}\"\n",
+         [core.database]\ndriver = \"sqlite3\"\npath = \"{DATABASE}\"\n\
+         [http_api]\nbind_address = \"{api}\"\n[health_check_api]\nbind_address = \"{health}\"\n",
         settings.on_reverse_proxy,
-        folder.join("tracker.db").display(),
     );
     for (kind, addresses) in [("http", &settings.http), ("udp", &settings.udp)] {
         for address in addresses {

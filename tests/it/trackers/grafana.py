@@ -23,7 +23,8 @@ def say(*words):
 
 
 def admit(connection, request):
-    path = urlsplit(request.path).path
+    # With GF_SERVER_SERVE_FROM_SUB_PATH it is at home below /grafana too.
+    path = urlsplit(request.path).path.removeprefix("/grafana")
     if path != "/api/live/ws":
         if path == "/api/health":
             return connection.respond(200, '{"database": "ok"}\n')

@@ -8,4 +8,5 @@ mod headers;
 mod import;
 mod live;
 mod requests;
+mod stack;
 mod swarm;
