@@ -6,13 +6,14 @@ use std::fmt::Write as _;
 
 use tidegate_acme::observed::Observed;
 
-use super::{Admin, acme_metrics};
+use super::{Admin, acme_metrics, udp_metrics};
 
 /// Renders everything, with the closing `# EOF`.
 pub(super) fn render(admin: &Admin) -> String {
     let mut out = Exposition::default();
     process(&mut out);
     configuration(&mut out, admin);
+    udp_metrics::relays(&mut out, &admin.udp.counted());
     let mut text = out.0;
     if let Some(edge) = admin.edge.get() {
         text.push_str(&edge.metrics());
@@ -186,7 +187,11 @@ mod tests {
     #[test]
     fn every_name_is_documented() {
         let documented = include_str!("../../docs/reference/metrics.md");
-        let source = concat!(include_str!("metrics.rs"), include_str!("acme_metrics.rs"));
+        let source = concat!(
+            include_str!("metrics.rs"),
+            include_str!("acme_metrics.rs"),
+            include_str!("udp_metrics.rs")
+        );
         let mut found = 0;
         let names = source.split('"').filter(|text| {
             (text.starts_with("tidegate_") || text.starts_with("process_"))

@@ -9,6 +9,7 @@ mod connections;
 mod host_guard;
 mod metrics;
 mod readiness;
+mod udp_metrics;
 mod views;
 
 use std::future::Future;
@@ -23,6 +24,7 @@ use axum::routing::get;
 use tidegate_acme::engine::Engine;
 use tidegate_model::{Observed, SnapshotStore};
 use tidegate_proxy::RunningEdge;
+use tidegate_tracker::udp::UdpRelays;
 use tokio::sync::watch;
 
 pub use connections::Listener;
@@ -46,6 +48,8 @@ pub struct Admin {
     pub engine: watch::Receiver<Option<Engine>>,
     /// The published configuration.
     pub store: Arc<SnapshotStore>,
+    /// The relays of UDP trackers.
+    pub udp: UdpRelays,
     /// Which Host headers are answered.
     pub hosts: HostGuard,
 }

@@ -92,10 +92,24 @@ words! {
         ForwardedHeaders,
         /// The client's address is sent in a PROXY protocol header.
         ProxyProtocol,
+        /// The tracker's clients reach it without this edge, which neither keeps nor loses their addresses.
+        NotRelayed,
+        /// Datagrams reach the tracker with the address of their client, as a trial has shown.
+        TransparentRelay,
         /// TLS is passed through without a PROXY protocol header, so the backend sees the edge's address.
         AddressLost,
         /// The addresses of clients are replaced by the cluster's own before they reach the edge. The message names the switch that mends it.
         SourceAddressReplaced,
+        /// The process may not send from the addresses of clients; nothing is relayed. The message says what it needs.
+        RelayNotPermitted,
+        /// The tracker's answers to clients do not come back through the edge; nothing is relayed. The message has the commands that mend it.
+        RelayNoWayBack,
+        /// The tracker does not read the PROXY protocol header; nothing is relayed.
+        ProxyHeaderNotRead,
+        /// The UDP tracker answers nobody, so that nothing can be said of addresses.
+        TrackerSilent,
+        /// The port or address of a UDP tracker cannot be listened on. The message says who has it.
+        UdpPortUnavailable,
         /// The load balancer does not send the PROXY protocol header that the edge reads from it.
         ProxyHeaderMissing,
         /// The load balancer sends a PROXY protocol header that the edge does not read.

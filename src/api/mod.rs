@@ -60,7 +60,7 @@ pub use status::{CertificateStatus, OrderStatus, PreflightStatus};
 pub use tls_route::{
     ClientAuth, Hsts, HttpPolicy, IssuerRef, TlsPolicy, TlsRoute, TlsRouteSpec, TlsRouteStatus,
 };
-pub use tracker::Tracker;
+pub use tracker::{Tracker, UdpTracker};
 pub use tunnel_agent::{
     AgentCredential, AgentMapping, AgentSession, MappingTls, TunnelAgent, TunnelAgentSpec,
     TunnelAgentStatus,

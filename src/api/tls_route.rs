@@ -53,7 +53,7 @@ use super::{CertificateStatus, OrderStatus, PreflightStatus, RouteRule};
 #[x_kube(validation = Rule::new("has(self.hostnames) || self.rules.all(r, has(r.hostnames))")
     .message("give hostnames, or give every rule its own hostnames")
     .reason(Reason::FieldValueInvalid))]
-#[x_kube(validation = Rule::new("self.rules.all(r, !has(r.tracker) || !has(r.tracker.exposure) || r.tracker.exposure != 'Direct') || self.rules.all(r, !has(r.tracker) || has(r.tracker.exposure) && r.tracker.exposure == 'Direct')")
+#[x_kube(validation = Rule::new("self.rules.all(r, !has(r.tracker) || !has(r.tracker.exposure) || r.tracker.exposure != 'Direct') || self.rules.all(r, !has(r.tracker) || has(r.tracker.type) && r.tracker.type == 'UDP' || has(r.tracker.exposure) && r.tracker.exposure == 'Direct')")
     .message("the HTTP trackers of one process must all go through the TLS proxy or all not: set tracker.exposure: Direct in every rule or in none")
     .reason(Reason::FieldValueInvalid))]
 #[x_kube(validation = Rule::new("!has(self.tls) || !has(self.tls.mode) || self.tls.mode != 'Passthrough' || self.rules.all(r, has(r.backends) && size(r.backends) == 1 && !has(r.match) && !has(r.matches) && !has(r.filters))")

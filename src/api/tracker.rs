@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 #[derive(JsonSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Tracker {
-    /// `HTTP`. UDP trackers are not proxied, because that would hide the addresses of peers.
-    /// Default: `HTTP`.
+    /// `HTTP` or `UDP` (BEP 15). A rule of a UDP tracker has one backend, which is a `service` or an `address`,
+    /// and neither matches, filters, timeouts, limits nor health checks; its hostnames are for DNS records and
+    /// need no certificate. Default: `HTTP`.
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 32), extend("enum" = ["HTTP"]))]
+    #[schemars(length(max = 32), extend("enum" = ["HTTP", "UDP"]))]
     pub type_: Option<String>,
 
     /// How announces reach an HTTP tracker. `HTTPS`: through this edge, which says in X-Forwarded-For who
@@ -26,4 +27,49 @@ pub struct Tracker {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32), extend("enum" = ["Pass", "Strip"]))]
     pub address_parameters: Option<String>,
+
+    /// How clients reach a UDP tracker; only with type `UDP`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub udp: Option<UdpTracker>,
+}
+
+/// How clients reach a UDP tracker so that it learns their addresses.
+#[derive(JsonSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UdpTracker {
+    /// Port that clients use. Default: the backend's port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65_535))]
+    pub port: Option<i32>,
+
+    /// Local addresses to listen on, such as floating IPs: `[203.0.113.7, "2001:db8::7"]`. Answers leave from the
+    /// address that was asked. Default: every address, IPv4 and IPv6 apart.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(min = 1, max = 16),
+        inner(length(min = 2, max = 45)),
+        extend("x-kubernetes-list-type" = "set")
+    )]
+    pub addresses: Vec<String>,
+
+    /// `Direct`: nothing passes through here; the status says how to let clients reach the tracker. `Service`: on
+    /// Kubernetes, a Service of type `LoadBalancer` that keeps addresses (`externalTrafficPolicy: Local`).
+    /// `Transparent`: datagrams pass through this process and keep their source address, for which the tracker must
+    /// run on the same machine; the status names what is missing. `ProxyProtocol`: an experiment; each datagram
+    /// begins with a PROXY protocol header, version 2, which the tracker must read. Nothing is ever relayed under
+    /// another address. Default: `Service` on Kubernetes, else `Direct`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32), extend("enum" = ["Direct", "Service", "Transparent", "ProxyProtocol"]))]
+    pub mode: Option<String>,
+
+    /// Most clients that are relayed at a time; each costs a file descriptor for three minutes. Default: `65536`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_sessions: Option<i32>,
+
+    /// Most connect requests relayed in a second of one IPv4 address or one IPv6 network of length 56; five times
+    /// as many at once. Default: `20`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub connects_per_second: Option<i32>,
 }

@@ -16,9 +16,10 @@ use std::time::{Duration, Instant, SystemTime};
 use ipnet::IpNet;
 use tidegate_acme::engine::{Engine, Surroundings};
 use tidegate_acme::preflight::own::is_public;
-use tidegate_model::{HostName, ObjectName, Reach, SnapshotStore};
+use tidegate_model::{HostName, ObjectName, Reach, SnapshotStore, UdpRelayState};
 use tidegate_proxy::{ProxyProtocolMode, RunningEdge, Settings};
 use tidegate_telemetry::{chain, spawn_named};
+use tidegate_tracker::udp::{UdpRelays, follow};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -151,6 +152,8 @@ struct Running {
     leadership: watch::Receiver<Leadership>,
     tenure: Tenure,
     leader: Option<Leader>,
+    udp: UdpRelays,
+    udp_states: watch::Receiver<Arc<Vec<UdpRelayState>>>,
     next: SystemTime,
 }
 
@@ -188,12 +191,14 @@ impl Running {
         let readiness = Readiness::default();
         let admin_stop = CancellationToken::new();
         let edge = Arc::<OnceLock<RunningEdge>>::default();
+        let udp = UdpRelays::new(options.handover);
         let admin = Admin {
             readiness: readiness.clone(),
             control: control_receiver,
             edge: Arc::clone(&edge),
             engine: engine.subscribe(),
             store: Arc::clone(&store),
+            udp: udp.clone(),
             hosts: HostGuard::new(options.admin_hosts.iter().cloned()),
         };
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
@@ -296,6 +301,8 @@ impl Running {
             leadership,
             tenure,
             leader: None,
+            udp_states: udp.states(),
+            udp,
             next: started_at,
         })
     }
@@ -404,6 +411,8 @@ impl Running {
             () = process::stop_again(&mut self.signals) => return Ok(false),
         };
         self.edge.get_or_init(|| edge);
+        let relays = follow(self.udp.clone(), Arc::clone(&self.store));
+        spawn_named("udp-relays", relays);
         self.readiness.set_ready();
         Ok(true)
     }
@@ -467,6 +476,7 @@ impl Running {
             },
             () = engine => Woken::Refresh,
             Ok(()) = self.published_seen.changed() => Woken::Refresh,
+            Ok(()) = self.udp_states.changed() => Woken::Refresh,
             () = tokio::time::sleep(pause) => Woken::Refresh,
         }
     }
@@ -507,6 +517,8 @@ impl Running {
         let https_port = self.options.settings.public_https_port;
         self.lock_source().set_place(place, https_port);
         self.lock_source().set_exposure(exposure);
+        let relays = Arc::clone(&self.udp_states.borrow_and_update());
+        self.lock_source().set_udp_relays(relays);
         let mut refreshed = None;
         let mut known = false;
         for _ in 0..ROUNDS {
@@ -738,6 +750,7 @@ impl Running {
             self.follow(leader).await;
         }
         self.stop.cancel();
+        process::stop_relays(&self.udp).await;
         let edge = self.edge.get().cloned();
         let draining = async {
             match edge {

@@ -12,6 +12,7 @@ use tidegate_acme::store::StoreError;
 use tidegate_model::{HostPattern, SnapshotStore};
 use tidegate_proxy::{Edge, Settings, StartError};
 use tidegate_telemetry::spawn_named;
+use tidegate_tracker::udp::UdpRelays;
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
@@ -190,6 +191,17 @@ pub(super) fn bind_edge(
             source,
         }
     })
+}
+
+/// Passes the last answers of UDP trackers on; takes less than a second.
+pub(super) async fn stop_relays(relays: &UdpRelays) {
+    let relays = relays.clone();
+    if tokio::task::spawn_blocking(move || relays.stop())
+        .await
+        .is_err()
+    {
+        tracing::error!("the relay of datagrams could not be ended");
+    }
 }
 
 pub(super) async fn stop_again(signals: &mut Signals) {

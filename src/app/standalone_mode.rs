@@ -18,7 +18,8 @@ use tidegate_acme::engine::{Engine, Surroundings};
 use tidegate_acme::store::StoreError;
 use tidegate_model::{HostName, SnapshotStore};
 use tidegate_proxy::{RunningEdge, Settings};
-use tidegate_telemetry::chain;
+use tidegate_telemetry::{chain, spawn_named};
+use tidegate_tracker::udp::{UdpRelays, follow};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -89,6 +90,7 @@ struct Running {
     signals: Signals,
     acme: Acme,
     engine: watch::Sender<Option<Engine>>,
+    udp: UdpRelays,
     tracked: Tracked,
     next: SystemTime,
 }
@@ -136,6 +138,8 @@ impl Running {
         acme.served(&asked);
         acme.tell(asked);
         let edge = edge.start().map_err(RunError::Start)?;
+        let udp = UdpRelays::new(shared);
+        spawn_named("udp-relays", follow(udp.clone(), Arc::clone(&store)));
         let readiness = Readiness::default();
         let admin_stop = CancellationToken::new();
         if let Some(listener) = admin_listener {
@@ -145,6 +149,7 @@ impl Running {
                 edge: Arc::new(OnceLock::from(edge.clone())),
                 engine: engine.subscribe(),
                 store: Arc::clone(&store),
+                udp: udp.clone(),
                 hosts: HostGuard::new(options.admin_hosts.iter().cloned()),
             };
             process::serve_admin(listener, admin, &admin_stop)?;
@@ -175,6 +180,7 @@ impl Running {
             signals,
             acme,
             engine,
+            udp,
             tracked,
             next,
         })
@@ -189,6 +195,7 @@ impl Running {
         };
         // What changed between the first load and the watch is found by looking once more.
         let mut due = watch.is_some();
+        let mut relays = self.udp.states();
         let watchdog = sd_notify::watchdog_enabled().map(|limit| limit / 2);
         loop {
             if std::mem::take(&mut due) {
@@ -223,6 +230,11 @@ impl Running {
                 },
                 () = changed(watch.as_mut()) => due = true,
                 () = self.acme.changed() => due = true,
+                Ok(()) = relays.changed() => {
+                    let states = Arc::clone(&relays.borrow_and_update());
+                    self.lock_source().set_udp_relays(states);
+                    due = true;
+                }
                 () = tokio::time::sleep(pause) => due = SystemTime::now() >= self.next,
                 () = sleep_if(watchdog) => process::notify_manager(&[NotifyState::Watchdog]),
             }
@@ -280,6 +292,10 @@ impl Running {
         }
     }
 
+    fn lock_source(&self) -> std::sync::MutexGuard<'_, Source> {
+        self.source.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Orders go on in this process after all.
     async fn resume_acme(&mut self) {
         match start_acme(&self.state, &self.options.surroundings).await {
@@ -287,10 +303,7 @@ impl Running {
                 let issuance = Issuance::new(&acme.engine);
                 self.engine.send_replace(Some(acme.engine.clone()));
                 self.acme = acme;
-                self.source
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .set_acme(issuance);
+                self.lock_source().set_acme(issuance);
                 self.reload().await;
             }
             Err(error) => {
@@ -304,6 +317,7 @@ impl Running {
         tracing::info!(deadline = ?deadline, "draining; a second signal ends at once");
         self.readiness.set_draining();
         self.acme.stop().await;
+        process::stop_relays(&self.udp).await;
         process::notify_manager(&[said]);
         tokio::select! {
             cut = self.edge.drain(deadline) => {

@@ -21,6 +21,8 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub(super) struct ServiceShape {
     external_name: Option<String>,
     ports: Vec<PortShape>,
+    #[serde(default)]
+    udp_ports: Vec<PortShape>,
     /// Its `spec.type`.
     pub(super) type_: String,
     /// Whether `spec.externalTrafficPolicy` is `Local`.
@@ -48,6 +50,9 @@ pub(super) struct SliceShape {
     pub(super) service: String,
     /// TCP ports by name.
     pub(super) ports: BTreeMap<String, u16>,
+    /// UDP ports by name.
+    #[serde(default)]
+    pub(super) udp_ports: BTreeMap<String, u16>,
     /// Addresses of endpoints that are ready.
     ready: Vec<IpAddr>,
     /// Addresses of endpoints that still serve while they end.
@@ -68,19 +73,9 @@ pub(super) fn service_shape(service: &Service) -> ServiceShape {
     let Some(spec) = &service.spec else {
         return ServiceShape::default();
     };
-    let is_tcp = |protocol: Option<&str>| matches!(protocol, None | Some("TCP"));
-    ServiceShape {
-        type_: spec.type_.clone().unwrap_or_default(),
-        local: spec.external_traffic_policy.as_deref() == Some("Local"),
-        outside: outside(service),
-        outside_names: outside_names(service),
-        external_name: (spec.type_.as_deref() == Some("ExternalName"))
-            .then(|| spec.external_name.clone().unwrap_or_default()),
-        ports: spec
-            .ports
-            .iter()
-            .flatten()
-            .filter(|port| is_tcp(port.protocol.as_deref()))
+    let ports = |wanted: &str| {
+        let all = spec.ports.iter().flatten();
+        all.filter(|port| port.protocol.as_deref().unwrap_or("TCP") == wanted)
             .filter_map(|port| {
                 Some(PortShape {
                     port: u16::try_from(port.port).ok()?,
@@ -88,7 +83,17 @@ pub(super) fn service_shape(service: &Service) -> ServiceShape {
                     app_protocol: port.app_protocol.clone(),
                 })
             })
-            .collect(),
+            .collect()
+    };
+    ServiceShape {
+        type_: spec.type_.clone().unwrap_or_default(),
+        local: spec.external_traffic_policy.as_deref() == Some("Local"),
+        outside: outside(service),
+        outside_names: outside_names(service),
+        external_name: (spec.type_.as_deref() == Some("ExternalName"))
+            .then(|| spec.external_name.clone().unwrap_or_default()),
+        ports: ports("TCP"),
+        udp_ports: ports("UDP"),
     }
 }
 
@@ -129,11 +134,13 @@ pub(super) fn slice_shape(slice: &EndpointSlice) -> Option<SliceShape> {
         ..SliceShape::default()
     };
     for port in slice.ports.iter().flatten() {
-        if matches!(port.protocol.as_deref(), None | Some("TCP"))
-            && let Some(number) = port.port.and_then(|port| u16::try_from(port).ok())
-        {
-            let name = port.name.clone().unwrap_or_default();
-            shape.ports.insert(name, number);
+        let ports = match port.protocol.as_deref() {
+            None | Some("TCP") => &mut shape.ports,
+            Some("UDP") => &mut shape.udp_ports,
+            Some(_) => continue,
+        };
+        if let Some(number) = port.port.and_then(|port| u16::try_from(port).ok()) {
+            ports.insert(port.name.clone().unwrap_or_default(), number);
         }
     }
     for endpoint in &slice.endpoints {
@@ -166,16 +173,30 @@ pub(super) fn join<'a>(
     service: &ServiceShape,
     slices: &(impl Iterator<Item = &'a SliceShape> + Clone),
 ) -> ServiceData {
-    let ports = service.ports.iter().map(|port| {
+    ServiceData {
+        external_name: service.external_name.clone(),
+        ports: joined(&service.ports, slices, |slice| &slice.ports),
+        udp_ports: joined(&service.udp_ports, slices, |slice| &slice.udp_ports),
+    }
+}
+
+/// Joins the ports of one protocol.
+fn joined<'a>(
+    ports: &[PortShape],
+    slices: &(impl Iterator<Item = &'a SliceShape> + Clone),
+    of_slice: fn(&SliceShape) -> &BTreeMap<String, u16>,
+) -> Vec<ServicePortData> {
+    let found = ports.iter().map(|port| {
         let of = |pick: fn(&SliceShape) -> &Vec<IpAddr>| {
             let mut addresses: Vec<SocketAddr> = slices
                 .clone()
                 .filter_map(|slice| {
-                    let number = slice.ports.get(&port.name).copied();
+                    let numbers = of_slice(slice);
+                    let number = numbers.get(&port.name).copied();
                     // A slice that somebody wrote by hand may have one port without a name.
                     let number = number.or_else(|| {
-                        let only = slice.ports.values().next();
-                        let lone = slice.ports.len() == 1 && service.ports.len() == 1;
+                        let only = numbers.values().next();
+                        let lone = numbers.len() == 1 && ports.len() == 1;
                         only.copied().filter(|_| lone)
                     })?;
                     Some((slice, number))
@@ -201,10 +222,7 @@ pub(super) fn join<'a>(
             addresses,
         }
     });
-    ServiceData {
-        external_name: service.external_name.clone(),
-        ports: ports.collect(),
-    }
+    found.collect()
 }
 
 /// Slices by Service.
@@ -252,7 +270,10 @@ mod tests {
         ]));
         let slices = [
             slice(
-                &json!([{"name": "http", "port": 8080}, {"name": "admin", "port": 9000}]),
+                &json!([
+                    {"name": "http", "port": 8080}, {"name": "admin", "port": 9000},
+                    {"name": "dns", "port": 5353, "protocol": "UDP"},
+                ]),
                 &json!([
                     {"addresses": ["10.0.0.2"], "conditions": {"ready": true}},
                     {"addresses": ["10.0.0.1"]},
@@ -265,7 +286,11 @@ mod tests {
             ),
         ];
         let data = join(&web, &slices.iter());
-        assert_eq!(data.ports.len(), 2, "UDP is no business of the edge's");
+        assert_eq!(data.ports.len(), 2, "UDP ports are listed apart");
+        assert_eq!(data.udp_ports.len(), 1);
+        let udp = &data.udp_ports[0];
+        assert_eq!((udp.port, udp.addresses.len()), (53, 2));
+        assert_eq!(udp.addresses[0].port(), 5353);
         assert_eq!(
             addresses(&data, 0),
             ["10.0.0.1:8080", "10.0.0.2:8080", "10.0.1.1:8081"]

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use tidegate_acme::answers::for_data_plane;
 use tidegate_acme::record::{CertificateRecord, Issued};
 use tidegate_acme::store::Kind as DocumentKind;
-use tidegate_model::{Certificate, ChallengeAnswers, RouteId};
+use tidegate_model::{Certificate, ChallengeAnswers, RouteId, UdpRelayState};
 use tokio::sync::watch;
 
 use super::cache::Cache;
@@ -46,6 +46,7 @@ pub struct Source {
     exposure: Option<Exposure>,
     place: PublicPlace,
     https_port: Option<u16>,
+    udp_relays: Option<Arc<Vec<UdpRelayState>>>,
 }
 
 /// A certificate's document as it was last read.
@@ -80,6 +81,7 @@ impl Source {
             exposure: None,
             place: PublicPlace::default(),
             https_port: None,
+            udp_relays: None,
         }
     }
 
@@ -128,6 +130,11 @@ impl Source {
         self.https_port = https_port;
     }
 
+    /// What became of the relays of UDP trackers on this replica.
+    pub fn set_udp_relays(&mut self, states: Arc<Vec<UdpRelayState>>) {
+        self.udp_relays = Some(states);
+    }
+
     /// Translates what is known now.
     pub fn refresh(&mut self, now: SystemTime) -> Refreshed {
         let mut inputs = Inputs {
@@ -136,6 +143,7 @@ impl Source {
             exposure: self.exposure.clone(),
             place: self.place.clone(),
             https_port: self.https_port,
+            udp_relays: self.udp_relays.clone(),
             ..Inputs::default()
         };
         self.world.fill(&mut inputs);

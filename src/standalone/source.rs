@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tidegate_model::{HostPattern, RouteId};
+use tidegate_model::{HostPattern, RouteId, UdpRelayState};
 
 use super::loader::{Loaded, Loader};
 use crate::api::TlsRoute;
@@ -46,6 +46,7 @@ pub struct Source {
     parsed: Parsed,
     environment: Environment,
     place: Place,
+    udp_relays: Option<Arc<Vec<UdpRelayState>>>,
     last_good: Arc<LastGood>,
 }
 
@@ -77,6 +78,7 @@ impl Source {
             parsed: Parsed::default(),
             environment,
             place: Place::default(),
+            udp_relays: None,
             last_good: Arc::default(),
         }
     }
@@ -107,6 +109,11 @@ impl Source {
         self.issuance = Some(issuance);
     }
 
+    /// What became of the relays of UDP trackers.
+    pub fn set_udp_relays(&mut self, states: Arc<Vec<UdpRelayState>>) {
+        self.udp_relays = Some(states);
+    }
+
     /// Asks these name servers for the zones of challenges, instead of this machine's.
     #[must_use]
     pub fn with_name_servers(mut self, servers: Vec<SocketAddr>) -> Self {
@@ -134,6 +141,7 @@ impl Source {
         inputs.environment = self.environment.clone();
         inputs.place = self.place.now();
         inputs.https_port = self.place.https_port();
+        inputs.udp_relays.clone_from(&self.udp_relays);
         inputs.last_good = Arc::clone(&self.last_good);
         let mut rotation = None;
         if let Some(kept) = &mut self.ticket_keys {

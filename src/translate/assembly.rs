@@ -21,8 +21,10 @@ use super::routes::{
 use super::solvers::Made;
 use super::status::{Conditions, certificate_status, in_one_line, joined};
 use super::trackers::TrackerGroups;
+use super::udp::{self, UdpPorts};
 use super::verdicts::{
-    Chosen, Kept, SUMMARY, Served, backends_ready, certificate_ready, resolved_refs,
+    Chosen, Kept, SUMMARY, Served, address_preserved, backends_ready, certificate_ready,
+    resolved_refs,
 };
 use super::{
     GoodRoute, Inputs, IssuerChoice, Kind, Lost, ObjectRef, PublishedSecret, SecretData,
@@ -39,6 +41,7 @@ pub fn translate(inputs: &Inputs, now: SystemTime) -> Translation {
         now,
         claims: Claims::new(inputs.environment.is_shared()),
         groups: TrackerGroups::default(),
+        udp_ports: UdpPorts::default(),
         lost: inputs.exposure.as_ref().and_then(exposure::judge),
         wrong_issuers: BTreeMap::new(),
         result: Translation {
@@ -93,6 +96,8 @@ pub fn translate(inputs: &Inputs, now: SystemTime) -> Translation {
     }
     let mut result = work.result;
     result.last_good.dns_solvers = made.into_used();
+    let relays = &mut result.snapshot.udp_relays;
+    relays.sort_by(|a, b| a.id.cmp(&b.id));
     result
         .wanted_certificates
         .sort_by(|a, b| a.route.cmp(&b.route));
@@ -106,6 +111,7 @@ struct Work<'a> {
     now: SystemTime,
     claims: Claims,
     groups: TrackerGroups,
+    udp_ports: UdpPorts,
     /// Why no backend learns the addresses of clients.
     lost: Option<Lost>,
     /// What is wrong with issuers that cannot be asked.
@@ -176,6 +182,7 @@ impl Work<'_> {
             .collect();
         let served = self.certificate(&mut report, id, &chosen, &hosts);
         let programmed = self.program(id, &chosen.compiled, &hosts, served.certificate.as_ref());
+        self.relay(&mut report, &chosen.compiled);
         let previous = good.and_then(|good| good.certificate.clone());
         let fine = served
             .certificate
@@ -289,6 +296,19 @@ impl Work<'_> {
             );
         }
         programmed
+    }
+
+    /// Lists the UDP trackers of a route and relays those that are relayed.
+    fn relay(&mut self, report: &mut Report, route: &CompiledRoute) {
+        let shared = self.inputs.environment.is_shared();
+        for udp in &route.udp {
+            self.result.udp_trackers.push(udp.tracker.clone());
+            if let Some(relay) = &udp.relay
+                && self.udp_ports.claim(report, shared, udp)
+            {
+                self.result.snapshot.udp_relays.push(Arc::clone(relay));
+            }
+        }
     }
 
     /// Finds the certificate of a route and notes what is wrong with it.
@@ -539,12 +559,18 @@ impl Work<'_> {
         &mut self,
         id: &RouteId,
         route: &TlsRoute,
-        report: Report,
+        mut report: Report,
         chosen: &Chosen,
         served: &Served,
         programmed: usize,
     ) {
         let mut conditions = self.conditions(id, route);
+        let shared = self.inputs.environment.is_shared();
+        let states = self.inputs.udp_relays.as_deref().map(Vec::as_slice);
+        let mut judged = Vec::with_capacity(chosen.compiled.udp.len());
+        for udp in &chosen.compiled.udp {
+            judged.push(udp::judge(&mut report, udp, states, shared));
+        }
         let kept = chosen.kept.map(|kept| match kept.generation {
             Some(generation) => format!("generation {generation} stays in use"),
             None => "the last good version stays in use".to_owned(),
@@ -565,6 +591,7 @@ impl Work<'_> {
         }
         certificate_ready(&mut conditions, &report, chosen, served);
         let claimed = chosen.compiled.hosts.len();
+        let relayed = chosen.compiled.udp.iter().any(|udp| udp.relay.is_some());
         match (&kept, programmed) {
             (Some(kept), _) => {
                 conditions.set(
@@ -574,6 +601,15 @@ impl Work<'_> {
                     kept.clone(),
                 );
             }
+            (None, _) if report.has(ConditionType::Programmed) => {
+                conditions.judge(&report, ConditionType::Programmed, Reason::Programmed, "");
+            }
+            (None, 0) if claimed == 0 && relayed => conditions.set(
+                ConditionType::Programmed,
+                true,
+                Reason::Programmed,
+                "datagrams are relayed",
+            ),
             (None, 0) if claimed == 0 => conditions.set(
                 ConditionType::Programmed,
                 true,
@@ -597,19 +633,7 @@ impl Work<'_> {
                 },
             ),
         }
-        let (reason, message) = match chosen.compiled.tls {
-            CompiledTls::Passthrough => (Reason::ProxyProtocol, "sent in a PROXY protocol header"),
-            CompiledTls::Terminate { .. } => (
-                Reason::ForwardedHeaders,
-                "sent in X-Forwarded-For and X-Real-IP",
-            ),
-        };
-        conditions.judge(
-            &report,
-            ConditionType::ClientAddressPreserved,
-            reason,
-            message,
-        );
+        address_preserved(&mut conditions, &report, chosen, &judged);
         if let Some(lost) = &self.lost
             && !report.has(ConditionType::ClientAddressPreserved)
         {

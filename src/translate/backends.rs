@@ -12,7 +12,7 @@ use tidegate_model::{
 };
 
 use super::balancing::Policy;
-use super::references::{Found, References};
+use super::references::{Found, References, Transport};
 use super::report::{Field, Report};
 use super::words::one_of;
 use super::{ServiceResolution, StaticFilesPolicy, reach};
@@ -140,7 +140,7 @@ fn cluster(
     wire: &Backend,
     policy: &Policy,
 ) -> Option<Found<Arc<Cluster>>> {
-    let place = place(report, references, field, wire);
+    let place = place(report, references, field, wire, Transport::Tcp);
     let spoken = match &place {
         Some(Found::Here(place)) => place.protocol,
         _ => UpstreamProtocol::Auto,
@@ -202,6 +202,53 @@ fn cluster(
     Some(Found::Here(Arc::new(cluster)))
 }
 
+/// Where a UDP tracker is, and its port as it is written.
+pub(super) struct TrackerPlace {
+    pub(super) name: String,
+    pub(super) target: Target,
+    pub(super) port: u16,
+}
+
+/// Reads the backend of a UDP tracker.
+pub(super) fn tracker_place(
+    report: &mut Report,
+    references: &References<'_>,
+    field: &Field<'_>,
+    wire: &Backend,
+) -> Option<Found<TrackerPlace>> {
+    let kind = exactly_one(report, field, wire)?;
+    for (member, set) in [
+        (kind, matches!(kind, "agent" | "static")),
+        ("weight", wire.weight.is_some()),
+        ("protocol", wire.protocol.is_some()),
+        ("tls", wire.tls.is_some()),
+        ("proxyProtocol", wire.proxy_protocol.is_some()),
+    ] {
+        if set {
+            report.invalid(
+                field.at(member),
+                format!("the backend of a UDP tracker has no {member}"),
+                "use service or address, and nothing else",
+            );
+            return None;
+        }
+    }
+    let place = match place(report, references, field, wire, Transport::Udp)? {
+        Found::Here(place) => place,
+        Found::Missing => return Some(Found::Missing),
+    };
+    let port = match (&wire.service, &place.target) {
+        (Some(service), _) => port(report, &field.at("service").at("port"), service.port)?,
+        (None, Target::Host { port, .. }) => *port,
+        (None, Target::Addresses(_)) => return None,
+    };
+    Some(Found::Here(TrackerPlace {
+        name: place.name,
+        target: place.target,
+        port,
+    }))
+}
+
 /// Where a cluster is.
 struct Place {
     name: String,
@@ -217,13 +264,14 @@ fn place(
     references: &References<'_>,
     field: &Field<'_>,
     wire: &Backend,
+    transport: Transport,
 ) -> Option<Found<Place>> {
     let environment = &references.inputs.environment;
     let found = match (&wire.service, environment.services) {
         (Some(service), ServiceResolution::Objects) => {
             let at = field.at("service");
             port(report, &at.at("port"), service.port)?;
-            let Some(found) = references.service(report, &at, service) else {
+            let Some(found) = references.service(report, &at, service, transport) else {
                 return Some(Found::Missing);
             };
             let full = references.sibling(&service.name);

@@ -12,7 +12,9 @@ use std::time::SystemTime;
 
 use tidegate_acme::notices::DeliveryState;
 use tidegate_acme::preflight::Finding;
-use tidegate_model::{Certificate, ChallengeAnswers, ObjectName, Reach, RouteId, TicketKeys};
+use tidegate_model::{
+    Certificate, ChallengeAnswers, ObjectName, Reach, RouteId, TicketKeys, UdpRelayState,
+};
 
 use super::{Exposure, LastGood, PublicPlace};
 use crate::api::{AcmeIssuer, TlsRoute, TunnelAgent};
@@ -56,6 +58,8 @@ pub struct Inputs {
     pub place: PublicPlace,
     /// Port of HTTPS as clients see it; 443 if it is not known.
     pub https_port: Option<u16>,
+    /// What became of the relays of UDP trackers, where there are any.
+    pub udp_relays: Option<Arc<Vec<UdpRelayState>>>,
     /// What is true of this edge.
     pub environment: Environment,
     /// What the last translation returned; empty at the start.
@@ -215,9 +219,11 @@ pub struct ServiceData {
     pub external_name: Option<String>,
     /// Its TCP ports.
     pub ports: Vec<ServicePortData>,
+    /// Its UDP ports.
+    pub udp_ports: Vec<ServicePortData>,
 }
 
-/// One TCP port of a Service.
+/// One port of a Service.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ServicePortData {
     /// The port of the Service.

@@ -38,6 +38,7 @@ mod rules;
 mod solvers;
 mod status;
 mod trackers;
+mod udp;
 mod verdicts;
 mod words;
 
@@ -56,6 +57,7 @@ pub use inputs::{
 };
 pub use outputs::{
     GoodRoute, IssuerChoice, Kind, LastGood, ObjectRef, Problem, Reference, ReferenceKind,
-    Severity, Statuses, Translation, WantedCertificate,
+    Severity, Statuses, Translation, UdpMode, UdpTracker, WantedCertificate,
 };
 pub use quantities::{QuantityError, parse_quantity};
+pub use udp::recipe as udp_recipe;

@@ -2,12 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use tidegate_acme::dns::DnsSolver;
 use tidegate_acme::settings::Issuer;
-use tidegate_model::{Certificate, HostPattern, ObjectName, RouteId, Snapshot};
+use tidegate_model::{
+    Certificate, HostPattern, ObjectName, RouteId, Snapshot, UdpRelayId, UdpRelayMode,
+};
 
 use super::SecretData;
 use crate::api::conditions::Reason;
@@ -25,6 +28,8 @@ pub struct Translation {
     pub problems: Vec<Problem>,
     /// Certificates that somebody must issue or keep renewed. Complete: what is not here is not needed.
     pub wanted_certificates: Vec<WantedCertificate>,
+    /// UDP trackers of routes that are served, whoever relays them, in the order of routes and rules.
+    pub udp_trackers: Vec<UdpTracker>,
     /// The issuers that can be asked, by name.
     pub issuers: BTreeMap<String, Arc<Issuer>>,
     /// Everything that was looked up by name. Whoever fetches these and nothing else has all that the objects
@@ -33,6 +38,34 @@ pub struct Translation {
     /// What the next translation needs as [`Inputs::last_good`](super::Inputs::last_good); taken out by whoever
     /// keeps it.
     pub last_good: LastGood,
+}
+
+/// A UDP tracker, as its rule has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UdpTracker {
+    /// Route and rule.
+    pub id: UdpRelayId,
+    /// Names of the tracker, for DNS records; those of the route if the rule has none.
+    pub hostnames: Vec<HostPattern>,
+    /// Port that clients use.
+    pub port: u16,
+    /// Addresses that clients use; all of the machine if empty.
+    pub addresses: Vec<IpAddr>,
+    /// How they reach it.
+    pub mode: UdpMode,
+    /// The tracker's Service and its port there, if it is named by one.
+    pub service: Option<(String, u16)>,
+}
+
+/// How clients reach a UDP tracker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum UdpMode {
+    /// Without this edge.
+    Direct,
+    /// By a Service that the operator makes.
+    Service,
+    /// Through this process.
+    Relayed(UdpRelayMode),
 }
 
 /// Statuses by object.
@@ -141,6 +174,7 @@ impl Problem {
             (
                 _,
                 Reason::AddressLost
+                | Reason::TrackerSilent
                 | Reason::NoReadyEndpoints
                 | Reason::AgentNotConnected
                 | Reason::NoticesNotDelivered,

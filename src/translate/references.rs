@@ -30,6 +30,13 @@ pub(super) enum Found<T> {
     Missing,
 }
 
+/// What a port of a Service is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Transport {
+    Tcp,
+    Udp,
+}
+
 /// Trusted CAs and their identity.
 pub(super) type Roots = (Arc<RootCertStore>, Fingerprint);
 
@@ -115,6 +122,7 @@ impl References<'_> {
         report: &mut Report,
         field: &Field<'_>,
         wire: &ServiceRef,
+        transport: Transport,
     ) -> Option<ServicePortData> {
         debug_assert!(self.inputs.environment.is_shared());
         let full = self.sibling(&wire.name);
@@ -141,20 +149,21 @@ impl References<'_> {
             );
             return None;
         }
-        let port = service
-            .ports
-            .iter()
-            .find(|port| i32::from(port.port) == wire.port);
+        let (ports, protocol) = match transport {
+            Transport::Tcp => (&service.ports, "TCP"),
+            Transport::Udp => (&service.udp_ports, "UDP"),
+        };
+        let port = ports.iter().find(|port| i32::from(port.port) == wire.port);
         let Some(port) = port else {
-            let mut known: Vec<_> = service.ports.iter().map(|port| port.port).collect();
+            let mut known: Vec<_> = ports.iter().map(|port| port.port).collect();
             known.sort_unstable();
             let known: Vec<_> = known.iter().map(ToString::to_string).collect();
             report.add(
                 field.at("port"),
                 Reason::BackendNotFound,
-                format!("Service {full} has no TCP port {}", wire.port),
+                format!("Service {full} has no {protocol} port {}", wire.port),
                 match known.len() {
-                    0 => "give the Service a TCP port".to_owned(),
+                    0 => format!("give the Service a {protocol} port"),
                     _ => format!("it has: {}", known.join(", ")),
                 },
             );

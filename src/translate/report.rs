@@ -191,9 +191,15 @@ pub(super) fn condition_of(reason: Reason) -> ConditionType {
         | Reason::Issuing
         | Reason::OrderFailed => ConditionType::CertificateReady,
         Reason::NoticesNotDelivered => ConditionType::NotificationsDelivered,
-        Reason::AddressLost => ConditionType::ClientAddressPreserved,
+        Reason::AddressLost
+        | Reason::RelayNotPermitted
+        | Reason::RelayNoWayBack
+        | Reason::ProxyHeaderNotRead
+        | Reason::TrackerSilent => ConditionType::ClientAddressPreserved,
         Reason::NoReadyEndpoints => ConditionType::BackendsReady,
-        Reason::Suspended | Reason::NothingToServe => ConditionType::Programmed,
+        Reason::Suspended | Reason::NothingToServe | Reason::UdpPortUnavailable => {
+            ConditionType::Programmed
+        }
         _ => ConditionType::Accepted,
     }
 }

@@ -16,6 +16,7 @@ use super::references::References;
 use super::report::{Field, Report};
 use super::rules::{self, CompiledRule};
 use super::trackers;
+use super::udp::CompiledUdp;
 use super::words::one_of;
 use crate::api::conditions::Reason;
 use crate::api::{HttpPolicy, TlsPolicy, TlsRouteSpec};
@@ -28,6 +29,8 @@ pub(super) struct CompiledRoute {
     pub(super) tls: CompiledTls,
     pub(super) plain_http: PlainHttp,
     pub(super) hsts: Option<HeaderValue>,
+    /// Its UDP trackers.
+    pub(super) udp: Vec<CompiledUdp>,
 }
 
 /// What a hostname leads to.
@@ -147,10 +150,12 @@ pub(super) fn compile(
     }
     let compiled: Vec<CompiledRule> = compiled.into_iter().collect::<Option<_>>()?;
     let (plain_http, strict) = http?;
+    let hostnames = hostnames?;
+    let udp = udp_trackers(&hostnames, &compiled);
     let hosts = if passthrough? {
-        passthrough_hosts(report, &hostnames?, compiled)?
+        passthrough_hosts(report, &hostnames, compiled)?
     } else {
-        let mut hosts = rule_hosts(&hostnames?, &compiled);
+        let mut hosts = rule_hosts(&hostnames, &compiled);
         if tls.as_ref()?.1 {
             close(&mut hosts);
         }
@@ -161,6 +166,7 @@ pub(super) fn compile(
         tls: tls?.0,
         plain_http,
         hsts: strict,
+        udp,
     })
 }
 
@@ -411,6 +417,20 @@ fn strict_transport_security(
     HeaderValue::from_str(&value).ok()
 }
 
+/// The UDP trackers of a route, each with its names.
+fn udp_trackers(route_hosts: &[HostPattern], rules: &[CompiledRule]) -> Vec<CompiledUdp> {
+    let found = rules.iter().filter_map(|rule| {
+        let mut udp = rule.udp.clone()?;
+        udp.tracker.hostnames = if rule.hostnames.is_empty() {
+            route_hosts.to_vec()
+        } else {
+            rule.hostnames.clone()
+        };
+        Some(udp)
+    });
+    found.collect()
+}
+
 fn rule_hosts(
     route_hosts: &[HostPattern],
     rules: &[CompiledRule],
@@ -470,6 +490,9 @@ fn passthrough_hosts(
 ) -> Option<BTreeMap<HostPattern, HostService>> {
     let mut hosts = BTreeMap::new();
     for (index, rule) in rules.into_iter().enumerate() {
+        if rule.udp.is_some() {
+            continue;
+        }
         let cluster = rule
             .entries
             .first()

@@ -18,6 +18,7 @@ use super::matches::request_match;
 use super::quantities::quantity;
 use super::references::References;
 use super::report::{Field, Report};
+use super::udp::{self, CompiledUdp};
 use super::words::{host_pattern, one_of};
 use crate::api::RouteRule;
 
@@ -33,6 +34,8 @@ pub(super) struct CompiledRule {
     pub(super) entries: Vec<RouteEntry>,
     /// Not served here: a tracker that peers reach directly.
     pub(super) direct: bool,
+    /// A UDP tracker, which has no entries.
+    pub(super) udp: Option<CompiledUdp>,
 }
 
 /// Name for logs and messages.
@@ -50,6 +53,9 @@ pub(super) fn compile(
     wire: &RouteRule,
     index: usize,
 ) -> Option<CompiledRule> {
+    if udp::is_udp(wire) {
+        return udp::compile(report, references, field, wire, index);
+    }
     let mut good = true;
     let hostnames = hostnames(report, &field.at("hostnames"), &wire.hostnames);
     let matches = all_matches(report, field, wire);
@@ -109,6 +115,7 @@ pub(super) fn compile(
         hostnames,
         entries,
         direct: tracker == TrackerPath::Direct,
+        udp: None,
     })
 }
 
@@ -258,7 +265,22 @@ fn tracker(report: &mut Report, field: &Field<'_>, wire: &RouteRule) -> Option<T
     };
     let at = field.at("tracker");
     let type_ = tracker.type_.as_deref();
-    let mut good = one_of(report, &at.at("type"), type_, (), &[("HTTP", ())]).is_some();
+    let mut good = one_of(
+        report,
+        &at.at("type"),
+        type_,
+        (),
+        &[("HTTP", ()), ("UDP", ())],
+    )
+    .is_some();
+    if tracker.udp.is_some() {
+        report.invalid(
+            at.at("udp"),
+            "the tracker is one of HTTP",
+            "set tracker.type: UDP, or leave udp out",
+        );
+        good = false;
+    }
     let exposure = one_of(
         report,
         &at.at("exposure"),

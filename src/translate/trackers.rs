@@ -25,6 +25,10 @@ struct TrackerUse {
 fn trackers(spec: &TlsRouteSpec) -> impl Iterator<Item = (usize, &RouteRule, bool)> {
     spec.rules.iter().enumerate().filter_map(|(index, rule)| {
         let tracker = rule.tracker.as_ref()?;
+        // A UDP tracker has nothing to do with the switch of the HTTP trackers.
+        if tracker.type_.as_deref() == Some("UDP") {
+            return None;
+        }
         Some((index, rule, tracker.exposure.as_deref() != Some("Direct")))
     })
 }

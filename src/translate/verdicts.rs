@@ -7,6 +7,7 @@ use tidegate_model::Certificate;
 use super::report::Report;
 use super::routes::{CompiledRoute, CompiledTls};
 use super::status::{Conditions, joined};
+use super::udp::Verdict;
 use crate::api::TlsRouteSpec;
 use crate::api::conditions::{ConditionType, Reason, timestamp};
 
@@ -135,5 +136,46 @@ pub(super) fn certificate_ready(
                 ),
             }
         }
+    }
+}
+
+/// Whether whoever is behind the route learns the addresses of clients: backends of requests, then UDP trackers.
+pub(super) fn address_preserved(
+    conditions: &mut Conditions,
+    report: &Report,
+    chosen: &Chosen,
+    udp: &[Verdict],
+) {
+    let type_ = ConditionType::ClientAddressPreserved;
+    let compiled = &chosen.compiled;
+    let mut reason = None;
+    let mut lines = Vec::new();
+    let mut pending = Vec::new();
+    if !compiled.hosts.is_empty() || udp.is_empty() {
+        let (how, words) = match compiled.tls {
+            CompiledTls::Passthrough => (Reason::ProxyProtocol, "sent in a PROXY protocol header"),
+            CompiledTls::Terminate { .. } => (
+                Reason::ForwardedHeaders,
+                "sent in X-Forwarded-For and X-Real-IP",
+            ),
+        };
+        reason = Some(how);
+        lines.push(words);
+    }
+    for verdict in udp {
+        match verdict {
+            Verdict::Good(how, words) => {
+                reason = reason.or(Some(*how));
+                lines.push(words);
+            }
+            Verdict::Pending(words) => pending.push(words.as_str()),
+            Verdict::Bad => {}
+        }
+    }
+    if pending.is_empty() || report.has(type_) {
+        let good = reason.unwrap_or(Reason::ForwardedHeaders);
+        conditions.judge(report, type_, good, &lines.join("\n"));
+    } else {
+        conditions.set(type_, false, Reason::Pending, pending.join("\n"));
     }
 }

@@ -20,6 +20,7 @@ mod secret;
 mod snapshot;
 mod store;
 mod tickets;
+mod udp;
 
 pub use backend::{
     ActiveHealthCheck, BackendGroup, CircuitLimits, Cluster, ClusterKey, HashKey, LoadBalancing,
@@ -49,3 +50,7 @@ pub use snapshot::{
 };
 pub use store::{Published, SnapshotStore};
 pub use tickets::{TicketKey, TicketKeys};
+pub use udp::{
+    UdpListenError, UdpListenerState, UdpRelay, UdpRelayId, UdpRelayMode, UdpRelayState, UdpWay,
+    UdpWayState,
+};

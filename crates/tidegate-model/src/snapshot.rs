@@ -7,7 +7,7 @@ use rustls::RootCertStore;
 
 use crate::{
     Certificate, ChallengeAnswers, Cluster, Fingerprint, HostName, HostPattern, Reach, RouteEntry,
-    RouteId, TicketKeys,
+    RouteId, TicketKeys, UdpRelay,
 };
 
 /// One complete configuration of the data plane. A request or connection uses one from start to end.
@@ -23,6 +23,8 @@ pub struct Snapshot {
     pub reach: Arc<Reach>,
     /// Keys of session tickets that other edges have too; without them each process has its own.
     pub ticket_keys: Option<Arc<TicketKeys>>,
+    /// UDP trackers whose datagrams pass through, sorted by rule.
+    pub udp_relays: Vec<Arc<UdpRelay>>,
 }
 
 impl Snapshot {

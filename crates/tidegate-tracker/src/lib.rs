@@ -9,3 +9,4 @@ pub mod bencode;
 mod failure;
 
 pub use failure::FailureClass;
+pub mod udp;

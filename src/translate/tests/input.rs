@@ -80,6 +80,8 @@ struct TestService {
     external_name: Option<String>,
     #[serde(default)]
     ports: Vec<TestPort>,
+    #[serde(default)]
+    udp_ports: Vec<TestPort>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -138,14 +140,18 @@ pub(super) fn add(inputs: &mut Inputs, document: Value) {
         }
         "TestService" => {
             let wire: TestService = strict(document);
-            let ports = wire.ports.into_iter().map(|port| ServicePortData {
-                port: port.port,
-                app_protocol: port.app_protocol,
-                addresses: port.ready,
-            });
+            let ports = |wire: Vec<TestPort>| {
+                let ports = wire.into_iter().map(|port| ServicePortData {
+                    port: port.port,
+                    app_protocol: port.app_protocol,
+                    addresses: port.ready,
+                });
+                ports.collect()
+            };
             let data = ServiceData {
                 external_name: wire.external_name,
-                ports: ports.collect(),
+                ports: ports(wire.ports),
+                udp_ports: ports(wire.udp_ports),
             };
             inputs.services.insert(split(&wire.name), Arc::new(data));
         }

@@ -52,6 +52,18 @@ pub(super) fn render(translation: &Translation) -> String {
         })
         .collect();
     out.insert("5 wanted certificates".to_owned(), wanted.into());
+    if !translation.udp_trackers.is_empty() {
+        let relays = &translation.snapshot.udp_relays;
+        let trackers: Vec<_> = translation
+            .udp_trackers
+            .iter()
+            .map(|tracker| {
+                let relay = relays.iter().find(|relay| relay.id == tracker.id);
+                json!([format!("{tracker:?}"), format!("{relay:?}")])
+            })
+            .collect();
+        out.insert("6 udp trackers".to_owned(), trackers.into());
+    }
     without_fingerprints(&serde_saphyr::to_string(&out).unwrap())
 }
 

@@ -10,3 +10,4 @@ mod live;
 mod requests;
 mod stack;
 mod swarm;
+mod udp;
