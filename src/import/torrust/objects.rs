@@ -116,41 +116,81 @@ fn hostnames(names: &[String]) -> String {
 
 fn trackers(decisions: &Decisions<'_>) -> Option<String> {
     let name = &decisions.options.name;
-    let http: Vec<_> = decisions
-        .http
-        .iter()
-        .filter(|one| !one.hostnames.is_empty())
-        .collect();
-    if http.is_empty() {
+    let listed = |trackers: &'_ [Tracker<'_>]| trackers.iter().any(|one| !one.hostnames.is_empty());
+    let (http, udp) = (listed(&decisions.http), listed(&decisions.udp));
+    if !http && !udp {
         return None;
     }
     let mut text = String::new();
-    match decisions.on_reverse_proxy() {
-        Some(true) => text.push_str(
-            "# The HTTP trackers of one torrust-tracker. It has one switch for all of them, and here it has to say
+    if http {
+        text.push_str(match decisions.on_reverse_proxy() {
+            Some(true) => {
+                "# The HTTP trackers of one torrust-tracker. It has one switch for all of them, and here it has to say
 #   [core.net]
 #   on_reverse_proxy = true
 # so that it takes each peer's address from the one X-Forwarded-For that this edge writes. That is why all of
-# them go through the edge, and why they are in one object: a mixed set is refused when it is written.\n",
-        ),
-        _ => text.push_str(
-            "# The HTTP trackers of one torrust-tracker, which peers reach without this edge. Nothing is served by these
+# them go through the edge, and why they are in one object: a mixed set is refused when it is written.\n"
+            }
+            _ => {
+                "# The HTTP trackers of one torrust-tracker, which peers reach without this edge. Nothing is served by these
 # rules: they keep anybody from putting one of the trackers behind the edge without the others. The tracker has
 #   [core.net]
-#   on_reverse_proxy = false\n",
-        ),
+#   on_reverse_proxy = false\n"
+            }
+        });
+    }
+    if udp {
+        text.push_str(match decisions.options.home {
+            Home::Folder => {
+                "# UDP trackers are reached without this edge, so that peers keep their addresses; the status lists the DNS
+# records of all trackers.\n"
+            }
+            Home::Kubernetes => {
+                "# For UDP trackers the operator makes a Service of type LoadBalancer that keeps the addresses of peers; the
+# status lists the DNS records of all trackers.\n"
+            }
+        });
     }
     text.push_str(&route(decisions, &format!("{name}-trackers")));
-    let _ = write!(
-        text,
-        "  # Routes of other objects that lead to the same process say so with the same word.
-  trackerGroup: {name}
-  rules:\n"
-    );
-    for tracker in http {
-        text.push_str(&http_rule(decisions, tracker));
+    if http {
+        let _ = write!(
+            text,
+            "  # Routes of other objects that lead to the same process say so with the same word.
+  trackerGroup: {name}\n"
+        );
+    }
+    text.push_str("  rules:\n");
+    for tracker in &decisions.http {
+        if !tracker.hostnames.is_empty() {
+            text.push_str(&http_rule(decisions, tracker));
+        }
+    }
+    for tracker in &decisions.udp {
+        if !tracker.hostnames.is_empty() {
+            text.push_str(&udp_rule(decisions, tracker));
+        }
     }
     Some(text)
+}
+
+fn udp_rule(decisions: &Decisions<'_>, tracker: &Tracker<'_>) -> String {
+    let bind = tracker.service.bind;
+    // Bound to an address of its own, such as a floating one.
+    let preset = if bind.ip().is_unspecified() || bind.ip().is_loopback() {
+        "{type: UDP}".to_owned()
+    } else {
+        format!("{{type: UDP, udp: {{addresses: [\"{}\"]}}}}", bind.ip())
+    };
+    format!(
+        "  - name: {rule}   # {path}
+    hostnames: {names}
+    tracker: {preset}
+    backends: {backends}\n",
+        rule = tracker.rule,
+        path = tracker.service.path,
+        names = hostnames(&tracker.hostnames),
+        backends = backends(decisions, tracker.service, false),
+    )
 }
 
 fn http_rule(decisions: &Decisions<'_>, tracker: &Tracker<'_>) -> String {

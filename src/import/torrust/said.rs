@@ -111,7 +111,7 @@ fn rows(decisions: &Decisions<'_>) -> Vec<Row> {
             Exposure::Https => "through the edge over TLS",
             Exposure::Http => "through the edge's plain listener, which names the peer too",
             Exposure::Direct if tracker.hostnames.is_empty() => {
-                "left alone: no use_tls_proxy, and no domain to list it by"
+                "left alone: no use_tls_proxy, and no domain to list it by; give --address"
             }
             Exposure::Direct => "listed only: peers reach it without the edge",
         };
@@ -127,7 +127,16 @@ fn rows(decisions: &Decisions<'_>) -> Vec<Row> {
             format!("UDP tracker {}", index + 1),
             announce_urls(tracker, "udp"),
             decisions.backend(tracker.service, false),
-            "left alone: peers reach it without the edge".to_owned(),
+            match decisions.options.home {
+                _ if tracker.hostnames.is_empty() => {
+                    "left alone: no domain to list it by; give --address"
+                }
+                Home::Folder => "listed only: peers reach it without the edge",
+                Home::Kubernetes => {
+                    "without the edge, by a Service that keeps the addresses of peers"
+                }
+            }
+            .to_owned(),
         ]);
     }
     for plain in &decisions.plain {
@@ -193,10 +202,13 @@ fn written(decisions: &Decisions<'_>) -> Vec<(String, String)> {
                     _ => String::new(),
                 }
             } else if file.name.ends_with("-trackers.yaml") {
-                format!(
-                    "TlsRoute {}-trackers: one object, so that the trackers stay on one side",
-                    decisions.options.name
-                )
+                let name = &decisions.options.name;
+                let why = if decisions.http.is_empty() {
+                    "for DNS records and statuses"
+                } else {
+                    "one object, so that the HTTP trackers stay on one side"
+                };
+                format!("TlsRoute {name}-trackers: {why}")
             } else if file.name.ends_with("-services.yaml") {
                 let names: Vec<String> = file
                     .text
@@ -325,6 +337,7 @@ fn next(decisions: &Decisions<'_>) -> Vec<Step> {
         ));
     }
     steps.extend(close_ports(decisions));
+    steps.extend(listen(decisions));
     steps.extend(dns(decisions));
     if !files(decisions).is_empty() {
         steps.extend(switch(decisions));
@@ -378,14 +391,62 @@ fn close_ports(decisions: &Decisions<'_>) -> Option<Step> {
         }
         Home::Kubernetes => Step::new(
             "Services with these ports, and labels that the NetworkPolicy selects; ClusterIP is enough",
-            ports.iter().map(|(port, of)| {
-                let name = match *of {
-                    "grafana" => &decisions.options.grafana_service,
-                    _ => &decisions.options.tracker_service,
-                };
-                format!("{name}:{port}")
-            }),
+            ports
+                .iter()
+                .map(|(port, of)| {
+                    let name = match *of {
+                        "grafana" => &decisions.options.grafana_service,
+                        _ => &decisions.options.tracker_service,
+                    };
+                    format!("{name}:{port}")
+                })
+                .chain(decisions.udp.iter().map(|one| {
+                    let name = &decisions.options.tracker_service;
+                    format!("{name}:{}/UDP", one.service.bind.port())
+                })),
         ),
+    })
+}
+
+/// Where trackers without TLS are announced, the edge has to listen.
+fn listen(decisions: &Decisions<'_>) -> Option<Step> {
+    let ports: Vec<u16> = decisions
+        .http
+        .iter()
+        .filter(|one| one.exposure == Exposure::Http)
+        .map(|one| one.service.bind.port())
+        .collect();
+    if ports.is_empty() {
+        return None;
+    }
+    Some(match decisions.options.home {
+        Home::Folder => {
+            let addresses: Vec<String> = match decisions.options.addresses.as_slice() {
+                [] => vec!["ADDRESS".to_owned()],
+                known => known.iter().map(ToString::to_string).collect(),
+            };
+            let listeners: Vec<String> = std::iter::once("80".to_owned())
+                .chain(
+                    ports
+                        .iter()
+                        .flat_map(|port| addresses.iter().map(|address| authority(address, *port))),
+                )
+                .collect();
+            Step::new(
+                "/etc/tidegate/tidegate.env: listen at the ports of trackers without TLS (by address, as the trackers have them on loopback)",
+                [format!("TIDEGATE_HTTP={}", listeners.join(","))],
+            )
+        }
+        Home::Kubernetes => {
+            let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
+            Step::new(
+                "the chart's values: listen at the ports of trackers without TLS",
+                [format!(
+                    "listeners: {{http: {{extraPorts: [{}]}}}}",
+                    ports.join(", ")
+                )],
+            )
+        }
     })
 }
 
@@ -398,12 +459,11 @@ fn dns(decisions: &Decisions<'_>) -> Option<Step> {
         return None;
     }
     let width = names.iter().map(|name| name.len() + 1).max().unwrap_or(0);
-    let addresses: Vec<(&str, String)> = if decisions.options.addresses.is_empty() {
-        vec![("A", "ADDRESS".to_owned())]
-    } else {
-        decisions
-            .options
-            .addresses
+    let records = |addresses: &[IpAddr]| -> Vec<(&str, String)> {
+        if addresses.is_empty() {
+            return vec![("A", "ADDRESS".to_owned())];
+        }
+        addresses
             .iter()
             .map(|ip| (if ip.is_ipv4() { "A" } else { "AAAA" }, ip.to_string()))
             .collect()
@@ -411,7 +471,13 @@ fn dns(decisions: &Decisions<'_>) -> Option<Step> {
     let mut lines = Vec::new();
     for name in names {
         let name_dot = format!("{name}.");
-        for (kind, address) in &addresses {
+        let own = own_addresses(decisions, name);
+        let addresses = if own.is_empty() {
+            &decisions.options.addresses
+        } else {
+            &own
+        };
+        for (kind, address) in records(addresses) {
             lines.push(format!("{name_dot:<width$} IN {kind:<4} {address}"));
         }
         if let Some((udp, tcp)) = announced.get(name) {
@@ -432,6 +498,20 @@ fn dns(decisions: &Decisions<'_>) -> Option<Step> {
         "DNS records; TXT tells clients and tracker lists where a tracker is (BEP 34)"
     };
     Some(Step::new(what, lines))
+}
+
+/// Addresses that only UDP trackers of this name listen on, such as floating ones.
+fn own_addresses(decisions: &Decisions<'_>, name: &str) -> Vec<IpAddr> {
+    if decisions.tls_names().contains(name) {
+        return Vec::new();
+    }
+    decisions
+        .udp
+        .iter()
+        .filter(|one| one.hostnames.iter().any(|own| own == name))
+        .map(|one| one.service.bind.ip())
+        .filter(|ip| !ip.is_unspecified() && !ip.is_loopback())
+        .collect()
 }
 
 fn switch(decisions: &Decisions<'_>) -> Vec<Step> {
