@@ -53,7 +53,12 @@ pub(super) struct TorrustArgs {
     mixed_as: Option<MixedAs>,
 
     /// Public addresses of the machine or cluster, for DNS records and for trackers without a domain; with commas.
-    #[arg(long = "address", value_name = "IP", value_delimiter = ',')]
+    #[arg(
+        long = "public-address",
+        env = "TIDEGATE_PUBLIC_ADDRESS",
+        value_name = "IP",
+        value_delimiter = ','
+    )]
     addresses: Vec<IpAddr>,
 
     /// Begins the names of objects and files.

@@ -200,7 +200,7 @@ fn names(service: &Service, exposure: Exposure, options: &Options) -> Vec<String
 fn nameless(service: &Service, exposure: Exposure) -> Mistake {
     let fix = match exposure {
         Exposure::Https => "write the hostname that its certificate is to be for",
-        _ => "write a hostname, or give the machine's address with --address",
+        _ => "write a hostname, or give the machine's address with --public-address",
     };
     Mistake {
         path: format!("{}.domain", service.path),

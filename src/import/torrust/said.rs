@@ -111,7 +111,7 @@ fn rows(decisions: &Decisions<'_>) -> Vec<Row> {
             Exposure::Https => "through the edge over TLS",
             Exposure::Http => "through the edge's plain listener, which names the peer too",
             Exposure::Direct if tracker.hostnames.is_empty() => {
-                "left alone: no use_tls_proxy, and no domain to list it by; give --address"
+                "left alone: no use_tls_proxy, and no domain to list it by; give --public-address"
             }
             Exposure::Direct => "listed only: peers reach it without the edge",
         };
@@ -129,7 +129,7 @@ fn rows(decisions: &Decisions<'_>) -> Vec<Row> {
             decisions.backend(tracker.service, false),
             match decisions.options.home {
                 _ if tracker.hostnames.is_empty() => {
-                    "left alone: no domain to list it by; give --address"
+                    "left alone: no domain to list it by; give --public-address"
                 }
                 Home::Folder => "listed only: peers reach it without the edge",
                 Home::Kubernetes => {
@@ -612,7 +612,7 @@ pub(super) fn ways(decisions: &Decisions<'_>) -> String {
         let missing = nameless.join(", ");
         ways[0].1.push(format!("needs {missing}"));
         ways[1].1.push(format!(
-            "needs {missing}, or --address with how peers call this machine"
+            "needs {missing}, or --public-address with how peers call this machine"
         ));
     }
     let mut text =

@@ -248,7 +248,7 @@ fn all_over_tls_needs_a_name_for_each() {
         ..options()
     };
     let mistakes = plan(&environment, &way).unwrap_err();
-    assert!(mistakes[0].fix.contains("--address"), "{mistakes:?}");
+    assert!(mistakes[0].fix.contains("--public-address"), "{mistakes:?}");
     let named = input("mixed").replace(
         "\"0.0.0.0:7072\"",
         "\"0.0.0.0:7072\", \"domain\": \"http3.example.com\"",
