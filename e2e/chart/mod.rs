@@ -5,5 +5,6 @@ mod first_page;
 mod gitops;
 mod permissions;
 mod release;
+mod udp_trackers;
 mod updates;
 mod values;

@@ -66,7 +66,7 @@ const SERVED: &[(&str, &[&str])] = &[
     ("tlsroutes.edge.tidegate.dev/status", &["patch"]),
     ("tunnelagents.edge.tidegate.dev", &["get", "list", "watch"]),
     ("tunnelagents.edge.tidegate.dev/status", &["patch"]),
-    ("services", &["list", "watch"]),
+    ("services", &["list", "watch", "create", "patch", "delete"]),
     ("endpointslices.discovery.k8s.io", &["list", "watch"]),
     ("configmaps", &["get", "list", "watch"]),
     ("secrets", &["get", "list", "watch", "create", "patch"]),
@@ -304,6 +304,75 @@ fn secrets_that_are_none_of_its_business_are_refused() {
     }
     // And nobody else is kept from anything.
     kubectl.run(&["delete", "-n", home.name(), "secret/token"]);
+}
+
+/// Whoever had the program's token could otherwise lead the traffic of any Service elsewhere.
+#[test]
+fn services_that_are_none_of_its_business_are_refused() {
+    let (Some(cluster), Some(helm)) = (Cluster::shared(), helm()) else {
+        return;
+    };
+    let (home, other) = (cluster.namespace(), cluster.namespace());
+    let kubectl = cluster.kubectl();
+    let _permissions = Permissions::install(&helm, kubectl, home.name(), &[]);
+    wait_for_roles(cluster, home.name(), other.name());
+    let program = cluster.kubectl_as(home.name(), Permissions::account());
+    let service = |name: &str, ours: bool, owned: bool, spec: &str| {
+        let ours = if ours {
+            "edge.tidegate.dev/managed: \"true\""
+        } else {
+            ""
+        };
+        let rule = "edge.tidegate.dev/rule: udp1";
+        let route = "{apiVersion: edge.tidegate.dev/v1alpha1, kind: TlsRoute, name: a, uid: b}";
+        let owner = if owned { route } else { "" };
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, labels: {{{ours}}}, annotations: {{{rule}}}, \
+             ownerReferences: [{owner}]}}\nspec: {{selector: {{app: a}}, {spec}}}\n"
+        )
+    };
+    let udp = "ports: [{port: 6969, protocol: UDP}]";
+    let local = format!("type: LoadBalancer, externalTrafficPolicy: Local, {udp}");
+    let spread = local.replace("Local", "Cluster");
+    let stolen = format!("{local}, externalIPs: [192.0.2.1]");
+    let tcp = local.replace("UDP", "TCP");
+    let create = |text: &str| {
+        program.attempt_with(
+            &["create", "--dry-run=server", "-n", other.name(), "-f", "-"],
+            text,
+        )
+    };
+    let refusal = "tidegate writes the Services that it made for UDP trackers";
+    eventually("the policy", PATIENCE, || {
+        let (made, said) = create(&service("a", false, true, &local));
+        let by_the_policy = !made && said.contains(refusal);
+        by_the_policy.then_some(()).ok_or(said)
+    });
+    for (ours, owned, spec, allowed) in [
+        (true, true, &*local, true),
+        (true, false, &local, false),
+        (true, true, &spread, false),
+        (true, true, &stolen, false),
+        (true, true, &tcp, false),
+        (true, true, udp, false),
+    ] {
+        let (made, said) = create(&service("a", ours, owned, spec));
+        assert_eq!(made, allowed, "{ours} {owned} {spec}: {said}");
+        assert!(made || said.contains(refusal), "{said}");
+    }
+    // Those of others, even such as it could have made. It never asks for one before it writes.
+    kubectl.apply(other.name(), &service("theirs", false, false, &local));
+    let path = format!("/api/v1/namespaces/{}/services/theirs", other.name());
+    let apply = ["apply", "--server-side", "--force-conflicts", "-f", "-"];
+    let apply = [&["-n", other.name()], &apply[..]].concat();
+    let ours = service("theirs", true, true, &local);
+    let attempts = [
+        program.attempt_with(&apply, &ours),
+        program.attempt(&["delete", "--raw", &path]),
+    ];
+    for (done, said) in attempts {
+        assert!(!done && said.contains(refusal), "{said}");
+    }
 }
 
 /// A Service with the endpoints of the API server's own. They have another address than the one that the program

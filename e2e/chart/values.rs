@@ -94,6 +94,7 @@ fn values_are_rendered() {
                 "rbac.create=false",
                 "rbac.aggregate=false",
                 "policy.limitSecretWrites=false",
+                "policy.limitServiceWrites=false",
                 "policy.crossObject=false",
                 "service.enabled=false",
             ],
@@ -200,6 +201,40 @@ fn values_are_rendered() {
                     "Deployment",
                     "/spec/strategy/rollingUpdate",
                     json!({"maxSurge": 1, "maxUnavailable": 0}),
+                ),
+            ],
+        ),
+        (
+            &[
+                "hostNetwork.enabled=true",
+                "hostNetwork.bindPrivilegedPorts=false",
+                "trackers.transparent=true",
+            ],
+            &[
+                (
+                    "Deployment",
+                    "/spec/template/spec/securityContext/runAsUser",
+                    json!(0),
+                ),
+                (
+                    "Deployment",
+                    "/spec/template/spec/containers/0/securityContext/capabilities",
+                    json!({"drop": ["ALL"], "add": ["NET_BIND_SERVICE", "NET_ADMIN"]}),
+                ),
+            ],
+        ),
+        (
+            &["listeners.http.extraPorts={7070}"],
+            &[
+                (
+                    "Service",
+                    "/spec/ports/2",
+                    json!({"name": "http-7070", "port": 7070, "targetPort": 7070}),
+                ),
+                (
+                    "Deployment",
+                    "/spec/template/spec/containers/0/ports/2",
+                    json!({"name": "http-7070", "containerPort": 7070}),
                 ),
             ],
         ),
@@ -337,6 +372,27 @@ fn options_of_the_program_follow_the_values() {
             &[],
         ),
         (
+            &["listeners.http.extraPorts={7070,7071}"],
+            &["--http=8080,7070,7071", "--https=8443"],
+            &["--tracker-services"],
+        ),
+        (
+            &[
+                "hostNetwork.enabled=true",
+                "service.enabled=false",
+                "listeners.addresses={203.0.113.7,2001:db8::7}",
+                "listeners.http.extraPorts={7070}",
+                "trackers.manageServices=false",
+            ],
+            &[
+                "--http=203.0.113.7:80,[2001:db8::7]:80,203.0.113.7:7070,[2001:db8::7]:7070",
+                "--https=203.0.113.7:443,[2001:db8::7]:443",
+                "--tracker-services=off",
+            ],
+            // At the addresses of its pods such an edge does not answer.
+            &["--replicas-service"],
+        ),
+        (
             &["watchNamespaces={a,b}", "className=inner"],
             &["--watch-namespace=a,b", "--class=inner"],
             &[],
@@ -471,6 +527,15 @@ fn values_that_make_no_sense_are_refused() {
             "/service/externalTrafficPolicy",
         ),
         (&["containerPorts.https=443"], "/containerPorts/https"),
+        (
+            &["listeners.http.extraPorts={80}"],
+            "/listeners/http/extraPorts/0",
+        ),
+        (
+            &["listeners.addresses={203.0.113.7}"],
+            "they need hostNetwork.enabled",
+        ),
+        (&["trackers.transparent=true"], "needs hostNetwork.enabled"),
         (&["service.ports.https=70000"], "/service/ports/https"),
         (&["watchNamespaces={Blog}"], "/watchNamespaces/0"),
         (&["watchNamespaces={a,a}"], "/watchNamespaces"),

@@ -96,6 +96,8 @@ words! {
         NotRelayed,
         /// Datagrams reach the tracker with the address of their client, as a trial has shown.
         TransparentRelay,
+        /// A Service with `externalTrafficPolicy: Local` leads clients to the UDP tracker, and leaves their addresses alone.
+        ServiceLocal,
         /// TLS is passed through without a PROXY protocol header, so the backend sees the edge's address.
         AddressLost,
         /// The addresses of clients are replaced by the cluster's own before they reach the edge. The message names the switch that mends it.
@@ -106,6 +108,16 @@ words! {
         RelayNoWayBack,
         /// The tracker does not read the PROXY protocol header; nothing is relayed.
         ProxyHeaderNotRead,
+        /// The Service of a UDP tracker cannot be made: the program may not, or was told not to. The message has the manifest to apply by hand.
+        ServiceNotManaged,
+        /// Somebody else has a Service of the name that the Service of a UDP tracker needs; it is not touched.
+        ServiceForeign,
+        /// The Service of a UDP tracker has no selector, so that its pods cannot be found; or its backend is no Service.
+        ServiceWithoutSelector,
+        /// No load balancer has given the Service of a UDP tracker its address.
+        LoadBalancerPending,
+        /// No pod of the UDP tracker is ready.
+        TrackerNotReady,
         /// The UDP tracker answers nobody, so that nothing can be said of addresses.
         TrackerSilent,
         /// The port or address of a UDP tracker cannot be listened on. The message says who has it.

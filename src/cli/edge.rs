@@ -219,9 +219,12 @@ enum ProxyProtocol {
     Required,
 }
 
+/// Whether something is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Switch {
+pub(super) enum Switch {
+    /// It is.
     On,
+    /// It is not.
     Off,
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use ipnet::IpNet;
 
-use super::edge::EdgeArgs;
+use super::edge::{EdgeArgs, Switch};
 use super::values::{self, StateArgs};
 use crate::app::operator_mode::{self, OperatorOptions};
 use crate::operator::ClusterOptions;
@@ -176,6 +176,18 @@ pub(super) struct OperatorArgs {
     )]
     keep_unused: Duration,
 
+    /// Whether the Services of UDP trackers are made that keep the addresses of their clients; without, statuses have
+    /// the manifests to apply by hand.
+    #[arg(
+        long,
+        env = "TIDEGATE_TRACKER_SERVICES",
+        value_name = "WHEN",
+        value_enum,
+        default_value = "on",
+        help_heading = "Kubernetes"
+    )]
+    tracker_services: Switch,
+
     #[command(flatten)]
     state: StateArgs,
 
@@ -205,6 +217,7 @@ impl OperatorArgs {
             handover: self.handover,
 
             keep_unused: self.keep_unused,
+            tracker_services: self.tracker_services == Switch::On,
             state: self.state.resolve(None)?,
             settings: self.edge.settings(),
             admin: self.edge.admin(),

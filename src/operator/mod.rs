@@ -29,6 +29,7 @@ mod services;
 mod source;
 pub mod status;
 pub mod tickets;
+pub mod trackers;
 pub mod unused;
 mod watch;
 

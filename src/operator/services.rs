@@ -5,13 +5,18 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{LoadBalancerIngress, Service};
+use k8s_openapi::api::core::v1::{LoadBalancerIngress, Service, ServiceSpec as KubeServiceSpec};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::{Deserialize, Serialize};
 use tidegate_model::ObjectName;
 
-use crate::translate::{ServiceData, ServicePortData};
+use super::trackers::made_for;
+use crate::translate::{
+    FoundService, PublicPlace, ServiceData, ServicePortData, ServiceSpec, UdpServicePort,
+};
 
 /// Label by which a slice names its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -33,6 +38,9 @@ pub(super) struct ServiceShape {
     /// Names of its load balancer.
     #[serde(default)]
     pub(super) outside_names: Vec<String>,
+    /// What else matters of one that has UDP ports, or is ours.
+    #[serde(skip)]
+    pub(super) udp: Option<Arc<FoundService>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,11 +98,55 @@ pub(super) fn service_shape(service: &Service) -> ServiceShape {
         local: spec.external_traffic_policy.as_deref() == Some("Local"),
         outside: outside(service),
         outside_names: outside_names(service),
+        udp: udp_service(service, spec).map(Arc::new),
         external_name: (spec.type_.as_deref() == Some("ExternalName"))
             .then(|| spec.external_name.clone().unwrap_or_default()),
         ports: ports("TCP"),
         udp_ports: ports("UDP"),
     }
+}
+
+fn udp_service(service: &Service, spec: &KubeServiceSpec) -> Option<FoundService> {
+    let made_for = made_for(service);
+    let ports = spec.ports.iter().flatten();
+    let ports: Vec<UdpServicePort> = ports
+        .filter(|port| port.protocol.as_deref() == Some("UDP"))
+        .filter_map(|port| {
+            Some(UdpServicePort {
+                port: u16::try_from(port.port).ok()?,
+                target: match &port.target_port {
+                    Some(IntOrString::Int(number)) => number.to_string(),
+                    Some(IntOrString::String(name)) => name.clone(),
+                    None => port.port.to_string(),
+                },
+                node_port: port.node_port.and_then(|it| u16::try_from(it).ok()),
+            })
+        })
+        .collect();
+    if ports.is_empty() && made_for.is_none() {
+        return None;
+    }
+    let owners = service.metadata.owner_references.iter().flatten();
+    let mut owners = owners.filter(|it| it.kind == "TlsRoute");
+    Some(FoundService {
+        made_for,
+        uid: service.metadata.uid.clone().unwrap_or_default(),
+        owner: owners.next().map(|it| it.uid.clone()),
+        spec: ServiceSpec {
+            type_: spec.type_.clone().unwrap_or_default(),
+            local: spec.external_traffic_policy.as_deref() == Some("Local"),
+            sticky: spec.session_affinity.as_deref() == Some("ClientIP"),
+            selector: spec.selector.clone().unwrap_or_default(),
+            ports,
+            families: spec.ip_families.clone().unwrap_or_default(),
+            family_policy: spec.ip_family_policy.clone(),
+            load_balancer_ip: spec.load_balancer_ip.clone(),
+        },
+        place: PublicPlace {
+            addresses: outside(service).into_iter().collect(),
+            names: outside_names(service).into_iter().collect(),
+        },
+    })
 }
 
 fn ingress(service: &Service) -> impl Iterator<Item = &LoadBalancerIngress> {
@@ -177,6 +229,7 @@ pub(super) fn join<'a>(
         external_name: service.external_name.clone(),
         ports: joined(&service.ports, slices, |slice| &slice.ports),
         udp_ports: joined(&service.udp_ports, slices, |slice| &slice.udp_ports),
+        udp: service.udp.clone(),
     }
 }
 

@@ -24,8 +24,8 @@ use super::watch::World;
 use crate::source::yaml::schema::FieldProblem;
 use crate::source::{Finding, InternalIssuer, Issuance, Parsed, Refreshed, next_moment, wanted};
 use crate::translate::{
-    Environment, Exposure, Inputs, IssuerChoice, LastGood, ObjectRef, PublicPlace, Severity,
-    Translation, translate,
+    Environment, Exposure, Inputs, IssuerChoice, LastGood, ObjectRef, PublicPlace, Refusals,
+    Severity, Translation, translate,
 };
 
 /// Everything between the watches and a translation.
@@ -45,6 +45,7 @@ pub struct Source {
     default_issuer: Option<Arc<DefaultIssuerFile>>,
     exposure: Option<Exposure>,
     place: PublicPlace,
+    refusals: Option<watch::Receiver<Arc<Refusals>>>,
     https_port: Option<u16>,
     udp_relays: Option<Arc<Vec<UdpRelayState>>>,
 }
@@ -80,6 +81,7 @@ impl Source {
             default_issuer: None,
             exposure: None,
             place: PublicPlace::default(),
+            refusals: None,
             https_port: None,
             udp_relays: None,
         }
@@ -124,6 +126,11 @@ impl Source {
         self.exposure = Some(exposure);
     }
 
+    /// Tells in statuses which Services of UDP trackers cannot be written.
+    pub fn follow_refusals(&mut self, refusals: watch::Receiver<Arc<Refusals>>) {
+        self.refusals = Some(refusals);
+    }
+
     /// Where clients reach this edge, and its port of HTTPS as they see it.
     pub fn set_place(&mut self, place: PublicPlace, https_port: Option<u16>) {
         self.place = place;
@@ -155,6 +162,9 @@ impl Source {
             let challenges = Arc::clone(&inputs.challenges);
             issuance.fill(&mut inputs, &mut self.parsed);
             inputs.challenges = challenges;
+        }
+        if let Some(refusals) = &self.refusals {
+            inputs.service_refusals = Arc::clone(&refusals.borrow());
         }
         inputs.published = PublishedSecrets::clone(&self.published.borrow());
         let mut findings = Vec::new();

@@ -11,7 +11,7 @@ use tidegate_model::{
 
 use super::certificates::{complaint, covers, parse_certificate};
 use super::conflicts::{Claims, age_of, id_of};
-use super::dns::Reached;
+use super::dns::{self, Reached};
 use super::matches::decides_by_path;
 use super::references::References;
 use super::report::{Field, Report};
@@ -28,8 +28,8 @@ use super::verdicts::{
 };
 use super::{
     GoodRoute, Inputs, IssuerChoice, Kind, Lost, ObjectRef, PublishedSecret, SecretData,
-    ServiceResolution, Statuses, Translation, WantedCertificate, agents, exposure, issuance,
-    issuers,
+    ServiceResolution, Statuses, Translation, UdpMode, WantedCertificate, agents, exposure,
+    issuance, issuers, udp_services,
 };
 use crate::api::conditions::{Condition, ConditionType, Reason, timestamp};
 use crate::api::{CertificateStatus, TlsRoute, TlsRouteStatus};
@@ -96,6 +96,7 @@ pub fn translate(inputs: &Inputs, now: SystemTime) -> Translation {
     }
     let mut result = work.result;
     result.last_good.dns_solvers = made.into_used();
+    result.unwanted_services = udp_services::unwanted(inputs, &result);
     let relays = &mut result.snapshot.udp_relays;
     relays.sort_by(|a, b| a.id.cmp(&b.id));
     result
@@ -303,6 +304,10 @@ impl Work<'_> {
         let shared = self.inputs.environment.is_shared();
         for udp in &route.udp {
             self.result.udp_trackers.push(udp.tracker.clone());
+            if udp.tracker.mode == UdpMode::Service {
+                let wanted = udp_services::wanted(self.inputs, &udp.tracker);
+                self.result.udp_services.extend(wanted);
+            }
             if let Some(relay) = &udp.relay
                 && self.udp_ports.claim(report, shared, udp)
             {
@@ -549,7 +554,7 @@ impl Work<'_> {
         let why = "spec.suspend is true";
         let conditions = self.unserved(id, route, &report, Reason::Suspended, why);
         let reached = Reached {
-            hostnames: compiled.as_ref().map(names).unwrap_or_default(),
+            hostnames: compiled.as_ref().map(dns::names).unwrap_or_default(),
             ..Reached::default()
         };
         self.finish(id, route, report, conditions, None, reached);
@@ -569,7 +574,10 @@ impl Work<'_> {
         let states = self.inputs.udp_relays.as_deref().map(Vec::as_slice);
         let mut judged = Vec::with_capacity(chosen.compiled.udp.len());
         for udp in &chosen.compiled.udp {
-            judged.push(udp::judge(&mut report, udp, states, shared));
+            judged.push(match udp.tracker.mode {
+                UdpMode::Service => udp_services::judge(&mut report, self.inputs, udp),
+                _ => udp::judge(&mut report, udp, states, shared),
+            });
         }
         let kept = chosen.kept.map(|kept| match kept.generation {
             Some(generation) => format!("generation {generation} stays in use"),
@@ -645,7 +653,7 @@ impl Work<'_> {
             .certificate
             .as_deref()
             .filter(|_| !served.placeholder);
-        let reached = Reached::of(self.inputs, &chosen.spec, names(&chosen.compiled));
+        let reached = Reached::of(self.inputs, &chosen.spec, &chosen.compiled);
         self.finish(id, route, report, conditions, certificate, reached);
     }
 
@@ -684,10 +692,6 @@ impl Work<'_> {
         self.statuses().routes.insert(id.clone(), status);
         report.close(&mut self.result);
     }
-}
-
-fn names(route: &CompiledRoute) -> Vec<String> {
-    route.hosts.keys().map(ToString::to_string).collect()
 }
 
 fn reference(id: &RouteId) -> ObjectRef {

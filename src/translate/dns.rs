@@ -10,7 +10,9 @@ use std::net::IpAddr;
 
 use tidegate_model::HostPattern;
 
-use super::Inputs;
+use super::routes::CompiledRoute;
+use super::udp::CompiledUdp;
+use super::{Inputs, UdpMode, UdpTracker, udp_services};
 use crate::api::{RouteRule, TlsRouteSpec};
 
 /// Lines of one route. The schema of the status has the same bound.
@@ -54,13 +56,18 @@ pub(super) struct Reached {
 
 impl Reached {
     /// How a route is reached that is served.
-    pub(super) fn of(inputs: &Inputs, spec: &TlsRouteSpec, hostnames: Vec<String>) -> Self {
+    pub(super) fn of(inputs: &Inputs, spec: &TlsRouteSpec, compiled: &CompiledRoute) -> Self {
         Self {
-            hostnames,
+            hostnames: names(compiled),
             addresses: inputs.place.list(),
-            dns_records: records(inputs, spec),
+            dns_records: records(inputs, spec, &compiled.udp),
         }
     }
+}
+
+/// The hostnames that a route claims.
+pub(super) fn names(route: &CompiledRoute) -> Vec<String> {
+    route.hosts.keys().map(ToString::to_string).collect()
 }
 
 /// What a hostname needs.
@@ -68,10 +75,8 @@ impl Reached {
 struct Host {
     /// Where this edge answers for it.
     edge: bool,
-    /// Where UDP trackers of that name answer, other than at the edge.
-    udp_places: BTreeSet<PublicPlace>,
-    /// Ports by UDP at the edge's addresses, and at `udp_places`.
-    udp: Vec<u16>,
+    /// Where UDP trackers of that name answer, and at which port.
+    udp: Vec<(UdpPlace, u16)>,
     /// Ports by TCP.
     tcp: Vec<u16>,
     /// Whether a tracker of that name is reached without the edge, nobody here knows where.
@@ -79,17 +84,25 @@ struct Host {
 }
 
 /// How clients reach what a rule leads to.
-#[derive(Clone, Copy)]
 enum Way {
     /// By the edge; trackers at this port.
     Edge(Option<u16>),
     /// By TCP without the edge, at this port, at an address that is the edge's or that nobody here knows.
     Direct { port: Option<u16>, here: bool },
+    /// By UDP at this port: at the edge's addresses, at others, or nobody here knows where.
+    Udp { port: u16, place: UdpPlace },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum UdpPlace {
+    Edge,
+    At(PublicPlace),
+    Elsewhere,
 }
 
 /// The records of a route.
-fn records(inputs: &Inputs, spec: &TlsRouteSpec) -> Vec<String> {
-    let hosts = hosts(inputs, spec);
+fn records(inputs: &Inputs, spec: &TlsRouteSpec, udp: &[CompiledUdp]) -> Vec<String> {
+    let hosts = hosts(inputs, spec, udp);
     let mut lines = Vec::new();
     for (name, host) in &hosts {
         host.lines(name, &inputs.place, &mut lines);
@@ -103,9 +116,14 @@ fn records(inputs: &Inputs, spec: &TlsRouteSpec) -> Vec<String> {
     lines
 }
 
-fn hosts(inputs: &Inputs, spec: &TlsRouteSpec) -> BTreeMap<String, Host> {
+fn hosts(inputs: &Inputs, spec: &TlsRouteSpec, udp: &[CompiledUdp]) -> BTreeMap<String, Host> {
     let mut hosts: BTreeMap<String, Host> = BTreeMap::new();
-    for rule in &spec.rules {
+    for (index, rule) in spec.rules.iter().enumerate() {
+        let udp = udp.iter().find(|it| it.rule == index);
+        let way = match udp {
+            Some(udp) => udp_way(inputs, &udp.tracker),
+            None => way(inputs, rule),
+        };
         let names = if rule.hostnames.is_empty() {
             &spec.hostnames
         } else {
@@ -120,7 +138,7 @@ fn hosts(inputs: &Inputs, spec: &TlsRouteSpec) -> BTreeMap<String, Host> {
                 continue;
             }
             let host = hosts.entry(name.to_string()).or_default();
-            host.add(way(inputs, rule));
+            host.add(&way);
         }
     }
     hosts
@@ -140,6 +158,22 @@ fn way(inputs: &Inputs, rule: &RouteRule) -> Way {
     }
 }
 
+fn udp_way(inputs: &Inputs, tracker: &UdpTracker) -> Way {
+    let place = match tracker.mode {
+        UdpMode::Service => UdpPlace::At(udp_services::place(inputs, tracker)),
+        _ if !tracker.addresses.is_empty() => UdpPlace::At(PublicPlace {
+            addresses: tracker.addresses.iter().copied().collect(),
+            names: BTreeSet::new(),
+        }),
+        UdpMode::Direct if inputs.environment.is_shared() => UdpPlace::Elsewhere,
+        UdpMode::Direct | UdpMode::Relayed(_) => UdpPlace::Edge,
+    };
+    Way::Udp {
+        port: tracker.port,
+        place,
+    }
+}
+
 /// The port that a backend is written with.
 fn backend_port(rule: &RouteRule) -> Option<u16> {
     let backend = rule.backends.first()?;
@@ -151,15 +185,23 @@ fn backend_port(rule: &RouteRule) -> Option<u16> {
 }
 
 impl Host {
-    fn add(&mut self, way: Way) {
+    fn add(&mut self, way: &Way) {
         match way {
             Way::Edge(port) => {
                 self.edge = true;
-                self.tcp(port);
+                self.tcp(*port);
+            }
+            Way::Udp { port, place } => {
+                self.edge |= *place == UdpPlace::Edge;
+                self.elsewhere |= *place == UdpPlace::Elsewhere;
+                let new = (place.clone(), *port);
+                if !self.udp.contains(&new) {
+                    self.udp.push(new);
+                }
             }
             Way::Direct { port, here } => {
-                self.tcp(port);
-                if here {
+                self.tcp(*port);
+                if *here {
                     self.edge = true;
                 } else {
                     self.elsewhere = true;
@@ -178,11 +220,18 @@ impl Host {
         if self.edge {
             return Some(edge);
         }
-        self.udp_places.first()
+        self.udp_places().next()
+    }
+
+    fn udp_places(&self) -> impl Iterator<Item = &PublicPlace> {
+        self.udp.iter().filter_map(|(place, _)| match place {
+            UdpPlace::At(place) => Some(place),
+            UdpPlace::Edge | UdpPlace::Elsewhere => None,
+        })
     }
 
     fn lines(&self, name: &str, edge: &PublicPlace, lines: &mut Vec<String>) {
-        let text = self.text();
+        let text = self.text(edge);
         match self.place(edge) {
             Some(place) if !place.addresses.is_empty() => {
                 lines.extend(place.addresses.iter().map(|address| match address {
@@ -202,19 +251,27 @@ impl Host {
                 "; {name} is reached without this edge: give it the address of the tracker itself"
             )),
         }
-        if self.elsewhere && self.edge {
+        let here = self.place(edge);
+        let elsewhere = self.udp_places().find(|place| Some(*place) != here);
+        if (self.elsewhere && here.is_some()) || elsewhere.is_some() {
+            let place = elsewhere.map(PublicPlace::list).unwrap_or_default();
+            let place = if place.is_empty() {
+                "elsewhere".to_owned()
+            } else {
+                format!("at {}", place.join(", "))
+            };
             lines.push(format!(
-                "; {name} leads here, and to a tracker that is reached without this edge: give that one a hostname of its own"
+                "; {name} leads to two places: one of its trackers answers {place}, which needs a hostname of its own"
             ));
         }
         lines.extend(text.map(|text| format!("{name}. IN TXT \"{text}\"")));
     }
 
     /// The text of BEP 34. A UDP announce costs everybody least, so those ports are preferred.
-    fn text(&self) -> Option<String> {
+    fn text(&self, edge: &PublicPlace) -> Option<String> {
         let mut text = "BITTORRENT".to_owned();
         let mut any = false;
-        for word in self.words() {
+        for word in self.words(edge) {
             if text.len() + 1 + word.len() <= LONGEST_TEXT {
                 text.push(' ');
                 text.push_str(&word);
@@ -224,8 +281,15 @@ impl Host {
         any.then_some(text)
     }
 
-    fn words(&self) -> impl Iterator<Item = String> + '_ {
-        let udp = self.udp.iter().map(|port| format!("UDP:{port}"));
+    /// Ports where the name leads.
+    fn words<'a>(&'a self, edge: &'a PublicPlace) -> impl Iterator<Item = String> + 'a {
+        let here = self.place(edge);
+        let udp = self.udp.iter().filter(move |(place, _)| match place {
+            UdpPlace::Edge => true,
+            UdpPlace::At(place) => Some(place) == here,
+            UdpPlace::Elsewhere => here.is_none(),
+        });
+        let udp = udp.map(|(_, port)| format!("UDP:{port}"));
         let tcp = self.tcp.iter().map(|port| format!("TCP:{port}"));
         udp.chain(tcp)
     }
@@ -235,7 +299,7 @@ impl Host {
 fn shared(hosts: &BTreeMap<String, Host>, edge: &PublicPlace) -> Option<String> {
     let mut by_address: BTreeMap<IpAddr, Vec<String>> = BTreeMap::new();
     for (name, host) in hosts {
-        let words: Vec<_> = host.words().collect();
+        let words: Vec<_> = host.words(edge).collect();
         for address in host.place(edge).into_iter().flat_map(|it| &it.addresses) {
             let trackers = words.iter().map(|word| format!("{name} {word}"));
             by_address.entry(*address).or_default().extend(trackers);

@@ -16,7 +16,7 @@ use tidegate_model::{
     Certificate, ChallengeAnswers, ObjectName, Reach, RouteId, TicketKeys, UdpRelayState,
 };
 
-use super::{Exposure, LastGood, PublicPlace};
+use super::{Exposure, FoundService, LastGood, PublicPlace, Refusals, ServiceKeeper};
 use crate::api::{AcmeIssuer, TlsRoute, TunnelAgent};
 
 /// Everything that decides what the data plane serves.
@@ -60,6 +60,8 @@ pub struct Inputs {
     pub https_port: Option<u16>,
     /// What became of the relays of UDP trackers, where there are any.
     pub udp_relays: Option<Arc<Vec<UdpRelayState>>>,
+    /// Why Services of UDP trackers cannot be written, where this program writes them.
+    pub service_refusals: Arc<Refusals>,
     /// What is true of this edge.
     pub environment: Environment,
     /// What the last translation returned; empty at the start.
@@ -104,6 +106,8 @@ pub struct Environment {
     pub reach: Arc<Reach>,
     /// DNS domain of the cluster's own names; `cluster.local` if empty.
     pub cluster_domain: String,
+    /// Who makes the Services of UDP trackers.
+    pub service_keeper: ServiceKeeper,
 }
 
 impl Environment {
@@ -221,6 +225,8 @@ pub struct ServiceData {
     pub ports: Vec<ServicePortData>,
     /// Its UDP ports.
     pub udp_ports: Vec<ServicePortData>,
+    /// What else matters of one that has UDP ports.
+    pub udp: Option<Arc<FoundService>>,
 }
 
 /// One port of a Service.

@@ -39,6 +39,7 @@ mod solvers;
 mod status;
 mod trackers;
 mod udp;
+mod udp_services;
 mod verdicts;
 mod words;
 
@@ -61,3 +62,7 @@ pub use outputs::{
 };
 pub use quantities::{QuantityError, parse_quantity};
 pub use udp::recipe as udp_recipe;
+pub use udp_services::{
+    FoundService, Refusals, ServiceKeeper, ServiceSpec, UdpServicePort, UnwantedService,
+    WantedService,
+};

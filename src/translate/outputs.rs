@@ -12,7 +12,7 @@ use tidegate_model::{
     Certificate, HostPattern, ObjectName, RouteId, Snapshot, UdpRelayId, UdpRelayMode,
 };
 
-use super::SecretData;
+use super::{SecretData, UnwantedService, WantedService};
 use crate::api::conditions::Reason;
 use crate::api::{AcmeIssuerStatus, TlsRouteSpec, TlsRouteStatus, TunnelAgentStatus};
 
@@ -30,6 +30,10 @@ pub struct Translation {
     pub wanted_certificates: Vec<WantedCertificate>,
     /// UDP trackers of routes that are served, whoever relays them, in the order of routes and rules.
     pub udp_trackers: Vec<UdpTracker>,
+    /// Services that UDP trackers should have.
+    pub udp_services: Vec<WantedService>,
+    /// Services that were made for rules which are gone.
+    pub unwanted_services: Vec<UnwantedService>,
     /// The issuers that can be asked, by name.
     pub issuers: BTreeMap<String, Arc<Issuer>>,
     /// Everything that was looked up by name. Whoever fetches these and nothing else has all that the objects
@@ -175,6 +179,8 @@ impl Problem {
                 _,
                 Reason::AddressLost
                 | Reason::TrackerSilent
+                | Reason::LoadBalancerPending
+                | Reason::TrackerNotReady
                 | Reason::NoReadyEndpoints
                 | Reason::AgentNotConnected
                 | Reason::NoticesNotDelivered,

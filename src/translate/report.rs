@@ -195,7 +195,13 @@ pub(super) fn condition_of(reason: Reason) -> ConditionType {
         | Reason::RelayNotPermitted
         | Reason::RelayNoWayBack
         | Reason::ProxyHeaderNotRead
-        | Reason::TrackerSilent => ConditionType::ClientAddressPreserved,
+        | Reason::TrackerSilent
+        | Reason::SourceAddressReplaced
+        | Reason::ServiceNotManaged
+        | Reason::ServiceForeign
+        | Reason::ServiceWithoutSelector
+        | Reason::LoadBalancerPending
+        | Reason::TrackerNotReady => ConditionType::ClientAddressPreserved,
         Reason::NoReadyEndpoints => ConditionType::BackendsReady,
         Reason::Suspended | Reason::NothingToServe | Reason::UdpPortUnavailable => {
             ConditionType::Programmed

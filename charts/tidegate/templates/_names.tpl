@@ -59,6 +59,21 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if .Values.hostNetwork.enabled }}{{ .Values.hostPorts.https }}{{ else }}{{ .Values.containerPorts.https }}{{ end }}
 {{- end }}
 
+{{- /* What it listens on for these ports: each of them at each chosen address, if there are any. */}}
+{{- define "tidegate.listen" -}}
+{{- $all := list }}
+{{- range $port := .ports }}
+{{- if $.root.Values.listeners.addresses }}
+{{- range $.root.Values.listeners.addresses }}
+{{- $all = append $all (printf "%s:%v" (ternary (printf "[%s]" .) . (contains ":" .)) $port) }}
+{{- end }}
+{{- else }}
+{{- $all = append $all (toString $port) }}
+{{- end }}
+{{- end }}
+{{- join "," $all }}
+{{- end }}
+
 {{- /* Where clients reach it; redirects lead there. */}}
 {{- define "tidegate.public" -}}
 {{- if or .Values.hostNetwork.enabled .Values.hostPorts.enabled }}{{ .Values.hostPorts.https }}{{ else }}{{ .Values.service.ports.https }}{{ end }}
@@ -70,9 +85,10 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if .Values.hostPorts.enabled }}true{{ end }}
 {{- end }}
 
-{{- /* Whether it must be root to listen: a process of another user gets no capability from Kubernetes. */}}
+{{- /* Whether it must be root, to listen or to relay datagrams under their own addresses: a process of another user gets no capability from Kubernetes. */}}
 {{- define "tidegate.root" -}}
-{{- if and .Values.hostNetwork.enabled .Values.hostNetwork.bindPrivilegedPorts (or (lt (int .Values.hostPorts.http) 1024) (lt (int .Values.hostPorts.https) 1024)) }}true{{ end }}
+{{- $privileged := or (lt (int .Values.hostPorts.http) 1024) (lt (int .Values.hostPorts.https) 1024) }}
+{{- if and .Values.hostNetwork.enabled (or .Values.trackers.transparent (and .Values.hostNetwork.bindPrivilegedPorts $privileged)) }}true{{ end }}
 {{- end }}
 
 {{- define "tidegate.monitor" -}}

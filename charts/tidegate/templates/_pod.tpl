@@ -55,12 +55,15 @@ spec:
     imagePullPolicy: {{ .Values.image.pullPolicy }}
     args:
     - operator
-    - --http={{ include "tidegate.http" . }}
-    - --https={{ include "tidegate.https" . }}
+    - --http={{ include "tidegate.listen" (dict "root" . "ports" (prepend .Values.listeners.http.extraPorts (include "tidegate.http" .))) }}
+    - --https={{ include "tidegate.listen" (dict "root" . "ports" (list (include "tidegate.https" .))) }}
     - --admin={{ .Values.containerPorts.admin }}
     - --public-https-port={{ include "tidegate.public" . }}
     - --lease={{ include "tidegate.fullname" . }}
+    {{- /* At the addresses of its pods an edge with chosen ones is not reached. */}}
+    {{- if not .Values.listeners.addresses }}
     - --replicas-service={{ include "tidegate.fullname" . }}-replicas
+    {{- end }}
     {{- if .Values.hostNetwork.enabled }}
     - --handover
     {{- end }}
@@ -91,6 +94,9 @@ spec:
     {{- end }}
     {{- if ne .Values.proxyProtocol "off" }}
     - --proxy-protocol={{ .Values.proxyProtocol }}
+    {{- end }}
+    {{- if not .Values.trackers.manageServices }}
+    - --tracker-services=off
     {{- end }}
     {{- with .Values.backends.allowAddresses }}
     - --allow-addresses={{ join "," . }}
@@ -130,6 +136,13 @@ spec:
       {{- if .Values.hostPorts.enabled }}
       hostPort: {{ .Values.hostPorts.https }}
       {{- end }}
+    {{- range .Values.listeners.http.extraPorts }}
+    - name: http-{{ . }}
+      containerPort: {{ . }}
+      {{- if $.Values.hostPorts.enabled }}
+      hostPort: {{ . }}
+      {{- end }}
+    {{- end }}
     - name: admin
       containerPort: {{ .Values.containerPorts.admin }}
     {{- end }}
@@ -176,7 +189,7 @@ spec:
       capabilities:
         drop: [ALL]
         {{- if include "tidegate.root" . }}
-        add: [NET_BIND_SERVICE]
+        add: {{ ternary "[NET_BIND_SERVICE, NET_ADMIN]" "[NET_BIND_SERVICE]" .Values.trackers.transparent }}
         {{- end }}
       {{- end }}
     volumeMounts:

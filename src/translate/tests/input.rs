@@ -1,6 +1,7 @@
 //! Reads golden inputs.
 
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -9,12 +10,13 @@ use ipnet::IpNet;
 use rcgen::{CertificateParams, DnType, KeyPair, SerialNumber};
 use serde::Deserialize;
 use serde_json::Value;
-use tidegate_model::{CertificateOrigin, ObjectName, Reach};
+use tidegate_model::{CertificateOrigin, ObjectName, Reach, RouteId, UdpRelayId};
 
 use super::now;
 use crate::translate::{
-    ConfigMapData, Inputs, ProgramPolicy, SecretData, ServiceData, ServicePortData,
-    ServiceResolution, StaticFilesPolicy, parse_certificate,
+    ConfigMapData, FoundService, Inputs, ProgramPolicy, PublicPlace, SecretData, ServiceData,
+    ServiceKeeper, ServicePortData, ServiceResolution, ServiceSpec, StaticFilesPolicy,
+    UdpServicePort, parse_certificate,
 };
 
 /// A certificate that is made for the test.
@@ -67,6 +69,12 @@ struct TestEnvironment {
     reached_at: Vec<String>,
     #[serde(default)]
     https_port: Option<u16>,
+    /// Services of UDP trackers are made by people.
+    #[serde(default)]
+    services_by_hand: bool,
+    /// Services that cannot be written, and why.
+    #[serde(default)]
+    refused_services: BTreeMap<String, String>,
 }
 
 /// A Service and who is ready behind it.
@@ -82,6 +90,24 @@ struct TestService {
     ports: Vec<TestPort>,
     #[serde(default)]
     udp_ports: Vec<TestPort>,
+    /// What matters of one with UDP ports.
+    #[serde(default)]
+    udp: Option<TestUdpService>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+struct TestUdpService {
+    selector: BTreeMap<String, String>,
+    /// Route and rule it was made for.
+    made_for: Option<(String, String)>,
+    type_: String,
+    local: bool,
+    port: u16,
+    target: String,
+    node_port: Option<u16>,
+    load_balancer_ip: Option<String>,
+    reached_at: Vec<IpAddr>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -148,12 +174,15 @@ pub(super) fn add(inputs: &mut Inputs, document: Value) {
                 });
                 ports.collect()
             };
+            let name = split(&wire.name);
+            let udp = wire.udp.map(|udp| Arc::new(udp_service(&name, udp)));
             let data = ServiceData {
                 external_name: wire.external_name,
                 ports: ports(wire.ports),
                 udp_ports: ports(wire.udp_ports),
+                udp,
             };
-            inputs.services.insert(split(&wire.name), Arc::new(data));
+            inputs.services.insert(name, Arc::new(data));
         }
         "TestCertificate" => certificate(inputs, &strict(document)),
         "TestEnvironment" => {
@@ -164,6 +193,12 @@ pub(super) fn add(inputs: &mut Inputs, document: Value) {
             inputs.environment.class_name = wire.class_name;
             inputs.environment.system_namespace = wire.system_namespace;
             inputs.https_port = wire.https_port;
+            if wire.services_by_hand {
+                inputs.environment.service_keeper = ServiceKeeper::Person;
+            }
+            let refused = wire.refused_services.into_iter();
+            let refused = refused.map(|(name, error)| (split(&name), error));
+            inputs.service_refusals = Arc::new(refused.collect());
             for place in wire.reached_at {
                 match place.parse() {
                     Ok(address) => inputs.place.addresses.insert(address),
@@ -187,6 +222,35 @@ pub(super) fn add(inputs: &mut Inputs, document: Value) {
         }
         // Samples may hold other kinds, such as a Service.
         _ => {}
+    }
+}
+
+fn udp_service(name: &ObjectName, wire: TestUdpService) -> FoundService {
+    FoundService {
+        made_for: wire.made_for.map(|(route, rule)| UdpRelayId {
+            route: RouteId::new(Arc::clone(&name.namespace), route),
+            rule,
+        }),
+        uid: format!("uid of {name}"),
+        owner: None,
+        spec: ServiceSpec {
+            type_: wire.type_,
+            local: wire.local,
+            sticky: true,
+            selector: wire.selector,
+            ports: vec![UdpServicePort {
+                port: wire.port,
+                target: wire.target,
+                node_port: wire.node_port,
+            }],
+            families: vec!["IPv4".to_owned()],
+            family_policy: Some("SingleStack".to_owned()),
+            load_balancer_ip: wire.load_balancer_ip,
+        },
+        place: PublicPlace {
+            addresses: wire.reached_at.into_iter().collect(),
+            ..PublicPlace::default()
+        },
     }
 }
 

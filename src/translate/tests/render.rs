@@ -64,6 +64,14 @@ pub(super) fn render(translation: &Translation) -> String {
             .collect();
         out.insert("6 udp trackers".to_owned(), trackers.into());
     }
+    let wanted = translation.udp_services.iter();
+    let wanted = wanted.map(|service| format!("wanted {service:?}"));
+    let unwanted = translation.unwanted_services.iter();
+    let unwanted = unwanted.map(|service| format!("unwanted {service:?}"));
+    let services: Vec<_> = wanted.chain(unwanted).collect();
+    if !services.is_empty() {
+        out.insert("7 services".to_owned(), services.into());
+    }
     without_fingerprints(&serde_saphyr::to_string(&out).unwrap())
 }
 

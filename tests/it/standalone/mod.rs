@@ -1,6 +1,7 @@
 //! `tidegate run`, `check`, `explain`, `status`, `ca` and the commands around certificates as a person meets
 //! them: folders, mistakes, restarts.
 
+mod addresses;
 mod certificates;
 mod check;
 mod lifecycle;

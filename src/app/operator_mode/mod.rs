@@ -8,6 +8,9 @@
 //! Nothing is published before every list was read, and nothing is accepted before it is published; from then on a
 //! lost API server changes nothing of what is served. Order of the end: not ready any more, the Lease is given back, the edge drains, the admin stops.
 
+mod leading;
+mod place;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -15,7 +18,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
 use tidegate_acme::engine::{Engine, Surroundings};
-use tidegate_acme::preflight::own::is_public;
 use tidegate_model::{HostName, ObjectName, Reach, SnapshotStore, UdpRelayState};
 use tidegate_proxy::{ProxyProtocolMode, RunningEdge, Settings};
 use tidegate_telemetry::{chain, spawn_named};
@@ -24,11 +26,12 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::leading::Leader;
 use super::acme::Acme;
 use super::control;
 use super::handover::Handover;
 use super::opening::Opening;
-use super::operator_desk::{OperatorDesk, answering};
+use super::operator_desk::OperatorDesk;
 use super::process::{self, RunError};
 use super::publish::Tracked;
 use super::report::Process;
@@ -36,22 +39,18 @@ use super::signals::{Asked, Signals};
 use crate::admin::{Admin, ControlView, HostGuard, Readiness};
 use crate::operator::default_issuer::DefaultIssuerFile;
 use crate::operator::documents::DocumentStore;
-use crate::operator::inquiry::Inquiry;
 use crate::operator::internal_ca;
 use crate::operator::lease::{Elector, Leadership, Tenure};
 use crate::operator::memory;
-use crate::operator::published::{Publications, PublishedSecrets, Publisher};
-use crate::operator::relay::{Clerk, Relay};
-use crate::operator::replicas::{Presenter, Replicas};
-use crate::operator::status::StatusWriter;
-use crate::operator::tickets::Rotator;
-use crate::operator::unused::Janitor;
+use crate::operator::published::{Publications, PublishedSecrets};
+use crate::operator::relay::Relay;
+use crate::operator::trackers::TrackerServices;
 use crate::operator::{Cluster, ClusterOptions, Source, World};
 use crate::source::state::StateFolder;
-use crate::source::{InternalIssuer, Issuance, Refreshed};
+use crate::source::{InternalIssuer, Refreshed};
 use crate::translate::{
-    Environment, ExposedService, Exposure, ProgramPolicy, PublicPlace, ServiceResolution,
-    StaticFilesPolicy, Statuses,
+    Environment, ExposedService, Exposure, ProgramPolicy, Refusals, ServiceKeeper,
+    ServiceResolution, StaticFilesPolicy, Statuses,
 };
 
 /// Quiet time before a refresh, so that many changes become one.
@@ -96,6 +95,8 @@ pub struct OperatorOptions {
     pub handover: bool,
     /// How long documents of certificates are kept after these have expired, when their route is gone.
     pub keep_unused: Duration,
+    /// Whether Services of UDP trackers are made.
+    pub tracker_services: bool,
     /// The state folder; it may be empty at each start.
     pub state: PathBuf,
     /// The data plane.
@@ -141,6 +142,8 @@ struct Running {
     publications: watch::Sender<Arc<Publications>>,
     published: watch::Sender<Arc<PublishedSecrets>>,
     published_seen: watch::Receiver<Arc<PublishedSecrets>>,
+    tracker_services: TrackerServices,
+    services_refused: watch::Receiver<Arc<Refusals>>,
     served_answers: watch::Sender<u64>,
     tracked: Tracked,
     signals: Signals,
@@ -155,12 +158,6 @@ struct Running {
     udp: UdpRelays,
     udp_states: watch::Receiver<Arc<Vec<UdpRelayState>>>,
     next: SystemTime,
-}
-
-/// What runs while this replica leads.
-struct Leader {
-    acme: Acme,
-    stop: CancellationToken,
 }
 
 /// How waiting for the lists ended.
@@ -255,9 +252,16 @@ impl Running {
                 options.refuse_addresses.clone(),
             )),
             cluster_domain: cluster.domain.clone(),
+            service_keeper: if options.tracker_services {
+                ServiceKeeper::Program
+            } else {
+                ServiceKeeper::Person
+            },
         };
         let published = watch::Sender::<Arc<PublishedSecrets>>::default();
+        let tracker_services = TrackerServices::default();
         let mut source = Source::new(Arc::clone(&world), environment, published.subscribe());
+        source.follow_refusals(tracker_services.refused());
         if let Some(path) = &options.default_issuer {
             let file = Arc::new(DefaultIssuerFile::new(path));
             source.set_default_issuer(Arc::clone(&file));
@@ -292,6 +296,8 @@ impl Running {
             control,
             engine,
             statuses: watch::Sender::default(),
+            services_refused: tracker_services.refused(),
+            tracker_services,
             served_answers: watch::Sender::default(),
             tracked: Tracked::default(),
             signals,
@@ -477,6 +483,7 @@ impl Running {
             () = engine => Woken::Refresh,
             Ok(()) = self.published_seen.changed() => Woken::Refresh,
             Ok(()) = self.udp_states.changed() => Woken::Refresh,
+            Ok(()) = self.services_refused.changed() => Woken::Refresh,
             () = tokio::time::sleep(pause) => Woken::Refresh,
         }
     }
@@ -561,35 +568,6 @@ impl Running {
         }
     }
 
-    /// Where clients reach the edge: what a person says, else its Service, else the replicas themselves, which in
-    /// the networks of nodes have addresses that the Internet routes to.
-    fn place(&self, exposure: &Exposure) -> PublicPlace {
-        let told = &self.options.surroundings.addresses;
-        if !told.is_empty() {
-            return PublicPlace {
-                addresses: told.iter().copied().collect(),
-                ..PublicPlace::default()
-            };
-        }
-        if let Some(service) = &exposure.service
-            && !(service.addresses.is_empty() && service.names.is_empty())
-        {
-            return PublicPlace {
-                addresses: service.addresses.iter().copied().collect(),
-                names: service.names.iter().cloned().collect(),
-            };
-        }
-        let replicas = self.options.replicas_service.as_ref().map(|name| {
-            let name = ObjectName::new(self.cluster.namespace.as_str(), name.as_str());
-            self.world.replicas(&name)
-        });
-        let replicas = replicas.into_iter().flatten();
-        PublicPlace {
-            addresses: replicas.filter(|it| is_public(*it)).collect(),
-            ..PublicPlace::default()
-        }
-    }
-
     async fn translate(&mut self, now: SystemTime) -> Option<Refreshed> {
         let source = Arc::clone(&self.source);
         let task = tokio::task::spawn_blocking(move || {
@@ -617,6 +595,7 @@ impl Running {
             *known = publications;
             changed
         });
+        self.tracker_services.want(&refreshed.translation);
         let statuses = Arc::clone(&refreshed.translation.statuses);
         self.tracked.apply(
             refreshed,
@@ -650,94 +629,6 @@ impl Running {
             (false, Some(leader)) => self.follow(leader).await,
             (_, leader) => self.leader = leader,
         }
-    }
-
-    async fn lead(&mut self) -> Option<Leader> {
-        let store = Arc::new(DocumentStore::new(
-            self.cluster.client.clone(),
-            self.cluster.namespace.clone(),
-        ));
-        let surroundings = self.options.surroundings.clone();
-        let acme = match Acme::start(Arc::clone(&store) as _, None, surroundings).await {
-            Ok(acme) => acme,
-            Err(error) => {
-                tracing::error!(error = %chain(&error), "cannot begin to order certificates; trying again");
-                return None;
-            }
-        };
-        let stop = self.stop.child_token();
-        self.engine.send_replace(Some(acme.engine.clone()));
-        self.lock_source()
-            .set_acme(Some(Issuance::new(&acme.engine)));
-        let writer = StatusWriter {
-            cluster: self.cluster.clone(),
-            world: Arc::clone(&self.world),
-            class: self.options.class.clone(),
-            wanted: self.statuses.subscribe(),
-            tenure: self.tenure.clone(),
-        };
-        spawn_named(
-            "status-writer",
-            self.tasks.track_future(writer.run(stop.clone())),
-        );
-        let publisher = Publisher::new(
-            self.cluster.clone(),
-            Arc::clone(&self.world),
-            self.publications.subscribe(),
-            self.published.clone(),
-        );
-        spawn_named(
-            "publisher",
-            self.tasks.track_future(publisher.run(stop.clone())),
-        );
-        let presenter = Presenter {
-            answers: acme.engine.answers().clone(),
-            store: Arc::new(DocumentStore::new(
-                self.cluster.client.clone(),
-                self.cluster.namespace.clone(),
-            )),
-            world: Arc::clone(&self.world),
-            served: self.served_answers.subscribe(),
-            replicas: self.options.replicas_service.as_ref().map(|name| Replicas {
-                service: ObjectName::new(self.cluster.namespace.as_str(), name.as_str()),
-                own: self.options.own_addresses.clone(),
-            }),
-            inquiry: Inquiry::default(),
-        };
-        spawn_named(
-            "challenge-answers",
-            self.tasks.track_future(presenter.run(stop.clone())),
-        );
-        let clerk = Clerk {
-            store: Arc::clone(&self.documents),
-            world: Arc::clone(&self.world),
-            identity: self.cluster.identity.clone(),
-            answering: answering(acme.engine.clone()),
-        };
-        spawn_named("relay", self.tasks.track_future(clerk.run(stop.clone())));
-        let janitor = Janitor {
-            cluster: self.cluster.clone(),
-            world: Arc::clone(&self.world),
-            store,
-            keep: self.options.keep_unused,
-        };
-        spawn_named("unused", self.tasks.track_future(janitor.run(stop.clone())));
-        let rotator = Rotator {
-            store: Arc::clone(&self.documents),
-            world: Arc::clone(&self.world),
-        };
-        spawn_named(
-            "ticket-keys",
-            self.tasks.track_future(rotator.run(stop.clone())),
-        );
-        Some(Leader { acme, stop })
-    }
-
-    async fn follow(&mut self, leader: Leader) {
-        leader.stop.cancel();
-        self.engine.send_replace(None);
-        self.lock_source().set_acme(None);
-        leader.acme.stop().await;
     }
 
     async fn stop(mut self) {
