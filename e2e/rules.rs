@@ -94,8 +94,14 @@ fn pairs() -> Vec<(String, String, &'static str)> {
             "hostnames: [{host}], {more} rules: [{{tracker: {{exposure: {exposure}}}, backends: [{{service: {{name: {service}, port: 80}}}}]}}]"
         )
     };
-    let mixed_in_order = "HTTP trackers of one process are mixed: NS/older through the TLS proxy, NS/newcomer directly; either take tracker.exposure: Direct out of NS/newcomer, or set it in NS/older as well; trackers of different processes belong in routes with different trackerGroup";
-    let mixed_reversed = "HTTP trackers of one process are mixed: NS/newcomer through the TLS proxy, NS/older directly; either take tracker.exposure: Direct out of NS/older, or set it in NS/newcomer as well; trackers of different processes belong in routes with different trackerGroup";
+    let in_order = "HTTP trackers of one process are mixed: a.example.com of NS/older through the edge, b.example.com of NS/newcomer directly; the process has one switch for all of them (on_reverse_proxy in a Torrust tracker.toml), so the peers of one side would get wrong addresses or none; take tracker.exposure: Direct out of b.example.com of NS/newcomer, or set it in a.example.com of NS/older as well, or lead b.example.com of NS/newcomer through the edge without TLS by tracker.exposure: HTTP; trackers of different processes belong in routes with different trackerGroup";
+    let reversed = "HTTP trackers of one process are mixed: b.example.com of NS/newcomer through the edge, a.example.com of NS/older directly; the process has one switch for all of them (on_reverse_proxy in a Torrust tracker.toml), so the peers of one side would get wrong addresses or none; take tracker.exposure: Direct out of a.example.com of NS/older, or set it in b.example.com of NS/newcomer as well, or lead a.example.com of NS/older through the edge without TLS by tracker.exposure: HTTP; trackers of different processes belong in routes with different trackerGroup";
+    let named = "HTTP trackers of one process are mixed: one (a.example.com, b.example.com) of NS/older, c.example.com of NS/older through the edge, two (d.example.com) of NS/newcomer directly";
+    let at = |host: &str, exposure: &str, port: u16| {
+        format!(
+            "hostnames: [{host}], rules: [{{tracker: {{exposure: {exposure}}}, backends: [{{address: '192.0.2.1:{port}'}}]}}]"
+        )
+    };
     let taken = "a.example.com already belongs to TlsRoute NS/older, which is older; take the hostname out of one of the two, or put all rules into one route";
     vec![
         (
@@ -132,17 +138,17 @@ fn pairs() -> Vec<(String, String, &'static str)> {
         (
             tracker("a.example.com", "trackerGroup: g,", "one", "HTTPS"),
             tracker("b.example.com", "trackerGroup: g,", "two", "Direct"),
-            mixed_in_order,
+            in_order,
         ),
         (
             tracker("a.example.com", "trackerGroup: g,", "one", "Direct"),
             tracker("b.example.com", "trackerGroup: g,", "two", "HTTPS"),
-            mixed_reversed,
+            reversed,
         ),
         (
             tracker("a.example.com", "", "one", "HTTPS"),
             tracker("b.example.com", "", "one", "Direct"),
-            mixed_in_order,
+            in_order,
         ),
         (
             tracker("a.example.com", "", "one", "HTTPS"),
@@ -151,8 +157,34 @@ fn pairs() -> Vec<(String, String, &'static str)> {
         ),
         (
             tracker("a.example.com", "trackerGroup: g,", "one", "HTTPS"),
-            tracker("b.example.com", "trackerGroup: h,", "one", "Direct"),
+            tracker("b.example.com", "trackerGroup: h,", "two", "Direct"),
             "",
+        ),
+        // The same port is the same process, whatever the groups say.
+        (
+            tracker("a.example.com", "trackerGroup: g,", "one", "HTTP"),
+            tracker("b.example.com", "trackerGroup: h,", "one", "Direct"),
+            in_order,
+        ),
+        (
+            tracker("a.example.com", "", "one", "HTTP"),
+            tracker("b.example.com", "", "one", "HTTPS"),
+            "",
+        ),
+        (
+            at("a.example.com", "Direct", 7070),
+            at("b.example.com", "HTTPS", 7070),
+            reversed,
+        ),
+        (
+            at("a.example.com", "HTTPS", 7070),
+            at("b.example.com", "Direct", 6969),
+            "",
+        ),
+        (
+            "rules: [{name: one, hostnames: [a.example.com, b.example.com], tracker: {}, backends: [{service: {name: one, port: 7070}}]}, {hostnames: [c.example.com], tracker: {exposure: HTTP}, backends: [{service: {name: one, port: 7071}}]}]".to_owned(),
+            "hostnames: [d.example.com], rules: [{name: two, tracker: {exposure: Direct}, backends: [{service: {name: one, port: 7072}}]}]".to_owned(),
+            named,
         ),
         (
             tracker("a.example.com", "trackerGroup: g,", "one", "HTTPS"),
@@ -330,6 +362,12 @@ fn what_slips_through_gets_the_condition() {
         "a-other",
         &format!("hostnames: [a.example.com], {PLAIN}"),
     );
+    // The same process as that of the other namespace's tracker, by its address.
+    route(
+        two,
+        "c-meets",
+        "hostnames: [v.example.com], rules: [{tracker: {exposure: Direct}, backends: [{address: '192.0.2.1:80'}]}]",
+    );
     route(
         two,
         "b-inside",
@@ -344,7 +382,10 @@ fn what_slips_through_gets_the_condition() {
     let operator = operator(cluster, &class, &[one, two]);
     let older = format!("a.example.com already belongs to TlsRoute {one}/a-owner, which is older");
     let mixed = format!(
-        "HTTP trackers of one process are mixed: {one}/b-tracker through the TLS proxy, {one}/d-mixed directly"
+        "HTTP trackers of one process are mixed: t.example.com of {one}/b-tracker through the edge, u.example.com of {one}/d-mixed directly; the process has one switch"
+    );
+    let meets = format!(
+        "HTTP trackers of one process are mixed: a tracker of another namespace through the edge, v.example.com of {two}/c-meets directly; the process has one switch"
     );
     let elsewhere =
         "a.example.com already belongs to a TlsRoute of another namespace, which is older";
@@ -366,6 +407,7 @@ fn what_slips_through_gets_the_condition() {
             "False MixedTrackerProxy",
         ),
         ("tlsroute", one, "d-mixed", "Accepted", &mixed),
+        ("tlsroute", two, "c-meets", "Accepted", &meets),
         ("tlsroute", two, "a-other", "Accepted", elsewhere),
         (
             "tlsroute",

@@ -98,6 +98,14 @@ words! {
         TransparentRelay,
         /// A Service with `externalTrafficPolicy: Local` leads clients to the UDP tracker, and leaves their addresses alone.
         ServiceLocal,
+        /// A tracker takes the addresses of peers from X-Forwarded-For; False where peers reach it without the edge.
+        TrackerReadsHeader,
+        /// A tracker does not take the addresses of peers from X-Forwarded-For; True where peers reach it without the edge.
+        TrackerIgnoresHeader,
+        /// A tracker could not be asked whether it reads X-Forwarded-For, or its answer does not tell.
+        TrackerProbeFailed,
+        /// Peers reach every tracker of the route without this edge.
+        NotProxied,
         /// TLS is passed through without a PROXY protocol header, so the backend sees the edge's address.
         AddressLost,
         /// The addresses of clients are replaced by the cluster's own before they reach the edge. The message names the switch that mends it.
@@ -134,7 +142,7 @@ words! {
         UnsupportedValue,
         /// An older object owns a hostname that this one also claims.
         HostnameConflict,
-        /// Some HTTP trackers of one process go through the TLS proxy and some do not.
+        /// Peers reach some HTTP trackers of one process through the edge and some directly.
         MixedTrackerProxy,
         /// A Secret does not exist.
         SecretNotFound,
@@ -182,6 +190,8 @@ words! {
         NoticesDelivered,
         /// The last notice to a receiver did not arrive; the message says why.
         NoticesNotDelivered,
+        /// No listener for plain HTTP has the port of a tracker. The message has the option to start the edge with.
+        PlainListenerMissing,
         /// Nothing of the object can be served.
         NothingToServe,
         /// The new version of the object is bad; the last good one stays in use.
@@ -203,6 +213,47 @@ pub fn set_condition(
     now: SystemTime,
 ) {
     let status = if status { "True" } else { "False" };
+    put_condition(
+        conditions,
+        type_,
+        status,
+        reason,
+        message.into(),
+        observed_generation,
+        now,
+    );
+}
+
+/// Sets a condition of which nobody knows whether it holds.
+pub fn set_unknown(
+    conditions: &mut Vec<Condition>,
+    type_: ConditionType,
+    reason: Reason,
+    message: impl Into<String>,
+    observed_generation: Option<i64>,
+    now: SystemTime,
+) {
+    let message = message.into();
+    put_condition(
+        conditions,
+        type_,
+        "Unknown",
+        reason,
+        message,
+        observed_generation,
+        now,
+    );
+}
+
+fn put_condition(
+    conditions: &mut Vec<Condition>,
+    type_: ConditionType,
+    status: &str,
+    reason: Reason,
+    message: String,
+    observed_generation: Option<i64>,
+    now: SystemTime,
+) {
     let since = conditions
         .iter()
         .find(|existing| existing.type_ == type_.as_str() && existing.status == status)
@@ -213,7 +264,7 @@ pub fn set_condition(
     remove_condition(conditions, type_);
     conditions.push(Condition {
         last_transition_time: since,
-        message: bounded(message.into()),
+        message: bounded(message),
         observed_generation,
         reason: reason.as_str().to_owned(),
         status: status.to_owned(),

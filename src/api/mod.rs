@@ -28,6 +28,7 @@ mod status;
 mod tls_route;
 mod tracker;
 mod tunnel_agent;
+pub mod uniform;
 mod validate;
 
 #[cfg(test)]
@@ -60,7 +61,7 @@ pub use status::{CertificateStatus, OrderStatus, PreflightStatus};
 pub use tls_route::{
     ClientAuth, Hsts, HttpPolicy, IssuerRef, TlsPolicy, TlsRoute, TlsRouteSpec, TlsRouteStatus,
 };
-pub use tracker::{Tracker, UdpTracker};
+pub use tracker::{Tracker, TrackerProbe, UdpTracker};
 pub use tunnel_agent::{
     AgentCredential, AgentMapping, AgentSession, MappingTls, TunnelAgent, TunnelAgentSpec,
     TunnelAgentStatus,

@@ -6,6 +6,7 @@
 
 use serde_json::{Value, json};
 
+use super::uniform::{self, IS_DIRECT, is_direct, is_through};
 use super::{GROUP, VERSION};
 
 /// What stands between a hostname and whose it is.
@@ -15,16 +16,6 @@ pub const OLDER: &str = ", which is older";
 /// How a hostname that is taken is mended.
 pub const TAKEN_HINT: &str =
     "take the hostname out of one of the two, or put all rules into one route";
-/// How complaints of mixed trackers begin.
-pub const MIXED: &str = "HTTP trackers of one process are mixed:";
-/// What stands after those whose clients come through the edge.
-pub const THROUGH: &str = "through the TLS proxy,";
-/// What stands after those whose clients do not.
-pub const DIRECT: &str = "directly";
-/// The last part of the hint against mixed trackers.
-pub const MIXED_HINT: &str =
-    "trackers of different processes belong in routes with different trackerGroup";
-
 /// Every policy with its binding, in the order of their names.
 pub fn all_policies() -> Vec<Value> {
     [
@@ -112,13 +103,10 @@ fn other() -> String {
     )
 }
 
-/// Whether a rule leads to a tracker that peers reach without the edge.
-const IS_DIRECT: &str = "has(r.tracker) && r.tracker.?exposure.orValue('') == 'Direct'";
-
 /// The hostnames that an object claims, a list for each rule.
 fn claimed(of: &str) -> String {
     format!(
-        "{of}.spec.rules.filter(r, !({IS_DIRECT})).map(r, size(r.?hostnames.orValue([])) > 0 ? r.hostnames.map(h, h.lowerAscii()) : {of}.spec.?hostnames.orValue([]).map(h, h.lowerAscii()))"
+        "{of}.spec.rules.filter(r, !(has(r.tracker) && {IS_DIRECT})).map(r, size(r.?hostnames.orValue([])) > 0 ? r.hostnames.map(h, h.lowerAscii()) : {of}.spec.?hostnames.orValue([]).map(h, h.lowerAscii()))"
     )
 }
 
@@ -149,45 +137,55 @@ fn hostname_message() -> String {
 }
 
 fn tracker_variables() -> Variables {
+    let http = uniform::IS_HTTP;
+    let backends =
+        |of: &str| format!("{of}.spec.rules.filter(r, {http}).map(r, r.?backends.orValue([])");
     let services = |of: &str| {
+        let backends = backends(of);
+        format!("{backends}.filter(b, has(b.service)).map(b, b.service.name))")
+    };
+    let ports = |of: &str| {
+        let backends = backends(of);
         format!(
-            "{of}.spec.rules.filter(r, has(r.tracker)).map(r, r.?backends.orValue([]).filter(b, has(b.service)).map(b, b.service.name))"
+            "{backends}.filter(b, has(b.service) || has(b.address)).map(b, has(b.service) ? b.service.name + ':' + string(b.service.port) : b.address.lowerAscii()))"
         )
     };
-    let direct = |of: &str| format!("{of}.spec.rules.exists(r, {IS_DIRECT})");
-    let through = |of: &str| format!("{of}.spec.rules.exists(r, has(r.tracker) && !({IS_DIRECT}))");
+    let exists = |of: &str, condition: &str| format!("{of}.spec.rules.exists(r, {condition})");
+    let labels = |condition: &str| {
+        let of = |of: &str| {
+            let labels = uniform::labels(&format!("{of}.spec"), condition);
+            let name = format!("{of}.metadata.namespace + '/' + {of}.metadata.name");
+            format!("{labels}.map(l, l + ' of ' + {name})")
+        };
+        format!("({} + {}).join(', ')", of("params"), of("object"))
+    };
+    let (through, direct) = (is_through(), is_direct());
     vec![
         ("other", other()),
         ("mine", services("object")),
         ("theirs", services("params")),
-        // One process: what the user says it is, else one Service.
+        ("myPorts", ports("object")),
+        ("theirPorts", ports("params")),
+        // One process: what the user says it is, else one Service; the same port in any case.
         (
             "joined",
-            "has(object.spec.trackerGroup) || has(params.spec.trackerGroup) ? object.spec.?trackerGroup.orValue('') == params.spec.?trackerGroup.orValue('') : variables.mine.exists(l, l.exists(s, variables.theirs.exists(t, s in t)))".to_owned(),
+            "variables.myPorts.exists(l, l.exists(p, variables.theirPorts.exists(t, p in t))) || (has(object.spec.trackerGroup) || has(params.spec.trackerGroup) ? object.spec.?trackerGroup.orValue('') == params.spec.?trackerGroup.orValue('') : variables.mine.exists(l, l.exists(s, variables.theirs.exists(t, s in t))))".to_owned(),
         ),
-        ("through", through("object")),
         (
             "mixed",
             format!(
-                "(variables.through && {}) || ({} && {})",
-                direct("params"),
-                direct("object"),
-                through("params")
+                "({} && {}) || ({} && {})",
+                exists("object", &through),
+                exists("params", &direct),
+                exists("object", &direct),
+                exists("params", &through)
             ),
         ),
-        (
-            "first",
-            "variables.through ? object.metadata.namespace + '/' + object.metadata.name : params.metadata.namespace + '/' + params.metadata.name".to_owned(),
-        ),
-        (
-            "second",
-            "variables.through ? params.metadata.namespace + '/' + params.metadata.name : object.metadata.namespace + '/' + object.metadata.name".to_owned(),
-        ),
+        ("through", labels(&through)),
+        ("direct", labels(&direct)),
     ]
 }
 
 fn tracker_message() -> String {
-    format!(
-        "'{MIXED} ' + variables.first + ' {THROUGH} ' + variables.second + ' {DIRECT}; either take tracker.exposure: Direct out of ' + variables.second + ', or set it in ' + variables.first + ' as well; {MIXED_HINT}'"
-    )
+    uniform::sentence(["variables.through", "variables.direct"])
 }

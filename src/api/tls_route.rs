@@ -53,9 +53,7 @@ use super::{CertificateStatus, OrderStatus, PreflightStatus, RouteRule};
 #[x_kube(validation = Rule::new("has(self.hostnames) || self.rules.all(r, has(r.hostnames))")
     .message("give hostnames, or give every rule its own hostnames")
     .reason(Reason::FieldValueInvalid))]
-#[x_kube(validation = Rule::new("self.rules.all(r, !has(r.tracker) || !has(r.tracker.exposure) || r.tracker.exposure != 'Direct') || self.rules.all(r, !has(r.tracker) || has(r.tracker.type) && r.tracker.type == 'UDP' || has(r.tracker.exposure) && r.tracker.exposure == 'Direct')")
-    .message("the HTTP trackers of one process must all go through the TLS proxy or all not: set tracker.exposure: Direct in every rule or in none")
-    .reason(Reason::FieldValueInvalid))]
+#[x_kube(validation = super::uniform::rule())]
 #[x_kube(validation = Rule::new("!has(self.tls) || !has(self.tls.mode) || self.tls.mode != 'Passthrough' || self.rules.all(r, has(r.backends) && size(r.backends) == 1 && !has(r.match) && !has(r.matches) && !has(r.filters))")
     .message("with tls.mode Passthrough every rule has exactly one backend and neither match nor filters, because requests are not opened")
     .reason(Reason::FieldValueInvalid))]
@@ -84,9 +82,9 @@ pub struct TlsRouteSpec {
     pub suspend: Option<bool>,
 
     /// Joins routes whose rules lead to HTTP trackers of one tracker process, such as `torrust`.
-    /// The trackers of a group must all go through the TLS proxy or all not, because the process has one
-    /// switch for all of them. Default: the route's own rules, and those of routes without group that lead to
-    /// the same Service.
+    /// Peers must reach the trackers of a group all through this edge or all directly, because the process has
+    /// one switch for all of them. What leads to the same port of one host is one process in any case.
+    /// Default: the route's own rules, and those of routes without group that lead to the same Service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub tracker_group: Option<String>,

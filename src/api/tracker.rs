@@ -1,10 +1,13 @@
 //! What a rule says of the BitTorrent tracker behind it.
 
+use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Says that a rule leads to a BitTorrent tracker.
-#[derive(JsonSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(KubeSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[x_kube(validation = Rule::new("!has(self.port) || has(self.exposure) && self.exposure == 'HTTP'")
+    .message("port belongs to exposure HTTP"))]
 #[serde(rename_all = "camelCase")]
 pub struct Tracker {
     /// `HTTP` or `UDP` (BEP 15). A rule of a UDP tracker has one backend, which is a `service` or an `address`,
@@ -14,12 +17,19 @@ pub struct Tracker {
     #[schemars(length(max = 32), extend("enum" = ["HTTP", "UDP"]))]
     pub type_: Option<String>,
 
-    /// How announces reach an HTTP tracker. `HTTPS`: through this edge, which says in X-Forwarded-For who
-    /// announces. `Direct`: without this edge; the rule lists such a tracker and is not served. All trackers
-    /// of one process must say the same. Default: `HTTPS`.
+    /// How announces reach an HTTP tracker. `HTTPS`: over TLS through this edge, which says in X-Forwarded-For
+    /// who announces. `HTTP`: without TLS through this edge, which says so too; needs no certificate. `Direct`:
+    /// without this edge; the rule lists such a tracker and is not served. Either all trackers of one process
+    /// are `Direct` or none is. Default: `HTTPS`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 32), extend("enum" = ["HTTPS", "Direct"]))]
+    #[schemars(length(max = 32), extend("enum" = ["HTTPS", "HTTP", "Direct"]))]
     pub exposure: Option<String>,
+
+    /// With `exposure: HTTP`, the port in the announce URL, such as `7070`: that of one of the edge's listeners
+    /// for plain HTTP. Default: every one of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: Option<i32>,
 
     /// What becomes of the parameters `ip`, `ipv4` and `ipv6` of announces, by which clients claim addresses.
     /// `Pass`: they go on; a tracker that believes them lets clients name anybody. `Strip`: they are taken
@@ -27,6 +37,11 @@ pub struct Tracker {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32), extend("enum" = ["Pass", "Strip"]))]
     pub address_parameters: Option<String>,
+
+    /// Asks the tracker now and then whether it reads X-Forwarded-For, by announces of a torrent and of peers
+    /// that do not exist; the condition `ClientAddressPreserved` tells. Default: it is not asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<TrackerProbe>,
 
     /// How clients reach a UDP tracker; only with type `UDP`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -72,4 +87,14 @@ pub struct UdpTracker {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub connects_per_second: Option<i32>,
+}
+
+/// Whether and how often a tracker is asked which address it takes for a peer's.
+#[derive(JsonSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TrackerProbe {
+    /// Time between two questions, as a duration such as `1h`; at least `1m`. Default: `1h`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 32))]
+    pub interval: Option<String>,
 }

@@ -9,8 +9,8 @@ use std::time::SystemTime;
 
 use http::{HeaderMap, Method, Uri};
 use tidegate_model::{
-    Action, Certificate, HeaderEdits, HostName, PlainHttp, RedirectPath, Rule, Snapshot, TlsMode,
-    TlsVersion, UpstreamProtocol, VirtualHost,
+    Action, Certificate, HeaderEdits, HostName, PlainHttp, RedirectPath, RouteEntry, Rule,
+    Snapshot, TlsMode, TlsVersion, UpstreamProtocol, VirtualHost,
 };
 use tidegate_proxy::{ExplainRequest, Verdict};
 
@@ -88,6 +88,11 @@ fn decide(snapshot: &Snapshot, question: &Question, out: &mut Explanation) {
     ));
     if secure {
         out.sections.push(("listener", vec!["https".to_owned()]));
+        if virtual_host.entries.is_empty() && !virtual_host.plain.is_empty() {
+            let line = "every rule of this host answers over plain HTTP only (tracker.exposure: HTTP): the TLS handshake is refused";
+            out.sections.push(("tls", vec![line.to_owned()]));
+            return;
+        }
         match &virtual_host.tls {
             TlsMode::Terminate(policy) => {
                 let mut lines = certificate(policy.certificate.as_deref());
@@ -109,7 +114,25 @@ fn decide(snapshot: &Snapshot, question: &Question, out: &mut Explanation) {
             }
         }
     } else {
-        out.sections.push(("listener", vec!["http".to_owned()]));
+        let port = question.url.port_u16().unwrap_or(80);
+        out.sections.push((
+            "listener",
+            vec![match port {
+                80 => "http".to_owned(),
+                _ => format!("http, port {port}"),
+            }],
+        ));
+        // Some rules answer over plain HTTP whatever the host says of it.
+        if let Some(plain) = virtual_host.plain_rules(port) {
+            let all = tidegate_proxy::explain(virtual_host, Some(port), &request(question));
+            let chosen = (all.iter().zip(&plain.entries))
+                .find(|(it, _)| matches!(it.verdict, Verdict::Matched | Verdict::Refused { .. }));
+            if chosen.is_some_and(|(_, entry)| entry.rule.plain) || virtual_host.entries.is_empty()
+            {
+                rules(virtual_host, &plain.entries, Some(port), question, out);
+                return;
+            }
+        }
         match virtual_host.plain_http {
             PlainHttp::Redirect(status) => {
                 let path = question
@@ -133,17 +156,27 @@ fn decide(snapshot: &Snapshot, question: &Question, out: &mut Explanation) {
             PlainHttp::Serve => {}
         }
     }
-    rules(virtual_host, question, out);
+    rules(virtual_host, &virtual_host.entries, None, question, out);
 }
 
-fn rules(host: &VirtualHost, question: &Question, out: &mut Explanation) {
-    let request = ExplainRequest {
+fn request(question: &Question) -> ExplainRequest {
+    ExplainRequest {
         method: question.method.clone(),
         path: question.url.path().to_owned(),
         query: question.url.query().map(str::to_owned),
         headers: question.headers.clone(),
-    };
-    let entries = tidegate_proxy::explain(host, &request);
+    }
+}
+
+/// What the rules make of the request: those on the listener for plain HTTP with that port, or those over TLS.
+fn rules(
+    host: &VirtualHost,
+    served: &[RouteEntry],
+    plain: Option<u16>,
+    question: &Question,
+    out: &mut Explanation,
+) {
+    let entries = tidegate_proxy::explain(host, plain, &request(question));
     let mut winner = None;
     let mut lines = Vec::new();
     for (index, entry) in entries.iter().enumerate() {
@@ -179,7 +212,7 @@ fn rules(host: &VirtualHost, question: &Question, out: &mut Explanation) {
     }
     out.sections.push(("rules, in order of precedence", lines));
     let Some(rule) = winner
-        .and_then(|index| host.entries.get(index))
+        .and_then(|index| served.get(index))
         .map(|entry| &entry.rule)
     else {
         return;

@@ -21,6 +21,7 @@ mod signals;
 pub mod standalone_mode;
 pub mod status;
 pub mod take_over;
+mod tracker_probes;
 mod upgrade;
 
 pub use crate::admin::{

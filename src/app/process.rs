@@ -228,3 +228,12 @@ fn raise_file_limit() {
         tracing::debug!(error = %error, "cannot raise the limit of open files");
     }
 }
+
+/// Ports of the listeners for plain HTTP, sorted.
+pub(super) fn plain_ports(listeners: &[(&'static str, SocketAddr)]) -> Vec<u16> {
+    let plain = listeners.iter().filter(|(name, _)| *name == "http");
+    let mut ports: Vec<u16> = plain.map(|(_, address)| address.port()).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    ports
+}

@@ -28,6 +28,7 @@ use super::process::{self, RunError};
 use super::publish::Tracked;
 use super::report::Process;
 use super::signals::{Asked, Signals};
+use super::tracker_probes::TrackerProbes;
 use super::upgrade::{self, Predecessor, UpgradeError};
 use crate::admin::{Admin, ControlView, HostGuard, Readiness};
 use crate::api::TlsRoute;
@@ -89,6 +90,7 @@ struct Running {
     admin_stop: CancellationToken,
     signals: Signals,
     acme: Acme,
+    probes: TrackerProbes,
     engine: watch::Sender<Option<Engine>>,
     udp: UdpRelays,
     tracked: Tracked,
@@ -110,12 +112,14 @@ impl Running {
         let shared = inherited.is_some();
         let source = new_source(&options, &state, started_at)?;
         let acme = start_acme(&state, &options.surroundings).await?;
-        let source = source.with_acme(Issuance::new(&acme.engine));
-        let source = Arc::new(Mutex::new(source));
-        let refreshed = refresh(&source, started_at);
         let store = Arc::new(SnapshotStore::new());
         let edge = process::bind_edge(&options.settings, &store, inherited)?;
         let listeners = edge.addresses();
+        let source = source
+            .with_acme(Issuance::new(&acme.engine))
+            .with_plain_ports(process::plain_ports(&listeners));
+        let source = Arc::new(Mutex::new(source));
+        let refreshed = refresh(&source, started_at);
         let admin_listener = process::bind_admin(options.admin, shared)?;
         let admin_address = admin_listener
             .as_ref()
@@ -134,6 +138,8 @@ impl Running {
         let mut tracked = Tracked::default();
         let next = refreshed.next;
         let asked = Acme::asked_by(&refreshed);
+        let probes = TrackerProbes::start();
+        probes.tell(refreshed.translation.tracker_probes.clone());
         tracked.apply(refreshed, &process, &store, &state, &control, started_at);
         acme.served(&asked);
         acme.tell(asked);
@@ -179,6 +185,7 @@ impl Running {
             admin_stop,
             signals,
             acme,
+            probes,
             engine,
             udp,
             tracked,
@@ -235,6 +242,7 @@ impl Running {
                     self.lock_source().set_udp_relays(states);
                     due = true;
                 }
+                () = self.probes.changed() => due = true,
                 () = tokio::time::sleep(pause) => due = SystemTime::now() >= self.next,
                 () = sleep_if(watchdog) => process::notify_manager(&[NotifyState::Watchdog]),
             }
@@ -244,6 +252,10 @@ impl Running {
     async fn reload(&mut self) {
         let source = Arc::clone(&self.source);
         let now = SystemTime::now();
+        source
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .set_tracker_reports(self.probes.reports());
         let Ok(refreshed) = tokio::task::spawn_blocking(move || refresh(&source, now)).await else {
             tracing::error!("the refresh panicked; what was served before is still served");
             self.next = now + Duration::from_secs(60);
@@ -251,6 +263,8 @@ impl Running {
         };
         self.next = refreshed.next;
         let asked = Acme::asked_by(&refreshed);
+        self.probes
+            .tell(refreshed.translation.tracker_probes.clone());
         self.tracked.apply(
             refreshed,
             &self.process,

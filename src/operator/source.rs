@@ -24,8 +24,8 @@ use super::watch::World;
 use crate::source::yaml::schema::FieldProblem;
 use crate::source::{Finding, InternalIssuer, Issuance, Parsed, Refreshed, next_moment, wanted};
 use crate::translate::{
-    Environment, Exposure, Inputs, IssuerChoice, LastGood, ObjectRef, PublicPlace, Refusals,
-    Severity, Translation, translate,
+    Environment, Exposure, Inputs, IssuerChoice, LastGood, ObjectRef, ProbeId, ProbeReport,
+    PublicPlace, Refusals, Severity, Translation, translate,
 };
 
 /// Everything between the watches and a translation.
@@ -37,6 +37,7 @@ pub struct Source {
     /// Only where this replica orders.
     issuance: Option<Issuance>,
     last_good: Arc<LastGood>,
+    tracker_reports: Arc<BTreeMap<ProbeId, ProbeReport>>,
     records: BTreeMap<String, Read>,
     parsed: Parsed,
     published: watch::Receiver<Arc<PublishedSecrets>>,
@@ -73,6 +74,7 @@ impl Source {
             internal: None,
             issuance: None,
             last_good: Arc::default(),
+            tracker_reports: Arc::default(),
             records: BTreeMap::new(),
             parsed: Parsed::default(),
             published,
@@ -131,6 +133,11 @@ impl Source {
         self.refusals = Some(refusals);
     }
 
+    /// What trackers have told of themselves, where this replica asks them.
+    pub fn set_tracker_reports(&mut self, reports: Arc<BTreeMap<ProbeId, ProbeReport>>) {
+        self.tracker_reports = reports;
+    }
+
     /// Where clients reach this edge, and its port of HTTPS as they see it.
     pub fn set_place(&mut self, place: PublicPlace, https_port: Option<u16>) {
         self.place = place;
@@ -147,6 +154,7 @@ impl Source {
         let mut inputs = Inputs {
             environment: self.environment.clone(),
             last_good: Arc::clone(&self.last_good),
+            tracker_reports: Arc::clone(&self.tracker_reports),
             exposure: self.exposure.clone(),
             place: self.place.clone(),
             https_port: self.https_port,

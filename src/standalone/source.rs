@@ -9,7 +9,7 @@
 //! Publishes nothing and watches nothing: `app` calls [`Source::refresh`] when something may have changed and
 //! does with the result what it must. Blocks on files.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,7 +26,9 @@ use crate::source::yaml::kinds::{Identity, ObjectKind};
 use crate::source::{
     Finding, InternalIssuer, Issuance, Parsed, Place, Refreshed, next_moment, wanted,
 };
-use crate::translate::{Environment, Kind, LastGood, StaticFilesPolicy, Translation, translate};
+use crate::translate::{
+    Environment, Kind, LastGood, ProbeId, ProbeReport, StaticFilesPolicy, Translation, translate,
+};
 
 /// Where the objects come from.
 #[derive(Debug)]
@@ -48,6 +50,7 @@ pub struct Source {
     place: Place,
     udp_relays: Option<Arc<Vec<UdpRelayState>>>,
     last_good: Arc<LastGood>,
+    tracker_reports: Arc<BTreeMap<ProbeId, ProbeReport>>,
 }
 
 impl Source {
@@ -80,6 +83,7 @@ impl Source {
             place: Place::default(),
             udp_relays: None,
             last_good: Arc::default(),
+            tracker_reports: Arc::default(),
         }
     }
 
@@ -114,10 +118,22 @@ impl Source {
         self.udp_relays = Some(states);
     }
 
+    /// What trackers have told of themselves.
+    pub fn set_tracker_reports(&mut self, reports: Arc<BTreeMap<ProbeId, ProbeReport>>) {
+        self.tracker_reports = reports;
+    }
+
     /// Asks these name servers for the zones of challenges, instead of this machine's.
     #[must_use]
     pub fn with_name_servers(mut self, servers: Vec<SocketAddr>) -> Self {
         self.environment.name_servers = servers;
+        self
+    }
+
+    /// Says in the statuses when a tracker waits for a listener for plain HTTP that is not among these ports.
+    #[must_use]
+    pub fn with_plain_ports(mut self, ports: Vec<u16>) -> Self {
+        self.environment.plain_ports = Some(ports);
         self
     }
 
@@ -143,6 +159,7 @@ impl Source {
         inputs.https_port = self.place.https_port();
         inputs.udp_relays.clone_from(&self.udp_relays);
         inputs.last_good = Arc::clone(&self.last_good);
+        inputs.tracker_reports = Arc::clone(&self.tracker_reports);
         let mut rotation = None;
         if let Some(kept) = &mut self.ticket_keys {
             let (keys, next) = kept.at(now);

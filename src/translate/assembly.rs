@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use tidegate_model::{
-    Certificate, CertificateOrigin, HostPattern, ObjectName, RouteId, Snapshot, TlsMode, TlsPolicy,
-    VirtualHost,
+    Certificate, CertificateOrigin, HostPattern, Hostless, ObjectName, PlainHttp, RouteId,
+    Snapshot, TlsMode, TlsPolicy, VirtualHost,
 };
 
 use super::certificates::{complaint, covers, parse_certificate};
@@ -29,7 +29,7 @@ use super::verdicts::{
 use super::{
     GoodRoute, Inputs, IssuerChoice, Kind, Lost, ObjectRef, PublishedSecret, SecretData,
     ServiceResolution, Statuses, Translation, UdpMode, WantedCertificate, agents, exposure,
-    issuance, issuers, udp_services,
+    issuance, issuers, probes, udp_services,
 };
 use crate::api::conditions::{Condition, ConditionType, Reason, timestamp};
 use crate::api::{CertificateStatus, TlsRoute, TlsRouteStatus};
@@ -40,7 +40,7 @@ pub fn translate(inputs: &Inputs, now: SystemTime) -> Translation {
         inputs,
         now,
         claims: Claims::new(inputs.environment.is_shared()),
-        groups: TrackerGroups::default(),
+        groups: TrackerGroups::new(inputs),
         udp_ports: UdpPorts::default(),
         lost: inputs.exposure.as_ref().and_then(exposure::judge),
         wrong_issuers: BTreeMap::new(),
@@ -73,7 +73,11 @@ pub fn translate(inputs: &Inputs, now: SystemTime) -> Translation {
         }
         issuers.push((name, status, report));
     }
-    for (id, route, age) in work.routes_by_age() {
+    let routes = work.routes_by_age();
+    for (_, route, _) in &routes {
+        work.groups.settle(route);
+    }
+    for (id, route, age) in routes {
         work.route(&id, &route, age);
     }
     let ours = |class: &Option<String>| *class == inputs.environment.class_name;
@@ -95,6 +99,7 @@ pub fn translate(inputs: &Inputs, now: SystemTime) -> Translation {
         work.statuses().issuers.insert(name, status);
     }
     let mut result = work.result;
+    result.snapshot.hostless = Hostless::of(&result.snapshot.hosts);
     result.last_good.dns_solvers = made.into_used();
     result.unwanted_services = udp_services::unwanted(inputs, &result);
     let relays = &mut result.snapshot.udp_relays;
@@ -111,7 +116,7 @@ struct Work<'a> {
     inputs: &'a Inputs,
     now: SystemTime,
     claims: Claims,
-    groups: TrackerGroups,
+    groups: TrackerGroups<'a>,
     udp_ports: UdpPorts,
     /// Why no backend learns the addresses of clients.
     lost: Option<Lost>,
@@ -181,7 +186,14 @@ impl Work<'_> {
             .filter(|host| self.claims.claim(&mut report, id, age, &chosen.spec, host))
             .cloned()
             .collect();
-        let served = self.certificate(&mut report, id, &chosen, &hosts);
+        let secure: Vec<HostPattern> = hosts
+            .iter()
+            .filter(|host| chosen.compiled.is_secure(host))
+            .cloned()
+            .collect();
+        let served = self.certificate(&mut report, id, &chosen, &secure);
+        let probes = probes::wanted(self.inputs, id, &chosen.compiled);
+        self.result.tracker_probes.extend(probes);
         let programmed = self.program(id, &chosen.compiled, &hosts, served.certificate.as_ref());
         self.relay(&mut report, &chosen.compiled);
         let previous = good.and_then(|good| good.certificate.clone());
@@ -189,7 +201,7 @@ impl Work<'_> {
             .certificate
             .as_ref()
             .filter(|certificate| {
-                !served.placeholder && complaint(certificate, &hosts, self.now).is_none()
+                !served.placeholder && complaint(certificate, &secure, self.now).is_none()
             })
             .cloned();
         self.result.last_good.routes.insert(
@@ -261,24 +273,28 @@ impl Work<'_> {
             let Some(service) = route.hosts.get(host) else {
                 continue;
             };
-            let (tls, entries) = match (&route.tls, service) {
-                (_, HostService::Passthrough(Some(cluster))) => {
-                    (TlsMode::Passthrough(Arc::clone(cluster)), Vec::new())
-                }
+            let (tls, entries, plain) = match (&route.tls, service) {
+                (_, HostService::Passthrough(Some(cluster))) => (
+                    TlsMode::Passthrough(Arc::clone(cluster)),
+                    Vec::new(),
+                    Vec::new(),
+                ),
                 (
                     CompiledTls::Terminate {
                         min_version,
                         client_auth,
                         ..
                     },
-                    HostService::Rules(entries),
+                    HostService::Rules { entries, plain },
                 ) => (
                     TlsMode::Terminate(TlsPolicy {
-                        certificate: certificate.cloned(),
+                        // Without rules over TLS nothing is served there, and the handshake is refused.
+                        certificate: certificate.filter(|_| !entries.is_empty()).cloned(),
                         min_version: *min_version,
                         client_auth: client_auth.clone(),
                     }),
                     entries.clone(),
+                    plain.clone(),
                 ),
                 _ => continue,
             };
@@ -288,8 +304,12 @@ impl Work<'_> {
                 Arc::new(VirtualHost {
                     pattern: host.clone(),
                     route: id.clone(),
+                    plain_http: match &tls {
+                        TlsMode::Terminate(_) if entries.is_empty() => PlainHttp::Refuse,
+                        _ => route.plain_http.clone(),
+                    },
+                    plain,
                     tls,
-                    plain_http: route.plain_http.clone(),
                     hsts: route.hsts.clone(),
                     guards_by_path: entries.iter().any(|entry| decides_by_path(&entry.request)),
                     entries,
@@ -643,10 +663,13 @@ impl Work<'_> {
         }
         address_preserved(&mut conditions, &report, chosen, &judged);
         if let Some(lost) = &self.lost
+            && claimed > 0
             && !report.has(ConditionType::ClientAddressPreserved)
         {
             let type_ = ConditionType::ClientAddressPreserved;
             conditions.set(type_, false, lost.reason, lost.summary());
+        } else if !report.has(ConditionType::ClientAddressPreserved) {
+            probes::judge(&mut conditions, self.inputs, id, &chosen.compiled);
         }
         conditions.summarize(&SUMMARY);
         let certificate = served

@@ -153,7 +153,10 @@ fn way(inputs: &Inputs, rule: &RouteRule) -> Way {
             port: backend_port(rule),
             here: !inputs.environment.is_shared(),
         },
-        Some("HTTP") => Way::Edge(Some(80)),
+        Some("HTTP") => {
+            let written = tracker.port.and_then(|port| u16::try_from(port).ok());
+            Way::Edge(Some(written.unwrap_or(80)))
+        }
         _ => Way::Edge(Some(inputs.https_port.unwrap_or(443))),
     }
 }

@@ -16,7 +16,9 @@ use tidegate_model::{
     Certificate, ChallengeAnswers, ObjectName, Reach, RouteId, TicketKeys, UdpRelayState,
 };
 
-use super::{Exposure, FoundService, LastGood, PublicPlace, Refusals, ServiceKeeper};
+use super::{
+    Exposure, FoundService, LastGood, ProbeId, ProbeReport, PublicPlace, Refusals, ServiceKeeper,
+};
 use crate::api::{AcmeIssuer, TlsRoute, TunnelAgent};
 
 /// Everything that decides what the data plane serves.
@@ -62,6 +64,8 @@ pub struct Inputs {
     pub udp_relays: Option<Arc<Vec<UdpRelayState>>>,
     /// Why Services of UDP trackers cannot be written, where this program writes them.
     pub service_refusals: Arc<Refusals>,
+    /// What trackers have told of themselves that were asked.
+    pub tracker_reports: Arc<BTreeMap<ProbeId, ProbeReport>>,
     /// What is true of this edge.
     pub environment: Environment,
     /// What the last translation returned; empty at the start.
@@ -94,6 +98,8 @@ pub struct Environment {
     pub class_name: Option<String>,
     /// How `service` backends become addresses.
     pub services: ServiceResolution,
+    /// Ports of the edge's listeners for plain HTTP, sorted; None where nobody listens, as in a check.
+    pub plain_ports: Option<Vec<u16>>,
     /// Where `static` backends may lie.
     pub static_files: StaticFilesPolicy,
     /// Whether solvers may run programs of this machine.

@@ -29,6 +29,7 @@ mod issuers;
 mod matches;
 mod notifications;
 mod outputs;
+mod probes;
 mod quantities;
 mod reach;
 mod references;
@@ -60,6 +61,7 @@ pub use outputs::{
     GoodRoute, IssuerChoice, Kind, LastGood, ObjectRef, Problem, Reference, ReferenceKind,
     Severity, Statuses, Translation, UdpMode, UdpTracker, WantedCertificate,
 };
+pub use probes::{ProbeId, ProbeReport, TrackerProbe};
 pub use quantities::{QuantityError, parse_quantity};
 pub use udp::recipe as udp_recipe;
 pub use udp_services::{

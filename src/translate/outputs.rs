@@ -12,7 +12,7 @@ use tidegate_model::{
     Certificate, HostPattern, ObjectName, RouteId, Snapshot, UdpRelayId, UdpRelayMode,
 };
 
-use super::{SecretData, UnwantedService, WantedService};
+use super::{SecretData, TrackerProbe, UnwantedService, WantedService};
 use crate::api::conditions::Reason;
 use crate::api::{AcmeIssuerStatus, TlsRouteSpec, TlsRouteStatus, TunnelAgentStatus};
 
@@ -34,6 +34,8 @@ pub struct Translation {
     pub udp_services: Vec<WantedService>,
     /// Services that were made for rules which are gone.
     pub unwanted_services: Vec<UnwantedService>,
+    /// Trackers that somebody must ask whether they read X-Forwarded-For.
+    pub tracker_probes: Vec<TrackerProbe>,
     /// The issuers that can be asked, by name.
     pub issuers: BTreeMap<String, Arc<Issuer>>,
     /// Everything that was looked up by name. Whoever fetches these and nothing else has all that the objects

@@ -74,6 +74,16 @@ pub(super) fn judge(
     }
 }
 
+/// The Service and namespace that a name means within a cluster.
+pub(super) fn service_in_cluster<'a>(name: &'a str, domain: &str) -> Option<(&'a str, &'a str)> {
+    let InCluster::Named { namespace, .. } = in_cluster(name, domain) else {
+        return None;
+    };
+    let (service, rest) = name.split_once('.')?;
+    let rest = rest.strip_prefix(namespace)?;
+    (rest.is_empty() || rest == ".svc" || rest.starts_with(".svc.")).then_some((service, namespace))
+}
+
 /// What a name is within a cluster.
 #[derive(Debug, PartialEq, Eq)]
 enum InCluster<'a> {

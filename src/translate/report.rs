@@ -203,9 +203,10 @@ pub(super) fn condition_of(reason: Reason) -> ConditionType {
         | Reason::LoadBalancerPending
         | Reason::TrackerNotReady => ConditionType::ClientAddressPreserved,
         Reason::NoReadyEndpoints => ConditionType::BackendsReady,
-        Reason::Suspended | Reason::NothingToServe | Reason::UdpPortUnavailable => {
-            ConditionType::Programmed
-        }
+        Reason::Suspended
+        | Reason::NothingToServe
+        | Reason::PlainListenerMissing
+        | Reason::UdpPortUnavailable => ConditionType::Programmed,
         _ => ConditionType::Accepted,
     }
 }

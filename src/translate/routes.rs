@@ -1,20 +1,21 @@
 //! One route: its specification, compiled. What it shares with other routes (hostnames, tracker groups)
 //! and its certificate come later.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderValue, StatusCode};
 use tidegate_model::{
-    Action, ClientAuth, ClientAuthMode, Cluster, HostPattern, PlainHttp, RouteEntry, Rule,
-    TlsVersion,
+    Action, ClientAuth, ClientAuthMode, Cluster, HostPattern, PlainHttp, PlainRules, RouteEntry,
+    Rule, TlsVersion,
 };
 
-use super::matches::precedence;
+use super::matches::{decides_by_path, precedence};
+use super::probes::{self, CompiledProbe};
 use super::references::References;
 use super::report::{Field, Report};
-use super::rules::{self, CompiledRule};
+use super::rules::{self, CompiledRule, Way};
 use super::trackers;
 use super::udp::CompiledUdp;
 use super::words::one_of;
@@ -31,13 +32,38 @@ pub(super) struct CompiledRoute {
     pub(super) hsts: Option<HeaderValue>,
     /// Its UDP trackers.
     pub(super) udp: Vec<CompiledUdp>,
+    /// Trackers that are asked which addresses they take.
+    pub(super) probes: Vec<CompiledProbe>,
+}
+
+// === impl CompiledRoute ===
+
+impl CompiledRoute {
+    /// Whether the hostname is served over TLS.
+    pub(super) fn is_secure(&self, host: &HostPattern) -> bool {
+        match self.hosts.get(host) {
+            Some(HostService::Rules { entries, .. }) => !entries.is_empty(),
+            Some(HostService::Passthrough(_)) => true,
+            None => false,
+        }
+    }
+
+    /// Whether any hostname is served over TLS here.
+    pub(super) fn needs_certificate(&self) -> bool {
+        self.hosts.keys().any(|host| self.is_secure(host))
+    }
 }
 
 /// What a hostname leads to.
 #[derive(Debug)]
 pub(super) enum HostService {
-    /// Entries by precedence.
-    Rules(Vec<RouteEntry>),
+    /// Rules for requests.
+    Rules {
+        /// Over TLS, by precedence; none if every rule answers over plain HTTP only.
+        entries: Vec<RouteEntry>,
+        /// Over plain HTTP, where some rules answer there whatever the others do.
+        plain: Vec<PlainRules>,
+    },
     /// A backend that speaks TLS itself; None when it cannot be reached as things are.
     Passthrough(Option<Arc<Cluster>>),
 }
@@ -140,6 +166,14 @@ pub(super) fn compile(
                     "use service or address",
                 );
             }
+            let tracker = rule.tracker.as_ref();
+            if tracker.is_some_and(|tracker| tracker.exposure.as_deref() == Some("HTTP")) {
+                report.invalid(
+                    at.at("tracker").at("exposure"),
+                    "HTTP needs rules for requests, and tls.mode is Passthrough",
+                    "leave it out, or set tls.mode: Terminate",
+                );
+            }
         }
         compiled.push(rules::compile(report, references, &at, rule, index));
     }
@@ -150,6 +184,7 @@ pub(super) fn compile(
     }
     let compiled: Vec<CompiledRule> = compiled.into_iter().collect::<Option<_>>()?;
     let (plain_http, strict) = http?;
+    let probes = probes::of_rules(spec, &compiled);
     let hostnames = hostnames?;
     let udp = udp_trackers(&hostnames, &compiled);
     let hosts = if passthrough? {
@@ -167,6 +202,7 @@ pub(super) fn compile(
         plain_http,
         hsts: strict,
         udp,
+        probes,
     })
 }
 
@@ -435,18 +471,23 @@ fn rule_hosts(
     route_hosts: &[HostPattern],
     rules: &[CompiledRule],
 ) -> BTreeMap<HostPattern, HostService> {
-    let served = || rules.iter().filter(|rule| !rule.direct);
     let mut own: BTreeMap<HostPattern, Vec<RouteEntry>> = BTreeMap::new();
-    for rule in served() {
+    let mut plain: BTreeMap<HostPattern, Vec<PlainEntry>> = BTreeMap::new();
+    for rule in rules {
         let hosts = if rule.hostnames.is_empty() {
             route_hosts
         } else {
             &rule.hostnames
         };
-        for host in hosts {
-            own.entry(host.clone())
-                .or_default()
-                .extend(rule.entries.iter().cloned());
+        let entries = || rule.entries.iter().cloned();
+        for host in hosts.iter().filter(|_| rule.way != Way::Nowhere) {
+            let over_tls = own.entry(host.clone()).or_default();
+            if let Way::Plain(port) = rule.way {
+                let over_plain = plain.entry(host.clone()).or_default();
+                over_plain.extend(entries().map(|entry| (port, entry)));
+            } else {
+                over_tls.extend(entries());
+            }
         }
     }
     for entries in own.values_mut() {
@@ -457,14 +498,8 @@ fn rule_hosts(
     let below: Vec<(HostPattern, Vec<RouteEntry>)> = own
         .keys()
         .filter_map(|host| {
-            let HostPattern::Exact(name) = host else {
-                return None;
-            };
-            own.iter()
-                .find(|(pattern, _)| {
-                    matches!(pattern, HostPattern::Wildcard(_)) && pattern.matches(name)
-                })
-                .map(|(_, entries)| (host.clone(), entries.clone()))
+            let (_, entries) = own.iter().find(|(pattern, _)| is_above(pattern, host))?;
+            Some((host.clone(), entries.clone()))
         })
         .collect();
     for (host, entries) in below {
@@ -479,8 +514,48 @@ fn rule_hosts(
         }
     }
     own.into_iter()
-        .map(|(host, entries)| (host, HostService::Rules(entries)))
+        .map(|(host, entries)| {
+            let plain = plain_rules(&plain, &host, &entries);
+            (host, HostService::Rules { entries, plain })
+        })
         .collect()
+}
+
+/// What a rule answers over plain HTTP, and the port that it does so on.
+type PlainEntry = (Option<u16>, RouteEntry);
+
+fn is_above(pattern: &HostPattern, host: &HostPattern) -> bool {
+    match (pattern, host) {
+        (HostPattern::Wildcard(_), HostPattern::Exact(name)) => pattern.matches(name),
+        _ => false,
+    }
+}
+
+/// The rules of a host for each port on which some answer over plain HTTP. Those over TLS are among them, so that
+/// the most specific one decides.
+fn plain_rules(
+    all: &BTreeMap<HostPattern, Vec<PlainEntry>>,
+    host: &HostPattern,
+    over_tls: &[RouteEntry],
+) -> Vec<PlainRules> {
+    let counts = |pattern: &HostPattern| pattern == host || is_above(pattern, host);
+    let mine = || all.iter().filter(|(it, _)| counts(it)).flat_map(|it| it.1);
+    let ports: BTreeSet<Option<u16>> = mine().map(|(port, _)| *port).collect();
+    let of_port = |port| {
+        let mut entries: Vec<RouteEntry> = mine()
+            .filter(|(of, _)| of.is_none() || *of == port)
+            .map(|(_, entry)| entry)
+            .chain(over_tls)
+            .cloned()
+            .collect();
+        entries.sort_by(precedence);
+        PlainRules {
+            port,
+            guards_by_path: entries.iter().any(|it| decides_by_path(&it.request)),
+            entries,
+        }
+    };
+    ports.into_iter().map(of_port).collect()
 }
 
 fn passthrough_hosts(
@@ -489,10 +564,8 @@ fn passthrough_hosts(
     rules: Vec<CompiledRule>,
 ) -> Option<BTreeMap<HostPattern, HostService>> {
     let mut hosts = BTreeMap::new();
-    for (index, rule) in rules.into_iter().enumerate() {
-        if rule.udp.is_some() {
-            continue;
-        }
+    let served = |(_, rule): &(usize, CompiledRule)| rule.way != Way::Nowhere;
+    for (index, rule) in rules.into_iter().enumerate().filter(served) {
         let cluster = rule
             .entries
             .first()
@@ -525,10 +598,11 @@ fn passthrough_hosts(
 /// Turns every rule into 503. Asked-for client certificates that cannot be verified must not become none.
 fn close(hosts: &mut BTreeMap<HostPattern, HostService>) {
     for service in hosts.values_mut() {
-        let HostService::Rules(entries) = service else {
+        let HostService::Rules { entries, plain } = service else {
             continue;
         };
-        for entry in entries {
+        let plain = plain.iter_mut().flat_map(|it| &mut it.entries);
+        for entry in entries.iter_mut().chain(plain) {
             let rule = &entry.rule;
             entry.rule = Arc::new(Rule {
                 route: rule.route.clone(),
@@ -540,6 +614,7 @@ fn close(hosts: &mut BTreeMap<HostPattern, HostService>) {
                 timeouts: rule.timeouts.clone(),
                 limits: rule.limits.clone(),
                 tracker: rule.tracker,
+                plain: rule.plain,
             });
         }
     }

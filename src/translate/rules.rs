@@ -10,17 +10,19 @@ use tidegate_model::{
     WeightedBackend,
 };
 
-use super::backends::{Destination, destination};
+use super::backends::{Destination, destination, port};
 use super::balancing::{Policy, count_or};
 use super::durations::limit_or;
 use super::filters::{self, Answer};
 use super::matches::request_match;
+use super::probes;
 use super::quantities::quantity;
 use super::references::References;
 use super::report::{Field, Report};
 use super::udp::{self, CompiledUdp};
 use super::words::{host_pattern, one_of};
 use crate::api::RouteRule;
+use crate::api::conditions::Reason;
 
 /// Announces and scrapes have no body; this leaves room for odd clients.
 const TRACKER_BODY_LIMIT: u64 = 64 * 1024;
@@ -32,10 +34,23 @@ pub(super) struct CompiledRule {
     pub(super) hostnames: Vec<HostPattern>,
     /// One entry per match.
     pub(super) entries: Vec<RouteEntry>,
-    /// Not served here: a tracker that peers reach directly.
-    pub(super) direct: bool,
+    /// Where it answers.
+    pub(super) way: Way,
     /// A UDP tracker, which has no entries.
     pub(super) udp: Option<CompiledUdp>,
+    /// How often its tracker is asked which addresses it takes.
+    pub(super) probe: Option<Duration>,
+}
+
+/// Where a rule answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Over TLS, and over plain HTTP as the route says.
+    Tls,
+    /// Over plain HTTP only, on the listener with that port or on every one.
+    Plain(Option<u16>),
+    /// Nowhere: a tracker that peers reach without this edge.
+    Nowhere,
 }
 
 /// Name for logs and messages.
@@ -65,8 +80,9 @@ pub(super) fn compile(
     let compiled = filters::compile(report, references, &filters_field, &wire.filters, &bucket);
     let policy = Policy::of(report, field, wire);
     let timeouts = timeouts(report, field, wire);
-    let tracker = tracker(report, field, wire);
+    let way = way(report, references, field, wire);
     let address_parameters = address_parameters(report, field, wire);
+    let probe = probes::interval(report, field, wire);
     let limits = limits(report, field, wire, wire.tracker.is_some());
 
     let answered = compiled
@@ -97,7 +113,7 @@ pub(super) fn compile(
 
     let (hostnames, matches, compiled) = (hostnames?, matches?, compiled?);
     policy?;
-    let (timeouts, limits, tracker, group) = (timeouts?, limits?, tracker?, group?);
+    let (timeouts, limits, way, group) = (timeouts?, limits?, way?, group?);
     let address_parameters = address_parameters?;
     if !good {
         return None;
@@ -108,13 +124,18 @@ pub(super) fn compile(
         group,
         timeouts,
         limits,
-        tracker: (tracker != TrackerPath::NoTracker).then_some(HttpTracker { address_parameters }),
+        tracker: wire
+            .tracker
+            .as_ref()
+            .map(|_| HttpTracker { address_parameters }),
+        plain: matches!(way, Way::Plain(_)),
     };
     let entries = parts.entries(report, references, matches)?;
     Some(CompiledRule {
         hostnames,
         entries,
-        direct: tracker == TrackerPath::Direct,
+        way,
+        probe,
         udp: None,
     })
 }
@@ -249,19 +270,14 @@ fn timeouts(report: &mut Report, field: &Field<'_>, wire: &RouteRule) -> Option<
     (report.count() == before).then_some(found)
 }
 
-/// Whether a rule leads to a tracker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum TrackerPath {
-    NoTracker,
-    /// Announces come through this edge.
-    Proxied,
-    /// Peers reach it without this edge.
-    Direct,
-}
-
-fn tracker(report: &mut Report, field: &Field<'_>, wire: &RouteRule) -> Option<TrackerPath> {
+fn way(
+    report: &mut Report,
+    references: &References<'_>,
+    field: &Field<'_>,
+    wire: &RouteRule,
+) -> Option<Way> {
     let Some(tracker) = &wire.tracker else {
-        return Some(TrackerPath::NoTracker);
+        return Some(Way::Tls);
     };
     let at = field.at("tracker");
     let type_ = tracker.type_.as_deref();
@@ -281,16 +297,32 @@ fn tracker(report: &mut Report, field: &Field<'_>, wire: &RouteRule) -> Option<T
         );
         good = false;
     }
-    let exposure = one_of(
+    let written = match tracker.port {
+        None => Some(None),
+        Some(written) => port(report, &at.at("port"), written).map(Some),
+    };
+    let way = one_of(
         report,
         &at.at("exposure"),
         tracker.exposure.as_deref(),
-        TrackerPath::Proxied,
+        Way::Tls,
         &[
-            ("HTTPS", TrackerPath::Proxied),
-            ("Direct", TrackerPath::Direct),
+            ("HTTPS", Way::Tls),
+            ("HTTP", Way::Plain(written.flatten())),
+            ("Direct", Way::Nowhere),
         ],
     );
+    good &= written.is_some();
+    if let Some(Way::Plain(port)) = way {
+        plain_listener(report, references, &at, port);
+    } else if tracker.port.is_some() && way.is_some() {
+        report.invalid(
+            at.at("port"),
+            "port belongs to exposure HTTP",
+            "leave it out, or set exposure: HTTP",
+        );
+        good = false;
+    }
     let filters = field.at("filters");
     for (index, filter) in wire.filters.iter().enumerate() {
         let why = match filter.type_.as_str() {
@@ -307,7 +339,37 @@ fn tracker(report: &mut Report, field: &Field<'_>, wire: &RouteRule) -> Option<T
         );
         good = false;
     }
-    exposure.filter(|_| good)
+    way.filter(|_| good)
+}
+
+/// Says when no listener of this edge has the port of a tracker's announce URL.
+fn plain_listener(
+    report: &mut Report,
+    references: &References<'_>,
+    at: &Field<'_>,
+    port: Option<u16>,
+) {
+    let Some(known) = &references.inputs.environment.plain_ports else {
+        return;
+    };
+    let wanted = port.unwrap_or(80);
+    if known.contains(&wanted) || (port.is_none() && !known.is_empty()) {
+        return;
+    }
+    let mut all = known.clone();
+    all.push(wanted);
+    all.sort_unstable();
+    let all: Vec<String> = all.iter().map(ToString::to_string).collect();
+    let found = match port {
+        Some(port) => format!("no listener of this edge for plain HTTP has port {port}"),
+        None => "this edge has no listener for plain HTTP".to_owned(),
+    };
+    report.add(
+        at.at(if port.is_some() { "port" } else { "exposure" }),
+        Reason::PlainListenerMissing,
+        format!("{found}, so no peer reaches this tracker"),
+        format!("start the edge with --http {}", all.join(",")),
+    );
 }
 
 fn address_parameters(
@@ -370,6 +432,7 @@ struct Parts {
     timeouts: Timeouts,
     limits: Limits,
     tracker: Option<HttpTracker>,
+    plain: bool,
 }
 
 // === impl Parts ===
@@ -452,6 +515,7 @@ impl Parts {
             timeouts: self.timeouts.clone(),
             limits: self.limits.clone(),
             tracker: self.tracker,
+            plain: self.plain,
         }
     }
 }

@@ -8,7 +8,8 @@ use super::Problem;
 use super::report::Report;
 use crate::api::CertificateStatus;
 use crate::api::conditions::{
-    Condition, ConditionType, Reason, find_condition, remove_condition, set_condition, timestamp,
+    Condition, ConditionType, Reason, find_condition, remove_condition, set_condition, set_unknown,
+    timestamp,
 };
 
 /// The conditions of one object while they are being worked out.
@@ -46,6 +47,17 @@ impl Conditions {
             self.generation,
             self.now,
         );
+    }
+
+    /// The same where nobody knows whether it holds.
+    pub(super) fn set_unknown(
+        &mut self,
+        type_: ConditionType,
+        reason: Reason,
+        message: impl Into<String>,
+    ) {
+        let (generation, now) = (self.generation, self.now);
+        set_unknown(&mut self.all, type_, reason, message, generation, now);
     }
 
     pub(super) fn remove(&mut self, type_: ConditionType) {

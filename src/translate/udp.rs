@@ -15,7 +15,7 @@ use super::backends::{TrackerPlace, tracker_place};
 use super::balancing::count_or;
 use super::references::{Found, References};
 use super::report::{Field, Report};
-use super::rules::{CompiledRule, hostnames, name_of};
+use super::rules::{CompiledRule, Way, hostnames, name_of};
 use super::words::one_of;
 use super::{UdpMode, UdpTracker};
 use crate::api::conditions::Reason;
@@ -79,6 +79,8 @@ pub(super) fn compile(
     let at = field.at("tracker");
     for (member, set) in [
         ("exposure", tracker.exposure.is_some()),
+        ("port", tracker.port.is_some()),
+        ("probe", tracker.probe.is_some()),
         ("addressParameters", tracker.address_parameters.is_some()),
     ] {
         if set {
@@ -166,7 +168,8 @@ pub(super) fn compile(
     Some(CompiledRule {
         hostnames: own_hostnames?,
         entries: Vec::new(),
-        direct: true,
+        way: Way::Nowhere,
+        probe: None,
         udp: Some(CompiledUdp {
             tracker: UdpTracker {
                 id,

@@ -91,7 +91,7 @@ pub(super) fn certificate_ready(
         conditions.set(type_, true, Reason::NotNeeded, "the backend speaks TLS");
         return;
     }
-    if chosen.compiled.hosts.is_empty() {
+    if !chosen.compiled.needs_certificate() {
         let message = "no hostname needs a certificate";
         conditions.set(type_, true, Reason::NotNeeded, message);
         return;
@@ -154,6 +154,10 @@ pub(super) fn address_preserved(
     if !compiled.hosts.is_empty() || udp.is_empty() {
         let (how, words) = match compiled.tls {
             CompiledTls::Passthrough => (Reason::ProxyProtocol, "sent in a PROXY protocol header"),
+            CompiledTls::Terminate { .. } if compiled.hosts.is_empty() => (
+                Reason::NotProxied,
+                "clients reach every tracker of the route without this edge",
+            ),
             CompiledTls::Terminate { .. } => (
                 Reason::ForwardedHeaders,
                 "sent in X-Forwarded-For and X-Real-IP",

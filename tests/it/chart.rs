@@ -280,6 +280,7 @@ fn troubleshooting_names_every_reason_that_asks_for_a_person() {
         "Programmed",
         "Ready",
         "ForwardedHeaders",
+        "NotProxied",
         "TransparentRelay",
         "ProxyProtocol",
         "BackendsReady",

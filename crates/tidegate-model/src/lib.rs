@@ -45,8 +45,8 @@ pub use rule::{
 };
 pub use secret::Secret;
 pub use snapshot::{
-    ClientAuth, ClientAuthMode, HostMap, PlainHttp, Snapshot, TlsMode, TlsPolicy, TlsVersion,
-    VirtualHost,
+    ClientAuth, ClientAuthMode, HostMap, Hostless, PlainHttp, PlainRules, Snapshot, TlsMode,
+    TlsPolicy, TlsVersion, VirtualHost,
 };
 pub use store::{Published, SnapshotStore};
 pub use tickets::{TicketKey, TicketKeys};

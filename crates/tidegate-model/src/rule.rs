@@ -117,6 +117,8 @@ pub struct Rule {
     pub limits: Limits,
     /// Leads to an HTTP tracker: targets go through byte for byte, answers are looked at, nothing is compressed.
     pub tracker: Option<HttpTracker>,
+    /// Answers over plain HTTP, whatever the host says of that, and not over TLS.
+    pub plain: bool,
 }
 
 impl Rule {

@@ -1,6 +1,7 @@
 //! What the data plane serves: complete, validated, immutable.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use rustls::RootCertStore;
@@ -21,6 +22,8 @@ pub struct Snapshot {
     pub challenges: Arc<ChallengeAnswers>,
     /// Where the addresses that names turn out to have may lead.
     pub reach: Arc<Reach>,
+    /// Whom HTTP/1.0 requests without Host mean that come over plain HTTP.
+    pub hostless: Hostless,
     /// Keys of session tickets that other edges have too; without them each process has its own.
     pub ticket_keys: Option<Arc<TicketKeys>>,
     /// UDP trackers whose datagrams pass through, sorted by rule.
@@ -37,7 +40,7 @@ impl Snapshot {
                     .entry(cluster.key.clone())
                     .or_insert_with(|| Arc::clone(cluster));
             }
-            for entry in &host.entries {
+            for entry in host.all_entries() {
                 for cluster in entry.rule.clusters() {
                     by_key
                         .entry(cluster.key.clone())
@@ -120,6 +123,80 @@ pub struct VirtualHost {
     pub entries: Vec<RouteEntry>,
     /// Whether any entry decides by path, so that an ambiguous path must be refused.
     pub guards_by_path: bool,
+    /// The rules on listeners for plain HTTP, where some answer there whatever [`VirtualHost::plain_http`] says.
+    pub plain: Vec<PlainRules>,
+}
+
+impl VirtualHost {
+    /// The rules on the listener for plain HTTP with that port, if [`VirtualHost::plain_http`] does not decide alone.
+    pub fn plain_rules(&self, port: u16) -> Option<&PlainRules> {
+        if self.plain.is_empty() {
+            return None;
+        }
+        let of = |port| self.plain.iter().find(|rules| rules.port == port);
+        of(Some(port)).or_else(|| of(None))
+    }
+
+    /// Every entry, over TLS or not; some more than once.
+    pub fn all_entries(&self) -> impl Iterator<Item = &RouteEntry> {
+        let plain = self.plain.iter().flat_map(|rules| &rules.entries);
+        self.entries.iter().chain(plain)
+    }
+}
+
+/// The rules of a host on a listener for plain HTTP. Entries whose rule is not [`Rule::plain`](crate::Rule::plain)
+/// stand for what [`VirtualHost::plain_http`] says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlainRules {
+    /// The listener's port; None: every one that has no rules of its own.
+    pub port: Option<u16>,
+    /// Matches in order of precedence: the first that matches wins.
+    pub entries: Vec<RouteEntry>,
+    /// Whether any entry decides by path, so that an ambiguous path must be refused.
+    pub guards_by_path: bool,
+}
+
+/// The hosts that HTTP/1.0 requests without Host mean, by the port of the listener for plain HTTP: the only one
+/// that has rules of its own there.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Hostless {
+    by_port: BTreeMap<u16, Option<String>>,
+    others: Option<String>,
+}
+
+impl Hostless {
+    /// Who is meant among these hosts.
+    pub fn of(hosts: &HostMap<Arc<VirtualHost>>) -> Self {
+        let rules = || {
+            let hosts = hosts.values().filter(|host| !host.plain.is_empty());
+            hosts.flat_map(|host| host.plain.iter().map(|rules| (&host.pattern, rules.port)))
+        };
+        let only = |port: Option<u16>| {
+            let named = rules().filter(|(_, of)| of.is_none() || *of == port);
+            let mut named = named.map(|(pattern, _)| pattern);
+            match (named.next()?, named.next()) {
+                (HostPattern::Exact(name), None) => Some(match name.ip() {
+                    Some(IpAddr::V6(ip)) => format!("[{ip}]"),
+                    _ => name.to_string(),
+                }),
+                _ => None,
+            }
+        };
+        let ports: BTreeSet<u16> = rules().filter_map(|(_, port)| port).collect();
+        Self {
+            by_port: ports
+                .into_iter()
+                .map(|port| (port, only(Some(port))))
+                .collect(),
+            others: only(None),
+        }
+    }
+
+    /// The host as Host would name it.
+    pub fn on(&self, port: u16) -> Option<&str> {
+        let known = self.by_port.get(&port).unwrap_or(&self.others);
+        known.as_deref()
+    }
 }
 
 /// What happens to a TLS connection for this host.

@@ -255,7 +255,7 @@ async fn forget_unused_limits(shared: &Shared) {
     while revisions.changed().await.is_ok() {
         let published = shared.store.load_full();
         let hosts = published.snapshot.hosts.values();
-        let rules = hosts.flat_map(|host| host.entries.iter().map(|entry| &entry.rule));
+        let rules = hosts.flat_map(|host| host.all_entries().map(|entry| &entry.rule));
         let limits = rules.flat_map(|rule| &rule.filters.rate_limits);
         let used: HashSet<&str> = limits.map(|limit| &*limit.id).collect();
         shared.rate_limits.retain(|id| used.contains(id));

@@ -14,6 +14,7 @@ use crate::exchange::{EarlyHints, RequestGuard, ResponseBody};
 use crate::forward::Routed;
 use crate::normalize::{self, Authority, Refusal};
 use crate::odd_query::{self, RawQuery};
+use crate::router::Candidates;
 use crate::stop::{PageWish, Stop, close_after, empty, stopped};
 use crate::upgrade::ClientUpgrade;
 use crate::{challenge, path, redirect, rewrite, router};
@@ -76,16 +77,13 @@ async fn serve(
     match &connection.facts.tls {
         Some(tls) if !tls.may_serve(&host.name, virtual_host) => return Err(MISDIRECTED.into()),
         Some(_) => {}
-        None => match (&virtual_host.plain_http, shared.https_port) {
-            (PlainHttp::Serve, _) | (PlainHttp::Redirect(_), None) => {}
-            (PlainHttp::Refuse, _) => {
-                return Err(Stop::page(StatusCode::NOT_FOUND, "PlainHttpRefused"));
+        // Some rules may answer here by themselves: which one is asked decides.
+        None if !virtual_host.plain.is_empty() => {}
+        None => {
+            if let Some(answer) = instead(connection, &host.name, virtual_host, &mut parts)? {
+                return Ok(answer);
             }
-            (PlainHttp::Redirect(status), Some(port)) => {
-                odd_query_is_strict(&mut parts)?;
-                return redirect_to_https(&host.name, port, *status, &parts);
-            }
-        },
+        }
     }
 
     let hsts = virtual_host
@@ -119,10 +117,17 @@ async fn serve_host(
     let normalized = normalize::request(&mut parts, limits)?;
 
     // Route.
+    let secure = connection.facts.tls.is_some();
+    let plain = if secure {
+        None
+    } else {
+        virtual_host.plain_rules(connection.facts.local.port())
+    };
+    let among = plain.map_or_else(|| Candidates::from(virtual_host), Candidates::from);
     let entry = {
         let choose = |parts: &request::Parts| {
             let canonical = path::canonical(parts.uri.path());
-            router::choose(virtual_host, &canonical, parts)
+            router::choose(among, &canonical, parts)
         };
         let entry = choose(&parts)?;
         let wants_raw = entry.is_some_and(|entry| entry.rule.tracker.is_some());
@@ -132,6 +137,15 @@ async fn serve_host(
             entry
         }
     };
+    // Over plain HTTP a rule answers by itself, or what the host says of plain HTTP holds.
+    let answers = match (plain, entry) {
+        (Some(_), Some(entry)) => entry.rule.plain,
+        (Some(_), None) => virtual_host.entries.is_empty(),
+        (None, _) => secure || virtual_host.plain.is_empty(),
+    };
+    if !answers && let Some(answer) = instead(connection, &host.name, virtual_host, &mut parts)? {
+        return Ok(answer);
+    }
     let Some(entry) = entry else {
         return Err(Stop::page(StatusCode::NOT_FOUND, "NoRule"));
     };
@@ -175,6 +189,23 @@ fn odd_query_is_strict(parts: &mut request::Parts) -> Result<bool, Refusal> {
 const BAD_TARGET: Refusal =
     Refusal::bad_request("InvalidTarget", "the request target cannot be read as one");
 
+/// What a request over plain HTTP gets in place of the host's rules, if so.
+fn instead(
+    connection: &Connection,
+    name: &HostName,
+    host: &VirtualHost,
+    parts: &mut request::Parts,
+) -> Result<Option<Response<Body>>, Stop> {
+    match (&host.plain_http, connection.worker.shared.https_port) {
+        (PlainHttp::Serve, _) | (PlainHttp::Redirect(_), None) => Ok(None),
+        (PlainHttp::Refuse, _) => Err(Stop::page(StatusCode::NOT_FOUND, "PlainHttpRefused")),
+        (PlainHttp::Redirect(status), Some(port)) => {
+            odd_query_is_strict(parts)?;
+            redirect_to_https(name, port, *status, parts).map(Some)
+        }
+    }
+}
+
 const MISDIRECTED: Refusal = Refusal {
     status: StatusCode::MISDIRECTED_REQUEST,
     reason: "Misdirected",
@@ -198,8 +229,16 @@ fn resolve_host(
         .tls
         .as_ref()
         .and_then(|tls| tls.server_name.as_ref());
-    // HTTP/1.0 without Host: the server name says whom the client means.
-    let Some(raw) = raw.or(server_name.map(HostName::as_str)) else {
+    // HTTP/1.0 without Host: the server name says whom the client means, and without TLS the listener may.
+    let hostless = || {
+        let plain = connection.facts.tls.is_none();
+        let port = connection.facts.local.port();
+        plain
+            .then(|| published.snapshot.hostless.on(port))
+            .flatten()
+    };
+    let named = raw.or(server_name.map(HostName::as_str));
+    let Some(raw) = named.or_else(hostless) else {
         return Err(NO_HOST);
     };
     if let Some(resolved) = connection.cached(raw.as_bytes(), published.revision) {

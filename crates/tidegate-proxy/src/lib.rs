@@ -54,3 +54,4 @@ mod tests;
 pub use edge::{Edge, RunningEdge, StartError};
 pub use router::{ExplainRequest, ExplainedEntry, Verdict, explain};
 pub use settings::{AccessLogSettings, EdgeLimits, EdgeTimeouts, ProxyProtocolMode, Settings};
+pub use upstream::once::{AskError, ask_once};

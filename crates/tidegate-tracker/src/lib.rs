@@ -7,6 +7,7 @@
 pub mod announce;
 pub mod bencode;
 mod failure;
+pub mod probe;
 
 pub use failure::FailureClass;
 pub mod udp;

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::Running;
 use crate::app::acme::Acme;
 use crate::app::operator_desk::answering;
+use crate::app::tracker_probes::TrackerProbes;
 use crate::operator::documents::DocumentStore;
 use crate::operator::inquiry::Inquiry;
 use crate::operator::published::Publisher;
@@ -24,6 +25,7 @@ use crate::source::Issuance;
 /// What runs while this replica leads.
 pub(super) struct Leader {
     pub(super) acme: Acme,
+    pub(super) probes: TrackerProbes,
     stop: CancellationToken,
 }
 
@@ -114,7 +116,11 @@ impl Running {
             let keeper = keeper.run(stop.clone());
             spawn_named("tracker-services", self.tasks.track_future(keeper));
         }
-        Some(Leader { acme, stop })
+        Some(Leader {
+            acme,
+            probes: TrackerProbes::start(),
+            stop,
+        })
     }
 
     /// Ends it.

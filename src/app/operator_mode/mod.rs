@@ -243,6 +243,7 @@ impl Running {
         let environment = Environment {
             class_name: options.class.clone(),
             services: ServiceResolution::Objects,
+            plain_ports: Some(process::plain_ports(&opening.listeners)),
             static_files: StaticFilesPolicy::Within(options.static_files.clone()),
             programs: ProgramPolicy::Refused,
             name_servers: options.surroundings.name_servers.clone(),
@@ -463,7 +464,10 @@ impl Running {
         };
         let engine = async {
             match leader {
-                Some(leader) => leader.acme.changed().await,
+                Some(leader) => tokio::select! {
+                    () = leader.acme.changed() => {}
+                    () = leader.probes.changed() => {}
+                },
                 None => std::future::pending().await,
             }
         };
@@ -526,6 +530,9 @@ impl Running {
         self.lock_source().set_exposure(exposure);
         let relays = Arc::clone(&self.udp_states.borrow_and_update());
         self.lock_source().set_udp_relays(relays);
+        let reports = self.leader.as_ref().map(|leader| leader.probes.reports());
+        self.lock_source()
+            .set_tracker_reports(reports.unwrap_or_default());
         let mut refreshed = None;
         let mut known = false;
         for _ in 0..ROUNDS {
@@ -597,6 +604,7 @@ impl Running {
         });
         self.tracker_services.want(&refreshed.translation);
         let statuses = Arc::clone(&refreshed.translation.statuses);
+        let probes = refreshed.translation.tracker_probes.clone();
         self.tracked.apply(
             refreshed,
             &self.process,
@@ -613,6 +621,7 @@ impl Running {
         });
         if let Some(leader) = &self.leader {
             leader.acme.tell(asked);
+            leader.probes.tell(probes);
         }
     }
 

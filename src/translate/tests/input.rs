@@ -75,6 +75,8 @@ struct TestEnvironment {
     /// Services that cannot be written, and why.
     #[serde(default)]
     refused_services: BTreeMap<String, String>,
+    #[serde(default)]
+    plain_ports: Option<Vec<u16>>,
 }
 
 /// A Service and who is ready behind it.
@@ -199,6 +201,7 @@ pub(super) fn add(inputs: &mut Inputs, document: Value) {
             let refused = wire.refused_services.into_iter();
             let refused = refused.map(|(name, error)| (split(&name), error));
             inputs.service_refusals = Arc::new(refused.collect());
+            inputs.environment.plain_ports = wire.plain_ports;
             for place in wire.reached_at {
                 match place.parse() {
                     Ok(address) => inputs.place.addresses.insert(address),

@@ -57,7 +57,8 @@ fields! {
     QueryCondition { type_, name, value }
     RuleTimeouts { connect, first_byte, idle, request, upgraded_idle }
     RuleLimits { request_body, requests_per_client }
-    Tracker { type_, exposure, address_parameters, udp }
+    Tracker { type_, exposure, port, address_parameters, probe, udp }
+    TrackerProbe { interval }
     UdpTracker { port, addresses, mode, max_sessions, connects_per_second }
     Filter { type_, request_header_modifier, response_header_modifier, request_redirect, url_rewrite, request_mirror, cors, rate_limit, ip_access, basic_auth, forward_auth, compression, fixed_response }
     HeaderModifier { set, add, remove }

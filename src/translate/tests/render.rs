@@ -147,9 +147,23 @@ fn host_of(host: &VirtualHost) -> Value {
     if host.guards_by_path {
         out.insert("guardsByPath".to_owned(), true.into());
     }
+    for rules in &host.plain {
+        let port = rules.port.map_or("any".to_owned(), |port| port.to_string());
+        let lines: Vec<_> = rules.entries.iter().map(plain_of).collect();
+        out.insert(format!("plain, port {port}"), lines.into());
+    }
     let entries: Vec<_> = host.entries.iter().map(entry_of).collect();
     out.insert("entries".to_owned(), entries.into());
     out.into()
+}
+
+fn plain_of(entry: &RouteEntry) -> String {
+    let own = if entry.rule.plain {
+        "answers"
+    } else {
+        "as plain says"
+    };
+    format!("{} {own}", entry.rule.name)
 }
 
 fn certificate_of(certificate: &Certificate) -> String {

@@ -219,6 +219,12 @@ impl PeerTube {
     /// Starts it. None if it is not installed.
     #[track_caller]
     pub(crate) fn start() -> Option<Self> {
+        Self::start_with(true)
+    }
+
+    /// Starts one that believes its proxy, or one that does not. None if it is not installed.
+    #[track_caller]
+    pub(crate) fn start_with(trust_proxy: bool) -> Option<Self> {
         let packages = tools().join("node-test");
         let package = packages.join("node_modules/@peertube/bittorrent-tracker-server");
         if missing(&["node"]) || missing(&[&package]) {
@@ -227,7 +233,7 @@ impl PeerTube {
         let port = ports::free();
         let script = format!(
             "import {{ Server }} from '@peertube/bittorrent-tracker-server'\n\
-             const server = new Server({{ udp: false, ws: false, stats: false, trustProxy: true }})\n\
+             const server = new Server({{ udp: false, ws: false, stats: false, trustProxy: {trust_proxy} }})\n\
              server.on('warning', warning => console.log(warning.message))\n\
              server.http.keepAliveTimeout = 2000\n\
              server.listen({port}, {{ http: '127.0.0.1' }})\n"

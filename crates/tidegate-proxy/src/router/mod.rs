@@ -8,24 +8,52 @@ use std::borrow::Cow;
 
 use http::{HeaderMap, Method};
 use percent_encoding::percent_decode_str;
-use tidegate_model::{HeaderMatch, PathMatch, QueryMatch, RequestMatch, RouteEntry, VirtualHost};
+use tidegate_model::{
+    HeaderMatch, PathMatch, PlainRules, QueryMatch, RequestMatch, RouteEntry, VirtualHost,
+};
 
 use crate::normalize::Refusal;
 use crate::path::{self, Canonical};
 
+/// The entries that a request is held against.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Candidates<'a> {
+    entries: &'a [RouteEntry],
+    guards_by_path: bool,
+}
+
+impl<'a> From<&'a VirtualHost> for Candidates<'a> {
+    fn from(host: &'a VirtualHost) -> Self {
+        Self {
+            entries: &host.entries,
+            guards_by_path: host.guards_by_path,
+        }
+    }
+}
+
+impl<'a> From<&'a PlainRules> for Candidates<'a> {
+    fn from(rules: &'a PlainRules) -> Self {
+        Self {
+            entries: &rules.entries,
+            guards_by_path: rules.guards_by_path,
+        }
+    }
+}
+
 /// The entry for a request, or None when none matches; refuses paths whose reading decides about the rule.
 pub(crate) fn choose<'a>(
-    host: &'a VirtualHost,
+    among: impl Into<Candidates<'a>>,
     path: &Canonical<'_>,
     parts: &http::request::Parts,
 ) -> Result<Option<&'a RouteEntry>, Refusal> {
-    if path.ambiguous && host.guards_by_path {
+    let among = among.into();
+    if path.ambiguous && among.guards_by_path {
         return Err(AMBIGUOUS);
     }
-    let chosen = select(host, &path.path, parts);
+    let chosen = select(among, &path.path, parts);
     if let Some(merged) = &path.merged
-        && host.guards_by_path
-        && !same_rule(chosen, select(host, merged, parts))
+        && among.guards_by_path
+        && !same_rule(chosen, select(among, merged, parts))
     {
         return Err(AMBIGUOUS);
     }
@@ -47,7 +75,7 @@ fn same_rule(a: Option<&RouteEntry>, b: Option<&RouteEntry>) -> bool {
 
 /// The first entry whose conditions all hold.
 pub(crate) fn select<'a>(
-    host: &'a VirtualHost,
+    among: impl Into<Candidates<'a>>,
     canonical_path: &str,
     parts: &http::request::Parts,
 ) -> Option<&'a RouteEntry> {
@@ -57,9 +85,8 @@ pub(crate) fn select<'a>(
         query: parts.uri.query(),
         headers: &parts.headers,
     };
-    host.entries
-        .iter()
-        .find(|entry| view.matches(&entry.request))
+    let mut entries = among.into().entries.iter();
+    entries.find(|entry| view.matches(&entry.request))
 }
 
 /// What conditions are evaluated on.
@@ -175,8 +202,15 @@ pub enum Verdict {
     },
 }
 
-/// Tells for each entry of the host what the request would meet.
-pub fn explain(host: &VirtualHost, request: &ExplainRequest) -> Vec<ExplainedEntry> {
+/// Tells for each entry of the host what the request would meet: over plain HTTP on the listener with that port, or
+/// else over TLS.
+pub fn explain(
+    host: &VirtualHost,
+    plain: Option<u16>,
+    request: &ExplainRequest,
+) -> Vec<ExplainedEntry> {
+    let plain = plain.and_then(|port| host.plain_rules(port));
+    let among = plain.map_or_else(|| Candidates::from(host), Candidates::from);
     let canonical = path::canonical(&request.path);
     let view = View {
         method: &request.method,
@@ -185,18 +219,18 @@ pub fn explain(host: &VirtualHost, request: &ExplainRequest) -> Vec<ExplainedEnt
         headers: &request.headers,
     };
     let find = |view: View<'_>| {
-        host.entries
-            .iter()
-            .find(|entry| view.matches(&entry.request))
+        let mut entries = among.entries.iter();
+        entries.find(|entry| view.matches(&entry.request))
     };
     let other = canonical
         .merged
         .as_deref()
         .map(|path| View { path, ..view });
-    let refused = host.guards_by_path
+    let refused = among.guards_by_path
         && (canonical.ambiguous || other.is_some_and(|other| !same_rule(find(view), find(other))));
     let mut winner = None;
-    host.entries
+    among
+        .entries
         .iter()
         .map(|entry| {
             let rule = format!("{} {}", entry.rule.route, entry.rule.name);

@@ -20,6 +20,7 @@ fn rule(name: &str) -> Arc<Rule> {
         timeouts: Timeouts::default(),
         limits: Limits::default(),
         tracker: None,
+        plain: false,
     })
 }
 
@@ -43,6 +44,7 @@ fn host(entries: Vec<(&str, RequestMatch)>) -> VirtualHost {
             })
             .collect(),
         guards_by_path,
+        plain: Vec::new(),
     }
 }
 
@@ -239,7 +241,7 @@ fn explain_tells_why_each_rule_lost() {
         query: None,
         headers: HeaderMap::new(),
     };
-    let found: Vec<_> = explain(&host, &request("/api/x"))
+    let found: Vec<_> = explain(&host, None, &request("/api/x"))
         .into_iter()
         .map(|entry| (entry.conditions, entry.verdict))
         .collect();
@@ -263,7 +265,7 @@ fn explain_tells_why_each_rule_lost() {
         ]
     );
     for path in ["/x/../api", "//api"] {
-        let refused = explain(&host, &request(path))
+        let refused = explain(&host, None, &request(path))
             .iter()
             .any(|entry| matches!(entry.verdict, Verdict::Refused { .. }));
         assert!(refused, "{path}");

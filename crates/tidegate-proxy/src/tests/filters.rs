@@ -15,7 +15,7 @@ fn with(head: &str, fields: &str) -> String {
     head.replace("Connection:", &format!("{fields}Connection:"))
 }
 
-fn field<'a>(answer: &'a str, name: &str) -> Option<&'a str> {
+pub(super) fn field<'a>(answer: &'a str, name: &str) -> Option<&'a str> {
     let head = answer
         .split_once("\r\n\r\n")
         .map_or(answer, |(head, _)| head);

@@ -11,6 +11,7 @@ mod http1_upstream;
 mod lifecycle;
 mod messages;
 mod peers;
+mod plain;
 mod resumption;
 mod retries;
 mod streams;
@@ -27,9 +28,9 @@ use std::time::{Duration, SystemTime};
 
 use tidegate_model::{
     Action, BackendGroup, Certificate, CertificateOrigin, CircuitLimits, Cluster, ClusterKey,
-    Filters, Fingerprint, HostPattern, Limits, LoadBalancing, PassiveHealthCheck, PlainHttp,
-    RequestMatch, RouteEntry, RouteId, Rule, Snapshot, SnapshotStore, Target, Timeouts, TlsMode,
-    TlsPolicy, TlsVersion, UpstreamProtocol, VirtualHost, WeightedBackend,
+    Filters, Fingerprint, HostPattern, Hostless, Limits, LoadBalancing, PassiveHealthCheck,
+    PlainHttp, RequestMatch, RouteEntry, RouteId, Rule, Snapshot, SnapshotStore, Target, Timeouts,
+    TlsMode, TlsPolicy, TlsVersion, UpstreamProtocol, VirtualHost, WeightedBackend,
 };
 
 use crate::{Edge, RunningEdge, Settings};
@@ -245,6 +246,7 @@ pub(super) fn rule(action: Action) -> Rule {
         timeouts: Timeouts::default(),
         limits: Limits::default(),
         tracker: None,
+        plain: false,
     }
 }
 
@@ -293,6 +295,7 @@ pub(super) fn virtual_host(name: &str, rule: Rule, tls: TlsMode) -> VirtualHost 
             rule: Arc::new(rule),
         }],
         guards_by_path: false,
+        plain: Vec::new(),
     }
 }
 
@@ -301,6 +304,7 @@ pub(super) fn snapshot(hosts: Vec<VirtualHost>) -> Snapshot {
     for host in hosts {
         snapshot.hosts.insert(host.pattern.clone(), Arc::new(host));
     }
+    snapshot.hostless = Hostless::of(&snapshot.hosts);
     snapshot
 }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use http::{Request, StatusCode};
+use http::{Request, Response};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -23,7 +23,9 @@ use tokio_rustls::TlsConnector;
 
 use crate::body::Body;
 use crate::error::{ExchangeError, ProxyError};
+use crate::upstream::AnswerBody;
 use crate::upstream::http1::{self, Terms};
+use crate::upstream::pool::StreamCount;
 
 /// A connection to a backend before HTTP.
 pub(crate) enum UpstreamStream {
@@ -200,7 +202,7 @@ pub(crate) async fn exchange_once(
     cluster: &Cluster,
     stream: UpstreamStream,
     mut request: Request<Body>,
-) -> Result<StatusCode, ExchangeError> {
+) -> Result<Response<AnswerBody>, ExchangeError> {
     let h2 = stream.is_for_h2(cluster.protocol);
     super::prepare(&mut request, h2, cluster);
     if h2 {
@@ -208,7 +210,12 @@ pub(crate) async fn exchange_once(
             .handshake(TokioIo::new(stream))
             .await?;
         tokio::spawn(quietly(connection));
-        Ok(sender.send_request(request).await?.status())
+        let answer = sender.send_request(request).await?;
+        let streams = Arc::default();
+        Ok(answer.map(|incoming| AnswerBody::Http2 {
+            incoming,
+            _stream: StreamCount::begin(&streams),
+        }))
     } else {
         // The probe has a clock of its own.
         let terms = Terms {
@@ -218,7 +225,9 @@ pub(crate) async fn exchange_once(
         };
         let connection = http1::Connection::new(stream);
         let answer = connection.exchange(&mut request, terms).await;
-        Ok(answer.map_err(|failed| failed.error)?.status())
+        Ok(answer
+            .map_err(|failed| failed.error)?
+            .map(AnswerBody::Http1))
     }
 }
 

@@ -10,6 +10,7 @@ mod answer;
 pub(crate) mod cluster;
 pub(crate) mod connect;
 pub(crate) mod http1;
+pub(crate) mod once;
 mod pool;
 pub(crate) mod watch;
 

@@ -141,7 +141,7 @@ async fn resolve_forever(state: &ClusterState, store: &SnapshotStore) {
 
 /// The name as the name server is asked for it. A name of the cluster's search domains would be one of some
 /// namespace's Services.
-fn asked_for<'a>(host: &'a str, reach: &Reach) -> Cow<'a, str> {
+pub(super) fn asked_for<'a>(host: &'a str, reach: &Reach) -> Cow<'a, str> {
     if reach.is_limited() && !host.ends_with('.') {
         Cow::Owned(format!("{host}."))
     } else {
@@ -265,6 +265,7 @@ async fn ask(
     let status = connect::exchange_once(cluster, connected, request)
         .await
         .map_err(|error| tidegate_telemetry::chain(&error).to_string())?
+        .status()
         .as_u16();
     let (lowest, highest) = check.expected_status;
     if (lowest..=highest).contains(&status) {
