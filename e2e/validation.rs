@@ -30,6 +30,11 @@ const ROWS: &[Row] = &[
     ),
     (
         "TlsRoute",
+        "hostnames: [a.example.com], rules: [{tracker: {udp: {mode: Direct}}, backends: [{service: {name: a, port: 80}}]}]",
+        "tracker.udp is for tracker.type UDP",
+    ),
+    (
+        "TlsRoute",
         "hostnames: [a.example.com], tls: {mode: Passthrough}, rules: [{match: {pathPrefix: /a}, backends: [{service: {name: a, port: 80}}]}]",
         "with tls.mode Passthrough every rule has exactly one backend and neither match nor filters, because requests are not opened",
     ),
