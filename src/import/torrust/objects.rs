@@ -175,11 +175,14 @@ fn trackers(decisions: &Decisions<'_>) -> Option<String> {
 
 fn udp_rule(decisions: &Decisions<'_>, tracker: &Tracker<'_>) -> String {
     let bind = tracker.service.bind;
-    // Bound to an address of its own, such as a floating one.
-    let preset = if bind.ip().is_unspecified() || bind.ip().is_loopback() {
-        "{type: UDP}".to_owned()
-    } else {
+    // Bound to an address of its own, such as a floating one. A cluster has others than the machine had.
+    let own = decisions.options.home == Home::Folder
+        && !bind.ip().is_unspecified()
+        && !bind.ip().is_loopback();
+    let preset = if own {
         format!("{{type: UDP, udp: {{addresses: [\"{}\"]}}}}", bind.ip())
+    } else {
+        "{type: UDP}".to_owned()
     };
     format!(
         "  - name: {rule}   # {path}

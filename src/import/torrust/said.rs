@@ -502,7 +502,7 @@ fn dns(decisions: &Decisions<'_>) -> Option<Step> {
 
 /// Addresses that only UDP trackers of this name listen on, such as floating ones.
 fn own_addresses(decisions: &Decisions<'_>, name: &str) -> Vec<IpAddr> {
-    if decisions.tls_names().contains(name) {
+    if decisions.options.home != Home::Folder || decisions.tls_names().contains(name) {
         return Vec::new();
     }
     decisions
