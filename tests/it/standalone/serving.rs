@@ -43,11 +43,11 @@ fn wait_for_status_output(edge: &Edge, expected: &[&str]) -> String {
 fn edits_apply_and_a_mistake_keeps_the_last_good_version() {
     let (one, two) = (Origin::text("one"), Origin::text("two"));
     let edge = Edge::builder().start();
-    assert!(
-        edge.log().contains("the folder holds no objects"),
-        "{}",
-        edge.log()
-    );
+    eventually("the log says that there is nothing", PATIENCE, || {
+        let log = edge.log();
+        let told = log.contains("the folder holds no objects");
+        told.then_some(()).ok_or(log)
+    });
     edge.write("a.yaml", &route("a", "a.test", one.address()));
     wait_for_text(&edge, "a.test", "one");
     edge.write("a.yaml", &route("a", "a.test", two.address()));
