@@ -5,7 +5,7 @@
 
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use crate::shell::{self, phase, run};
 use crate::tools;
@@ -64,14 +64,37 @@ pub(crate) fn test(filter: &[String]) -> Result<()> {
         run(&mut shell::cargo(&["test", "--workspace", "--no-run"]))
     })?;
     let mut command = shell::cargo(&["test", "--workspace"]);
-    if !filter.is_empty() {
+    if filter.is_empty() {
+        std::thread::scope(|threads| {
+            let long = threads.spawn(long_tests);
+            let tested = phase("test", || run(&mut command));
+            let long = phase("test of what lasts", || match long.join() {
+                Ok(outcome) => outcome.map(|said| eprint!("{said}")),
+                Err(_) => bail!("the thread that waits for it ended"),
+            });
+            tested.and(long)
+        })?;
+    } else {
         command.arg("--").args(filter);
+        phase("test", || run(&mut command))?;
     }
-    phase("test", || run(&mut command))?;
     if filter.is_empty() || filter.iter().any(|part| part.contains("dns")) {
         phase("test of the DNS providers", providers)?;
     }
     Ok(())
+}
+
+/// Tests that do little but wait for minutes, in a process of their own beside the others.
+fn long_tests() -> Result<String> {
+    let mut command = shell::cargo(&["test", "--workspace", "--test", "it"]);
+    command.args(["--", "--ignored", "five_minutes"]);
+    let output = command.output().context("start the tests of what lasts")?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    // A filter that finds nothing is no success.
+    if !output.status.success() || said.contains(" 0 passed") {
+        bail!("{said}{}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(said.into_owned())
 }
 
 /// The feature's tests, against a real `PowerDNS`.
