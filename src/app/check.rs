@@ -9,7 +9,8 @@ use serde::Serialize;
 
 use super::report::problem_view;
 use crate::admin::{ProblemView, SeverityView};
-use crate::source::{Finding, Place};
+use crate::api::conditions::{ConditionType, find_condition};
+use crate::source::{Finding, Place, Refreshed};
 use crate::standalone::Source;
 use crate::translate::Severity;
 
@@ -31,6 +32,8 @@ pub struct CheckReport {
     pub warnings: usize,
     /// Everything that is wrong, by file and line.
     pub problems: Vec<ProblemView>,
+    /// How clients reach the UDP trackers of each route, one line each.
+    pub udp_trackers: BTreeMap<String, Vec<String>>,
     /// What to write into the DNS for each route, as lines of a zone file.
     pub dns_records: BTreeMap<String, Vec<String>>,
 }
@@ -64,6 +67,7 @@ pub fn check(folder: &Path, addresses: Vec<IpAddr>, now: SystemTime) -> CheckRep
         errors,
         warnings: problems.len() - errors,
         problems,
+        udp_trackers: udp_trackers(&refreshed),
         dns_records: refreshed
             .translation
             .statuses
@@ -73,6 +77,25 @@ pub fn check(folder: &Path, addresses: Vec<IpAddr>, now: SystemTime) -> CheckRep
             .map(|(id, status)| (id.to_string(), status.dns_records.clone()))
             .collect(),
     }
+}
+
+/// What is said of clients' addresses, of routes that have UDP trackers.
+fn udp_trackers(refreshed: &Refreshed) -> BTreeMap<String, Vec<String>> {
+    let routes = &refreshed.translation.statuses.routes;
+    let trackers = refreshed.translation.udp_trackers.iter();
+    let said = trackers.filter_map(|tracker| {
+        let id = &tracker.id.route;
+        let conditions = &routes.get(id)?.conditions;
+        let found = find_condition(conditions, ConditionType::ClientAddressPreserved)?;
+        let prefix = format!("{}: ", tracker.id.rule);
+        let line = found.message.lines().find(|it| it.starts_with(&prefix))?;
+        Some((id.to_string(), line.to_owned()))
+    });
+    let mut all: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (route, line) in said {
+        all.entry(route).or_default().push(line);
+    }
+    all
 }
 
 /// Nothing is issued here, so that a missing certificate is no mistake of the objects.

@@ -67,7 +67,14 @@ fn print(terminal: &mut Terminal, report: &CheckReport) -> std::io::Result<()> {
         ))?;
         dns_records(terminal, records)?;
     }
-    if !report.dns_records.is_empty() {
+    for (route, trackers) in &report.udp_trackers {
+        let title = format!("; UDP trackers of TlsRoute {route}");
+        terminal.line(terminal.paint(Look::Faint, title))?;
+        for line in trackers {
+            terminal.line(line)?;
+        }
+    }
+    if !report.dns_records.is_empty() || !report.udp_trackers.is_empty() {
         terminal.line("")?;
     }
     let objects = plural(report.objects, "object");

@@ -113,6 +113,15 @@ fn routes(terminal: &mut Terminal, last: &ControlView) -> std::io::Result<()> {
         {
             terminal.line(format_args!("    {}", condition.message))?;
         }
+        // Of UDP trackers there is more to say than whether all is well.
+        let addresses = route
+            .conditions
+            .iter()
+            .find(|it| it.type_ == "ClientAddressPreserved")
+            .filter(|it| matches!(&*it.reason, "NotRelayed" | "TransparentRelay"));
+        for line in addresses.iter().flat_map(|it| it.message.lines()) {
+            terminal.line(format_args!("    {}", terminal.paint(Look::Faint, line)))?;
+        }
         for finding in &route.preflight {
             if finding.state == "Blocking" {
                 blocking(terminal, finding)?;

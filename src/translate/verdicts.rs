@@ -180,6 +180,7 @@ pub(super) fn address_preserved(
         let good = reason.unwrap_or(Reason::ForwardedHeaders);
         conditions.judge(report, type_, good, &lines.join("\n"));
     } else {
-        conditions.set(type_, false, Reason::Pending, pending.join("\n"));
+        lines.extend(pending);
+        conditions.set(type_, false, Reason::Pending, lines.join("\n"));
     }
 }

@@ -194,3 +194,21 @@ fn explain_tells_why_a_rule_does_not_answer() {
     let (ok, output) = explain(&["http://shop.test/x"]);
     assert!(ok && output.contains("308"), "{output}");
 }
+
+#[test]
+fn how_clients_reach_a_udp_tracker_is_told_with_what_to_mind() {
+    let folder = tempfile::tempdir().unwrap();
+    let yaml = "apiVersion: edge.tidegate.dev/v1alpha1\nkind: TlsRoute\nmetadata: {name: torrust}\nspec:\n  hostnames: [udp.example.com]\n  rules:\n  - name: udp1\n    tracker: {type: UDP}\n    backends: [{address: \"127.0.0.1:6969\"}]\n  - name: udp2\n    tracker: {type: UDP, udp: {mode: Transparent}}\n    backends: [{address: \"127.0.0.1:6868\"}]\n";
+    fs::write(folder.path().join("torrust.yaml"), yaml).unwrap();
+    let (ok, text) = run(Edge::command().arg("check").arg(folder.path()));
+    assert!(ok, "{text}");
+    assert!(
+        text.contains("udp1: clients reach UDP port 6969 without this edge"),
+        "{text}"
+    );
+    assert!(
+        text.contains("let the tracker listen on 0.0.0.0:6969"),
+        "{text}"
+    );
+    assert!(text.contains("udp2: tried when the edge runs"), "{text}");
+}
