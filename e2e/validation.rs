@@ -35,6 +35,16 @@ const ROWS: &[Row] = &[
     ),
     (
         "TlsRoute",
+        "hostnames: [a.example.com], rules: [{tracker: {type: UDP}, match: {pathPrefix: /a}, backends: [{service: {name: a, port: 80}}]}]",
+        "the rule of a UDP tracker has exactly one backend, a plain service or address, and nothing that speaks of requests",
+    ),
+    (
+        "TlsRoute",
+        "hostnames: [a.example.com], rules: [{tracker: {type: UDP, probe: {}}, backends: [{service: {name: a, port: 80}}]}]",
+        "the rule of a UDP tracker has exactly one backend, a plain service or address, and nothing that speaks of requests",
+    ),
+    (
+        "TlsRoute",
         "hostnames: [a.example.com], tls: {mode: Passthrough}, rules: [{match: {pathPrefix: /a}, backends: [{service: {name: a, port: 80}}]}]",
         "with tls.mode Passthrough every rule has exactly one backend and neither match nor filters, because requests are not opened",
     ),

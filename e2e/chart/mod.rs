@@ -5,6 +5,7 @@ mod first_page;
 mod gitops;
 mod permissions;
 mod release;
+mod torrust;
 mod udp_trackers;
 mod updates;
 mod values;

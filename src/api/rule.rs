@@ -16,7 +16,7 @@ use super::{Backend, Circuit, Filter, HealthCheck, LoadBalancer, Quantity, Track
     .message("a static backend must be the only backend of its rule"))]
 #[x_kube(validation = Rule::new("!has(self.tracker) || !has(self.tracker.udp) || has(self.tracker.type) && self.tracker.type == 'UDP'")
     .message("tracker.udp is for tracker.type UDP"))]
-#[x_kube(validation = Rule::new("!has(self.tracker) || !has(self.tracker.type) || self.tracker.type != 'UDP' || has(self.backends) && size(self.backends) == 1 && self.backends.all(b, (has(b.service) || has(b.address)) && !has(b.weight) && !has(b.protocol) && !has(b.tls) && !has(b.proxyProtocol)) && !has(self.match) && !has(self.matches) && !has(self.filters) && !has(self.loadBalancing) && !has(self.healthCheck) && !has(self.circuit) && !has(self.timeouts) && !has(self.limits) && !has(self.tracker.exposure) && !has(self.tracker.addressParameters)")
+#[x_kube(validation = Rule::new("!has(self.tracker) || !has(self.tracker.type) || self.tracker.type != 'UDP' || has(self.backends) && size(self.backends) == 1 && self.backends.all(b, (has(b.service) || has(b.address)) && !has(b.weight) && !has(b.protocol) && !has(b.tls) && !has(b.proxyProtocol)) && !has(self.match) && !has(self.matches) && !has(self.filters) && !has(self.loadBalancing) && !has(self.healthCheck) && !has(self.circuit) && !has(self.timeouts) && !has(self.limits) && !has(self.tracker.exposure) && !has(self.tracker.addressParameters) && !has(self.tracker.probe)")
     .message("the rule of a UDP tracker has exactly one backend, a plain service or address, and nothing that speaks of requests"))]
 #[serde(rename_all = "camelCase")]
 pub struct RouteRule {
