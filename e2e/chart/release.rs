@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::updates::{self, Installed};
-use crate::support::chart::{folder, helm};
+use crate::support::chart::{self, folder, helm};
 use crate::support::program;
 use crate::support::{Node, POD_IMAGE, eventually};
 
@@ -81,12 +81,7 @@ fn install_route_request_update_uninstall() {
         let enforce = "pod-security.kubernetes.io/enforce=restricted";
         kubectl.run(&["label", "namespace", namespace.name(), enforce]);
     }
-    let run = |args: &[&str]| {
-        let mut command = Command::new(&helm);
-        command.arg("--kubeconfig").arg(node.cluster().kubeconfig());
-        command.args(["--namespace", home.name()]).args(args);
-        program::succeed(&mut command)
-    };
+    let run = |args: &[&str]| chart::run(&helm, node.cluster(), home.name(), args);
     let chart = folder();
     let chart = chart.to_str().unwrap();
     let values = [

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::release::import_image;
 use crate::support::acme::authority::tool;
-use crate::support::chart::{folder, helm, list, objects};
+use crate::support::chart::{self, folder, helm, list, objects};
 use crate::support::program::{self, missing};
 use crate::support::{Kubectl, Node, eventually};
 
@@ -103,12 +103,7 @@ fn the_torrust_stack_of_the_example_lists_peers_with_their_own_addresses() {
     let kubectl = node.cluster().kubectl();
     let home = node.cluster().namespace();
     kubectl.apply(NAMESPACE, &list(&tracker()));
-    let run = |args: &[&str]| {
-        let mut command = Command::new(&helm);
-        command.arg("--kubeconfig").arg(node.cluster().kubeconfig());
-        command.args(["--namespace", home.name()]).args(args);
-        program::succeed(&mut command)
-    };
+    let run = |args: &[&str]| chart::run(&helm, node.cluster(), home.name(), args);
     let chart = folder();
     run(&[
         "install",

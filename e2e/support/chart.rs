@@ -5,6 +5,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
+use super::Cluster;
 use super::kubectl::Kubectl;
 use super::program::{self, missing};
 
@@ -17,6 +18,15 @@ pub(crate) fn folder() -> PathBuf {
 pub(crate) fn helm() -> Option<PathBuf> {
     let helm = program::tools().join("bin/helm");
     (!missing(&[&helm])).then_some(helm)
+}
+
+/// Runs helm with these arguments on a cluster, in a namespace; what it says.
+#[track_caller]
+pub(crate) fn run(helm: &Path, cluster: &Cluster, namespace: &str, args: &[&str]) -> String {
+    let mut command = Command::new(helm);
+    command.arg("--kubeconfig").arg(cluster.kubeconfig());
+    command.args(["--namespace", namespace]).args(args);
+    program::succeed(&mut command)
 }
 
 /// What `helm template` makes of these values, or what it says.

@@ -1,12 +1,12 @@
 //! What the relays of UDP trackers have counted. No client is named.
 
-use tidegate_model::UdpRelayId;
+use tidegate_model::RuleId;
 use tidegate_tracker::udp::Counted;
 
 use super::metrics::{Exposition, count};
 
 /// Writes every family, if anything is relayed.
-pub(super) fn relays(out: &mut Exposition, counted: &[(UdpRelayId, Counted)]) {
+pub(super) fn relays(out: &mut Exposition, counted: &[(RuleId, Counted)]) {
     if counted.is_empty() {
         return;
     }
@@ -94,7 +94,7 @@ pub(super) fn relays(out: &mut Exposition, counted: &[(UdpRelayId, Counted)]) {
 
 fn by<const N: usize>(
     out: &mut Exposition,
-    counted: &[(UdpRelayId, Counted)],
+    counted: &[(RuleId, Counted)],
     name: &str,
     label: &str,
     help: &str,

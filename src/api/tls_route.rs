@@ -105,6 +105,17 @@ pub struct TlsRouteSpec {
     pub rules: Vec<RouteRule>,
 }
 
+impl TlsRouteSpec {
+    /// The hostnames that a rule of it answers for: its own, else those of the route.
+    pub fn hostnames_of<'a>(&'a self, rule: &'a RouteRule) -> &'a [String] {
+        if rule.hostnames.is_empty() {
+            &self.hostnames
+        } else {
+            &rule.hostnames
+        }
+    }
+}
+
 /// How TLS is spoken for the hostnames of a route.
 #[derive(KubeSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[x_kube(validation = Rule::new("!(has(self.issuerRef) && has(self.secretName))")

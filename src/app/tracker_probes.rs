@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderValue, Request, header};
+use tidegate_model::RuleId;
 use tidegate_proxy::ask_once;
 use tidegate_telemetry::{chain, spawn_named};
 use tidegate_tracker::probe::{Announce, Answer, MAX_ANSWER, Probe, Reading};
@@ -15,7 +16,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::translate::{ProbeId, ProbeReport, TrackerProbe};
+use crate::translate::{ProbeReport, TrackerProbe};
 
 /// For one announce.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -23,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_mins(1);
 
 /// What trackers have told.
-pub(super) type Reports = BTreeMap<ProbeId, ProbeReport>;
+pub(super) type Reports = BTreeMap<RuleId, ProbeReport>;
 
 /// The one who asks; ends with the value.
 #[derive(Debug)]
@@ -85,7 +86,7 @@ impl TrackerProbes {
 struct Asker {
     wanted: watch::Receiver<Vec<TrackerProbe>>,
     told: watch::Sender<Arc<Reports>>,
-    known: BTreeMap<ProbeId, Known>,
+    known: BTreeMap<RuleId, Known>,
 }
 
 /// A tracker that was asked.

@@ -55,10 +55,7 @@ impl Told {
         let teller = Teller {
             queue,
             client: cluster.client.clone(),
-            reporter: Reporter {
-                controller: FIELD_MANAGER.to_owned(),
-                instance: Some(cluster.identity.clone()),
-            },
+            reporter: reporter(cluster),
         };
         (told, teller)
     }
@@ -115,28 +112,43 @@ impl Teller {
                 let Some(news) = self.queue.recv().await else {
                     return;
                 };
-                let object = news.object.clone();
-                let telling = tell(&recorder, news);
-                if tokio::time::timeout(PATIENCE, telling).await.is_err() {
-                    tracing::debug!(object = %object, "cannot tell an Event in time");
-                }
+                let event = event(&news.ready);
+                tell(&recorder, &news.object, news.uid, &event).await;
             }
         }
     }
 }
 
-async fn tell(recorder: &Recorder, news: News) {
-    let object = &news.object;
+/// As whom Events are told.
+pub(super) fn reporter(cluster: &Cluster) -> Reporter {
+    Reporter {
+        controller: FIELD_MANAGER.to_owned(),
+        instance: Some(cluster.identity.clone()),
+    }
+}
+
+/// Tells an Event of the object with that uid, within a time.
+pub(super) async fn tell(
+    recorder: &Recorder,
+    object: &ObjectRef,
+    uid: Option<String>,
+    event: &Event,
+) {
     let regarding = ObjectReference {
         api_version: Some(format!("{GROUP}/{VERSION}")),
         kind: Some(object.kind.to_string()),
         name: Some(object.name.clone()),
         namespace: object.namespace.clone(),
-        uid: news.uid,
+        uid,
         ..ObjectReference::default()
     };
-    if let Err(error) = recorder.publish(&event(&news.ready), &regarding).await {
-        tracing::debug!(object = %object, error = %chain(&error), "cannot tell an Event");
+    let telling = recorder.publish(event, &regarding);
+    match tokio::time::timeout(PATIENCE, telling).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::debug!(object = %object, error = %chain(&error), "cannot tell an Event");
+        }
+        Err(_) => tracing::debug!(object = %object, "cannot tell an Event in time"),
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use tidegate_acme::answers::for_data_plane;
 use tidegate_acme::record::{CertificateRecord, Issued};
 use tidegate_acme::store::Kind as DocumentKind;
-use tidegate_model::{Certificate, ChallengeAnswers, RouteId, UdpRelayState};
+use tidegate_model::{Certificate, ChallengeAnswers, RouteId, RuleId, UdpRelayState};
 use tokio::sync::watch;
 
 use super::cache::Cache;
@@ -24,8 +24,8 @@ use super::watch::World;
 use crate::source::yaml::schema::FieldProblem;
 use crate::source::{Finding, InternalIssuer, Issuance, Parsed, Refreshed, next_moment, wanted};
 use crate::translate::{
-    Environment, Exposure, Inputs, IssuerChoice, LastGood, ObjectRef, ProbeId, ProbeReport,
-    PublicPlace, Refusals, Severity, Translation, translate,
+    Environment, Exposure, Inputs, IssuerChoice, LastGood, ObjectRef, ProbeReport, PublicPlace,
+    Refusals, Severity, Translation, translate,
 };
 
 /// Everything between the watches and a translation.
@@ -37,7 +37,7 @@ pub struct Source {
     /// Only where this replica orders.
     issuance: Option<Issuance>,
     last_good: Arc<LastGood>,
-    tracker_reports: Arc<BTreeMap<ProbeId, ProbeReport>>,
+    tracker_reports: Arc<BTreeMap<RuleId, ProbeReport>>,
     records: BTreeMap<String, Read>,
     parsed: Parsed,
     published: watch::Receiver<Arc<PublishedSecrets>>,
@@ -134,7 +134,7 @@ impl Source {
     }
 
     /// What trackers have told of themselves, where this replica asks them.
-    pub fn set_tracker_reports(&mut self, reports: Arc<BTreeMap<ProbeId, ProbeReport>>) {
+    pub fn set_tracker_reports(&mut self, reports: Arc<BTreeMap<RuleId, ProbeReport>>) {
         self.tracker_reports = reports;
     }
 

@@ -10,19 +10,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use k8s_openapi::api::core::v1::{ObjectReference, Service};
+use k8s_openapi::api::core::v1::Service;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Api, Resource as _};
 use serde_json::{Value as Json, json};
-use tidegate_model::{ObjectName, UdpRelayId};
+use tidegate_model::{ObjectName, RuleId};
 use tidegate_telemetry::chain;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::cluster::{Cluster, FIELD_MANAGER};
+use super::events;
 use super::lease::Tenure;
+use super::objects::reference;
 use super::published::MANAGED;
 use super::watch::World;
 use crate::api::conditions::Reason;
@@ -153,12 +155,12 @@ fn step(wanted: &WantedService, there: There<'_>, owner: &str) -> Step {
 }
 
 /// The rule that a Service was made for, if it is one of ours.
-pub(super) fn made_for(service: &Service) -> Option<UdpRelayId> {
+pub(super) fn made_for(service: &Service) -> Option<RuleId> {
     let meta = &service.metadata;
     meta.labels.as_ref()?.get(MANAGED)?;
     let annotations = meta.annotations.as_ref()?;
     let (namespace, name) = annotations.get(ROUTE)?.split_once('/')?;
-    Some(UdpRelayId {
+    Some(RuleId {
         route: tidegate_model::RouteId::new(namespace, name),
         rule: annotations.get(RULE)?.clone(),
     })
@@ -171,13 +173,9 @@ fn object(wanted: &WantedService, owner: &str) -> Json {
         let all: Vec<String> = wanted.addresses.iter().map(ToString::to_string).collect();
         annotations[METALLB] = all.join(",").into();
     }
-    let ports = spec.ports.iter().map(|port| {
-        let target = match port.target.parse::<u16>() {
-            Ok(number) => json!(number),
-            Err(_) => json!(port.target),
-        };
-        json!({"name": "udp", "protocol": "UDP", "port": port.port, "targetPort": target})
-    });
+    let ports = spec.ports.iter().map(
+        |port| json!({"name": "udp", "protocol": "UDP", "port": port.port, "targetPort": port.target()}),
+    );
     let mut object = json!({
         "apiVersion": "v1",
         "kind": "Service",
@@ -372,10 +370,7 @@ impl Keeper {
 
     /// Tells the route what somebody had done to its Service.
     async fn tell(&self, service: &WantedService, seen: &FoundService, uid: String) {
-        let reporter = Reporter {
-            controller: FIELD_MANAGER.to_owned(),
-            instance: Some(self.cluster.identity.clone()),
-        };
+        let reporter = events::reporter(&self.cluster);
         let recorder = Recorder::new(self.cluster.client.clone(), reporter);
         let name = &service.name;
         let (reason, what) = if seen.spec.local {
@@ -393,18 +388,8 @@ impl Keeper {
             action: "Reconcile".to_owned(),
             secondary: None,
         };
-        let regarding = ObjectReference {
-            api_version: Some(format!("{GROUP}/{VERSION}")),
-            kind: Some(TlsRoute::kind(&()).into_owned()),
-            name: Some(service.id.route.name.to_string()),
-            namespace: Some(service.id.route.namespace.to_string()),
-            uid: Some(uid),
-            ..ObjectReference::default()
-        };
-        let telling = timeout(PATIENCE, recorder.publish(&event, &regarding)).await;
-        if !matches!(telling, Ok(Ok(()))) {
-            tracing::debug!(service = %name, "cannot tell an Event");
-        }
+        let route = reference::<TlsRoute>(&service.id.route);
+        events::tell(&recorder, &route, Some(uid), &event).await;
     }
 }
 
@@ -437,7 +422,7 @@ mod tests {
     fn wanted() -> WantedService {
         WantedService {
             name: ObjectName::new("default", "torrust-udp1"),
-            id: UdpRelayId {
+            id: RuleId {
                 route: RouteId::new("default", "torrust"),
                 rule: "udp1".to_owned(),
             },

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tidegate_model::{HostPattern, RouteId, UdpRelayState};
+use tidegate_model::{HostPattern, RouteId, RuleId, UdpRelayState};
 
 use super::loader::{Loaded, Loader};
 use crate::api::TlsRoute;
@@ -27,7 +27,7 @@ use crate::source::{
     Finding, InternalIssuer, Issuance, Parsed, Place, Refreshed, next_moment, wanted,
 };
 use crate::translate::{
-    Environment, Kind, LastGood, ProbeId, ProbeReport, StaticFilesPolicy, Translation, translate,
+    Environment, Kind, LastGood, ProbeReport, StaticFilesPolicy, Translation, translate,
 };
 
 /// Where the objects come from.
@@ -50,7 +50,7 @@ pub struct Source {
     place: Place,
     udp_relays: Option<Arc<Vec<UdpRelayState>>>,
     last_good: Arc<LastGood>,
-    tracker_reports: Arc<BTreeMap<ProbeId, ProbeReport>>,
+    tracker_reports: Arc<BTreeMap<RuleId, ProbeReport>>,
 }
 
 impl Source {
@@ -119,7 +119,7 @@ impl Source {
     }
 
     /// What trackers have told of themselves.
-    pub fn set_tracker_reports(&mut self, reports: Arc<BTreeMap<ProbeId, ProbeReport>>) {
+    pub fn set_tracker_reports(&mut self, reports: Arc<BTreeMap<RuleId, ProbeReport>>) {
         self.tracker_reports = reports;
     }
 

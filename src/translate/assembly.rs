@@ -590,15 +590,10 @@ impl Work<'_> {
         programmed: usize,
     ) {
         let mut conditions = self.conditions(id, route);
-        let shared = self.inputs.environment.is_shared();
-        let states = self.inputs.udp_relays.as_deref().map(Vec::as_slice);
-        let mut judged = Vec::with_capacity(chosen.compiled.udp.len());
-        for udp in &chosen.compiled.udp {
-            judged.push(match udp.tracker.mode {
-                UdpMode::Service => udp_services::judge(&mut report, self.inputs, udp),
-                _ => udp::judge(&mut report, udp, states, shared),
-            });
-        }
+        let udp = chosen.compiled.udp.iter();
+        let judged: Vec<_> = udp
+            .map(|udp| udp::judge(&mut report, self.inputs, udp))
+            .collect();
         let kept = chosen.kept.map(|kept| match kept.generation {
             Some(generation) => format!("generation {generation} stays in use"),
             None => "the last good version stays in use".to_owned(),

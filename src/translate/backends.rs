@@ -55,21 +55,13 @@ pub(super) fn destination(
     match exactly_one(report, field, wire)? {
         "static" => {
             let folder = wire.r#static.as_ref()?;
-            for (member, set) in [
-                ("weight", wire.weight.is_some()),
-                ("protocol", wire.protocol.is_some()),
-                ("tls", wire.tls.is_some()),
-                ("proxyProtocol", wire.proxy_protocol.is_some()),
-            ] {
-                if set {
-                    report.invalid(
-                        field.at(member),
-                        format!("a static backend has no {member}"),
-                        "leave it out",
-                    );
-                    return None;
-                }
-            }
+            plain(
+                report,
+                field,
+                wire,
+                None,
+                ("a static backend", "leave it out"),
+            )?;
             static_folder(report, references, &field.at("static"), folder).map(Destination::Static)
         }
         "agent" => {
@@ -202,6 +194,29 @@ fn cluster(
     Some(Found::Here(Arc::new(cluster)))
 }
 
+/// None if a backend has a member that speaks of requests or connections, or this one; whose it is and the hint are
+/// the words. The first of them is noted.
+fn plain(
+    report: &mut Report,
+    field: &Field<'_>,
+    wire: &Backend,
+    useless: Option<&str>,
+    (whose, hint): (&str, &str),
+) -> Option<()> {
+    let members = [
+        ("weight", wire.weight.is_some()),
+        ("protocol", wire.protocol.is_some()),
+        ("tls", wire.tls.is_some()),
+        ("proxyProtocol", wire.proxy_protocol.is_some()),
+    ];
+    let mut set = members.iter().filter(|(_, set)| *set);
+    let Some(member) = useless.or_else(|| set.next().map(|it| it.0)) else {
+        return Some(());
+    };
+    report.invalid(field.at(member), format!("{whose} has no {member}"), hint);
+    None
+}
+
 /// Where a UDP tracker is, and its port as it is written.
 pub(super) struct TrackerPlace {
     pub(super) name: String,
@@ -217,22 +232,12 @@ pub(super) fn tracker_place(
     wire: &Backend,
 ) -> Option<Found<TrackerPlace>> {
     let kind = exactly_one(report, field, wire)?;
-    for (member, set) in [
-        (kind, matches!(kind, "agent" | "static")),
-        ("weight", wire.weight.is_some()),
-        ("protocol", wire.protocol.is_some()),
-        ("tls", wire.tls.is_some()),
-        ("proxyProtocol", wire.proxy_protocol.is_some()),
-    ] {
-        if set {
-            report.invalid(
-                field.at(member),
-                format!("the backend of a UDP tracker has no {member}"),
-                "use service or address, and nothing else",
-            );
-            return None;
-        }
-    }
+    let words = (
+        "the backend of a UDP tracker",
+        "use service or address, and nothing else",
+    );
+    let useless = matches!(kind, "agent" | "static").then_some(kind);
+    plain(report, field, wire, useless, words)?;
     let place = match place(report, references, field, wire, Transport::Udp)? {
         Found::Here(place) => place,
         Found::Missing => return Some(Found::Missing),
@@ -303,10 +308,7 @@ fn place(
         return Some(Found::Missing);
     }
     Some(Found::Here(Place {
-        name: match host.ip() {
-            Some(std::net::IpAddr::V6(v6)) => format!("[{v6}]:{port}"),
-            _ => format!("{host}:{port}"),
-        },
+        name: format!("{}:{port}", host.in_url()),
         target: Target::Host {
             host: host.as_str().to_owned(),
             port,

@@ -124,12 +124,7 @@ fn hosts(inputs: &Inputs, spec: &TlsRouteSpec, udp: &[CompiledUdp]) -> BTreeMap<
             Some(udp) => udp_way(inputs, &udp.tracker),
             None => way(inputs, rule),
         };
-        let names = if rule.hostnames.is_empty() {
-            &spec.hostnames
-        } else {
-            &rule.hostnames
-        };
-        for name in names {
+        for name in spec.hostnames_of(rule) {
             let Ok(name) = HostPattern::parse(name) else {
                 continue;
             };

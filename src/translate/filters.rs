@@ -338,10 +338,7 @@ fn redirect(report: &mut Report, field: &Field<'_>, wire: &RedirectFilter) -> Op
     let redirect = Redirect {
         status: status?,
         scheme: scheme?.map(str::to_owned),
-        hostname: hostname?.map(|host| match host.ip() {
-            Some(std::net::IpAddr::V6(v6)) => format!("[{v6}]"),
-            _ => host.as_str().to_owned(),
-        }),
+        hostname: hostname?.map(|host| host.in_url()),
         port: number?,
         path: path?,
     };

@@ -13,12 +13,10 @@ use std::time::SystemTime;
 use tidegate_acme::notices::DeliveryState;
 use tidegate_acme::preflight::Finding;
 use tidegate_model::{
-    Certificate, ChallengeAnswers, ObjectName, Reach, RouteId, TicketKeys, UdpRelayState,
+    Certificate, ChallengeAnswers, ObjectName, Reach, RouteId, RuleId, TicketKeys, UdpRelayState,
 };
 
-use super::{
-    Exposure, FoundService, LastGood, ProbeId, ProbeReport, PublicPlace, Refusals, ServiceKeeper,
-};
+use super::{Exposure, FoundService, LastGood, ProbeReport, PublicPlace, Refusals, ServiceKeeper};
 use crate::api::{AcmeIssuer, TlsRoute, TunnelAgent};
 
 /// Everything that decides what the data plane serves.
@@ -65,7 +63,7 @@ pub struct Inputs {
     /// Why Services of UDP trackers cannot be written, where this program writes them.
     pub service_refusals: Arc<Refusals>,
     /// What trackers have told of themselves that were asked.
-    pub tracker_reports: Arc<BTreeMap<ProbeId, ProbeReport>>,
+    pub tracker_reports: Arc<BTreeMap<RuleId, ProbeReport>>,
     /// What is true of this edge.
     pub environment: Environment,
     /// What the last translation returned; empty at the start.

@@ -61,9 +61,8 @@ pub use outputs::{
     GoodRoute, IssuerChoice, Kind, LastGood, ObjectRef, Problem, Reference, ReferenceKind,
     Severity, Statuses, Translation, UdpMode, UdpTracker, WantedCertificate,
 };
-pub use probes::{ProbeId, ProbeReport, TrackerProbe};
+pub use probes::{ProbeReport, TrackerProbe};
 pub use quantities::{QuantityError, parse_quantity};
-pub use udp::recipe as udp_recipe;
 pub use udp_services::{
     FoundService, Refusals, ServiceKeeper, ServiceSpec, UdpServicePort, UnwantedService,
     WantedService,

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use tidegate_acme::dns::DnsSolver;
 use tidegate_acme::settings::Issuer;
 use tidegate_model::{
-    Certificate, HostPattern, ObjectName, RouteId, Snapshot, UdpRelayId, UdpRelayMode,
+    Certificate, HostPattern, ObjectName, RouteId, RuleId, Snapshot, UdpRelayMode,
 };
 
 use super::{SecretData, TrackerProbe, UnwantedService, WantedService};
@@ -50,7 +50,7 @@ pub struct Translation {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UdpTracker {
     /// Route and rule.
-    pub id: UdpRelayId,
+    pub id: RuleId,
     /// Names of the tracker, for DNS records; those of the route if the rule has none.
     pub hostnames: Vec<HostPattern>,
     /// Port that clients use.

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate_model::{Action, Cluster, HostPattern, Reach, RouteId};
+use tidegate_model::{Action, Cluster, HostPattern, Reach, RouteId, RuleId};
 use tidegate_tracker::probe::Reading;
 
 use super::Inputs;
@@ -26,7 +26,7 @@ const SHORTEST_INTERVAL: Duration = Duration::from_mins(1);
 #[derive(Debug, Clone, PartialEq)]
 pub struct TrackerProbe {
     /// Which one.
-    pub id: ProbeId,
+    pub id: RuleId,
     /// How it is reached.
     pub cluster: Arc<Cluster>,
     /// Where its addresses may lead.
@@ -37,15 +37,6 @@ pub struct TrackerProbe {
     pub behind_edge: bool,
     /// Time between two questions.
     pub interval: Duration,
-}
-
-/// A rule that leads to a tracker.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ProbeId {
-    /// Its route.
-    pub route: RouteId,
-    /// Its name within the route.
-    pub rule: String,
 }
 
 /// What came of asking.
@@ -107,10 +98,7 @@ pub(super) fn of_rules(spec: &TlsRouteSpec, rules: &[CompiledRule]) -> Vec<Compi
             label: label(spec, wire),
             direct: rule.way == Way::Nowhere,
             cluster: Arc::clone(&group.backends.first()?.cluster),
-            host: match host.ip() {
-                Some(std::net::IpAddr::V6(ip)) => format!("[{ip}]"),
-                _ => host.to_string(),
-            },
+            host: host.in_url(),
             interval,
         })
     };
@@ -124,7 +112,7 @@ pub(super) fn wanted<'a>(
     route: &'a CompiledRoute,
 ) -> impl Iterator<Item = TrackerProbe> + 'a {
     route.probes.iter().map(|probe| TrackerProbe {
-        id: ProbeId {
+        id: RuleId {
             route: id.clone(),
             rule: probe.rule.clone(),
         },
@@ -146,7 +134,7 @@ pub(super) fn judge(
     let mut worst: Option<Verdict> = None;
     let mut said = Vec::new();
     for probe in &route.probes {
-        let key = ProbeId {
+        let key = RuleId {
             route: id.clone(),
             rule: probe.rule.clone(),
         };

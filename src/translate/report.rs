@@ -118,6 +118,19 @@ impl Report {
         self.add(field, Reason::Invalid, message, hint);
     }
 
+    /// Notes those of the members that are set, although they mean nothing there.
+    pub(super) fn forbid(
+        &mut self,
+        field: &Field<'_>,
+        members: &[(&str, bool)],
+        message: &str,
+        hint: &str,
+    ) {
+        for (member, _) in members.iter().filter(|(_, set)| *set) {
+            self.invalid(field.at(member), message, hint);
+        }
+    }
+
     /// The value, or a problem in its place.
     pub(super) fn keep<T, E: fmt::Display>(
         &mut self,

@@ -135,19 +135,16 @@ pub(super) fn compile(
             names.push(name);
         }
         if passthrough == Some(true) {
-            for (member, set) in [
-                ("match", rule.r#match.is_some()),
-                ("matches", !rule.matches.is_empty()),
-                ("filters", !rule.filters.is_empty()),
-            ] {
-                if set {
-                    report.invalid(
-                        at.at(member),
-                        "requests are not opened with tls.mode Passthrough",
-                        "leave it out, or set tls.mode: Terminate",
-                    );
-                }
-            }
+            report.forbid(
+                &at,
+                &[
+                    ("match", rule.r#match.is_some()),
+                    ("matches", !rule.matches.is_empty()),
+                    ("filters", !rule.filters.is_empty()),
+                ],
+                "requests are not opened with tls.mode Passthrough",
+                "leave it out, or set tls.mode: Terminate",
+            );
             if rule.backends.len() > 1 {
                 report.invalid(
                     at.at("backends"),
@@ -232,20 +229,17 @@ fn tls(
         return Some((terminate(CertificateSource::DefaultIssuer), false));
     };
     if wire.mode.as_deref() == Some("Passthrough") {
-        for (member, set) in [
-            ("issuerRef", wire.issuer_ref.is_some()),
-            ("secretName", wire.secret_name.is_some()),
-            ("minVersion", wire.min_version.is_some()),
-            ("clientAuth", wire.client_auth.is_some()),
-        ] {
-            if set {
-                report.invalid(
-                    field.at(member),
-                    "the backend speaks TLS with tls.mode Passthrough",
-                    "leave it out, or set tls.mode: Terminate",
-                );
-            }
-        }
+        report.forbid(
+            field,
+            &[
+                ("issuerRef", wire.issuer_ref.is_some()),
+                ("secretName", wire.secret_name.is_some()),
+                ("minVersion", wire.min_version.is_some()),
+                ("clientAuth", wire.client_auth.is_some()),
+            ],
+            "the backend speaks TLS with tls.mode Passthrough",
+            "leave it out, or set tls.mode: Terminate",
+        );
         return Some((CompiledTls::Passthrough, false));
     }
     let min_version = one_of(
@@ -457,11 +451,7 @@ fn strict_transport_security(
 fn udp_trackers(route_hosts: &[HostPattern], rules: &[CompiledRule]) -> Vec<CompiledUdp> {
     let found = rules.iter().filter_map(|rule| {
         let mut udp = rule.udp.clone()?;
-        udp.tracker.hostnames = if rule.hostnames.is_empty() {
-            route_hosts.to_vec()
-        } else {
-            rule.hostnames.clone()
-        };
+        udp.tracker.hostnames = rule.hostnames_among(route_hosts).to_vec();
         Some(udp)
     });
     found.collect()
@@ -474,11 +464,7 @@ fn rule_hosts(
     let mut own: BTreeMap<HostPattern, Vec<RouteEntry>> = BTreeMap::new();
     let mut plain: BTreeMap<HostPattern, Vec<PlainEntry>> = BTreeMap::new();
     for rule in rules {
-        let hosts = if rule.hostnames.is_empty() {
-            route_hosts
-        } else {
-            &rule.hostnames
-        };
+        let hosts = rule.hostnames_among(route_hosts);
         let entries = || rule.entries.iter().cloned();
         for host in hosts.iter().filter(|_| rule.way != Way::Nowhere) {
             let over_tls = own.entry(host.clone()).or_default();
@@ -575,12 +561,7 @@ fn passthrough_hosts(
                 }
                 _ => None,
             });
-        let names = if rule.hostnames.is_empty() {
-            route_hosts.to_vec()
-        } else {
-            rule.hostnames
-        };
-        for host in names {
+        for host in rule.hostnames_among(route_hosts).to_vec() {
             if hosts.contains_key(&host) {
                 report.invalid(
                     Field::SPEC.at("rules").index(index),

@@ -42,6 +42,17 @@ pub(super) struct CompiledRule {
     pub(super) probe: Option<Duration>,
 }
 
+impl CompiledRule {
+    /// The hostnames that it is about: its own, else those of the route.
+    pub(super) fn hostnames_among<'a>(&'a self, route: &'a [HostPattern]) -> &'a [HostPattern] {
+        if self.hostnames.is_empty() {
+            route
+        } else {
+            &self.hostnames
+        }
+    }
+}
+
 /// Where a rule answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {

@@ -11,6 +11,7 @@ use tidegate_model::{HostName, ObjectName, RouteId};
 
 use super::conflicts::id_of;
 use super::report::{Field, Report};
+use super::udp::is_udp;
 use super::{Inputs, reach};
 use crate::api::conditions::Reason;
 use crate::api::uniform::mixed;
@@ -20,19 +21,13 @@ use crate::api::{RouteRule, TlsRoute, TlsRouteSpec};
 fn trackers(spec: &TlsRouteSpec) -> impl Iterator<Item = (&RouteRule, bool)> {
     spec.rules.iter().filter_map(|rule| {
         let tracker = rule.tracker.as_ref()?;
-        let http = tracker.type_.as_deref() != Some("UDP");
-        http.then_some((rule, tracker.exposure.as_deref() != Some("Direct")))
+        (!is_udp(rule)).then_some((rule, tracker.exposure.as_deref() != Some("Direct")))
     })
 }
 
 /// A tracker as people know it: `http1 (http1.example.com)`.
 pub(super) fn label(spec: &TlsRouteSpec, rule: &RouteRule) -> String {
-    let hosts = if rule.hostnames.is_empty() {
-        &spec.hostnames
-    } else {
-        &rule.hostnames
-    };
-    let hosts = hosts.join(", ");
+    let hosts = spec.hostnames_of(rule).join(", ");
     match &rule.name {
         Some(name) => format!("{name} ({hosts})"),
         None => hosts,

@@ -7,9 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use tidegate_model::{
-    UdpListenError, UdpRelay, UdpRelayId, UdpRelayMode, UdpRelayState, UdpWayState,
-};
+use tidegate_model::{RuleId, UdpListenError, UdpRelay, UdpRelayMode, UdpRelayState, UdpWayState};
 
 use super::backends::{TrackerPlace, tracker_place};
 use super::balancing::count_or;
@@ -17,7 +15,7 @@ use super::references::{Found, References};
 use super::report::{Field, Report};
 use super::rules::{CompiledRule, Way, hostnames, name_of};
 use super::words::one_of;
-use super::{UdpMode, UdpTracker};
+use super::{Inputs, UdpMode, UdpTracker, udp_services};
 use crate::api::conditions::Reason;
 use crate::api::{RouteRule, UdpTracker as Wire};
 
@@ -58,39 +56,33 @@ pub(super) fn compile(
     let before = report.count();
     let tracker = wire.tracker.as_ref()?;
     let own_hostnames = hostnames(report, &field.at("hostnames"), &wire.hostnames);
-    for (member, set) in [
-        ("match", wire.r#match.is_some()),
-        ("matches", !wire.matches.is_empty()),
-        ("filters", !wire.filters.is_empty()),
-        ("loadBalancing", wire.load_balancing.is_some()),
-        ("healthCheck", wire.health_check.is_some()),
-        ("circuit", wire.circuit.is_some()),
-        ("timeouts", wire.timeouts.is_some()),
-        ("limits", wire.limits.is_some()),
-    ] {
-        if set {
-            report.invalid(
-                field.at(member),
-                "a UDP tracker gets datagrams, not requests",
-                "leave it out",
-            );
-        }
-    }
+    report.forbid(
+        field,
+        &[
+            ("match", wire.r#match.is_some()),
+            ("matches", !wire.matches.is_empty()),
+            ("filters", !wire.filters.is_empty()),
+            ("loadBalancing", wire.load_balancing.is_some()),
+            ("healthCheck", wire.health_check.is_some()),
+            ("circuit", wire.circuit.is_some()),
+            ("timeouts", wire.timeouts.is_some()),
+            ("limits", wire.limits.is_some()),
+        ],
+        "a UDP tracker gets datagrams, not requests",
+        "leave it out",
+    );
     let at = field.at("tracker");
-    for (member, set) in [
-        ("exposure", tracker.exposure.is_some()),
-        ("port", tracker.port.is_some()),
-        ("probe", tracker.probe.is_some()),
-        ("addressParameters", tracker.address_parameters.is_some()),
-    ] {
-        if set {
-            report.invalid(
-                at.at(member),
-                "it is of HTTP trackers",
-                "leave it out; tracker.udp.mode says how clients reach a UDP tracker",
-            );
-        }
-    }
+    report.forbid(
+        &at,
+        &[
+            ("exposure", tracker.exposure.is_some()),
+            ("port", tracker.port.is_some()),
+            ("probe", tracker.probe.is_some()),
+            ("addressParameters", tracker.address_parameters.is_some()),
+        ],
+        "it is of HTTP trackers",
+        "leave it out; tracker.udp.mode says how clients reach a UDP tracker",
+    );
     let default = Wire::default();
     let udp = tracker.udp.as_ref().unwrap_or(&default);
     let at = at.at("udp");
@@ -139,7 +131,7 @@ pub(super) fn compile(
         );
         return None;
     }
-    let id = UdpRelayId {
+    let id = RuleId {
         route: references.id.clone(),
         rule: name_of(wire, index),
     };
@@ -277,7 +269,7 @@ fn backend(
 /// Ports of relays, oldest route first.
 #[derive(Debug, Default)]
 pub(super) struct UdpPorts {
-    taken: BTreeMap<u16, Vec<(Vec<IpAddr>, UdpRelayId)>>,
+    taken: BTreeMap<u16, Vec<(Vec<IpAddr>, RuleId)>>,
 }
 
 impl UdpPorts {
@@ -324,27 +316,22 @@ pub(super) enum Verdict {
 }
 
 /// Judges one tracker by what was found; notes problems.
-pub(super) fn judge(
-    report: &mut Report,
-    udp: &CompiledUdp,
-    states: Option<&[UdpRelayState]>,
-    shared: bool,
-) -> Verdict {
+pub(super) fn judge(report: &mut Report, inputs: &Inputs, udp: &CompiledUdp) -> Verdict {
+    let shared = inputs.environment.is_shared();
     let name = &udp.tracker.id.rule;
     let relay = match (udp.tracker.mode, &udp.relay) {
         (UdpMode::Direct, _) => {
             let what = format!("{name}: {}", recipe(&udp.tracker, shared));
             return Verdict::Good(Reason::NotRelayed, what);
         }
-        (UdpMode::Service, _) => {
-            return Verdict::Pending(format!("{name}: the Service is not looked at yet"));
-        }
+        (UdpMode::Service, _) => return udp_services::judge(report, inputs, udp),
         (UdpMode::Relayed(_), None) => {
             return Verdict::Pending(format!("{name}: there is no backend yet"));
         }
         (UdpMode::Relayed(_), Some(relay)) => relay,
     };
-    let Some(state) = states.and_then(|states| states.iter().find(|it| it.id == relay.id)) else {
+    let mut states = inputs.udp_relays.iter().flat_map(|states| states.iter());
+    let Some(state) = states.find(|it| it.id == relay.id) else {
         return Verdict::Pending(format!("{name}: tried when the edge runs"));
     };
     let rules = Field::SPEC.at("rules");
@@ -483,7 +470,7 @@ fn way_back(backend: std::net::SocketAddr, shared: bool) -> String {
 }
 
 /// How to let clients reach a tracker without the edge so that it sees their addresses.
-pub fn recipe(tracker: &UdpTracker, shared: bool) -> String {
+fn recipe(tracker: &UdpTracker, shared: bool) -> String {
     let port = tracker.port;
     if shared {
         return format!(

@@ -12,8 +12,9 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use serde_json::Value as Json;
 use sha2::{Digest as _, Sha256};
-use tidegate_model::{ObjectName, UdpRelayId};
+use tidegate_model::{ObjectName, RuleId};
 
 use super::dns::PublicPlace;
 use super::report::{Field, Report};
@@ -28,7 +29,7 @@ const LONGEST_NAME: usize = 63;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FoundService {
     /// The rule it was made for, if it was made by this program.
-    pub made_for: Option<UdpRelayId>,
+    pub made_for: Option<RuleId>,
     /// Its `metadata.uid`.
     pub uid: String,
     /// `metadata.uid` of the route that owns it.
@@ -71,13 +72,23 @@ pub struct UdpServicePort {
     pub node_port: Option<u16>,
 }
 
+impl UdpServicePort {
+    /// `targetPort` as it is written: a number stands without quotes.
+    pub fn target(&self) -> Json {
+        match self.target.parse::<u16>() {
+            Ok(number) => number.into(),
+            Err(_) => self.target.as_str().into(),
+        }
+    }
+}
+
 /// A Service that a UDP tracker should have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WantedService {
     /// Its full name.
     pub name: ObjectName,
     /// The rule it is for.
-    pub id: UdpRelayId,
+    pub id: RuleId,
     /// What it should be; it has one port, without `node_port`.
     pub spec: ServiceSpec,
     /// Addresses that its load balancer is asked for.
@@ -140,7 +151,7 @@ impl WantedService {
             "apiVersion: v1\nkind: Service\nmetadata: {{name: {}, namespace: {}}}\nspec:\n  type: LoadBalancer\n  externalTrafficPolicy: Local\n  sessionAffinity: ClientIP\n",
             self.name.name, self.name.namespace
         );
-        let quoted = |text: &str| serde_json::Value::from(text).to_string();
+        let quoted = |text: &str| Json::from(text).to_string();
         if let Some(policy) = &self.spec.family_policy {
             let families = self.spec.families.join(", ");
             let _ = writeln!(
@@ -157,14 +168,11 @@ impl WantedService {
             .collect();
         let _ = writeln!(text, "  selector: {{{}}}", selector.join(", "));
         for port in &self.spec.ports {
-            let target = match port.target.parse::<u16>() {
-                Ok(number) => number.to_string(),
-                Err(_) => quoted(&port.target),
-            };
             let _ = writeln!(
                 text,
-                "  ports: [{{name: udp, protocol: UDP, port: {}, targetPort: {target}}}]",
-                port.port
+                "  ports: [{{name: udp, protocol: UDP, port: {}, targetPort: {}}}]",
+                port.port,
+                port.target()
             );
         }
         text
@@ -172,7 +180,7 @@ impl WantedService {
 }
 
 /// Name of the Service of a rule: `ROUTE-RULE`, made a label of DNS if it is none.
-pub(super) fn service_name(id: &UdpRelayId) -> ObjectName {
+pub(super) fn service_name(id: &RuleId) -> ObjectName {
     let text = format!("{}-{}", id.route.name, id.rule);
     let plain: String = text
         .chars()
@@ -247,7 +255,7 @@ pub(super) fn wanted(inputs: &Inputs, tracker: &UdpTracker) -> Option<WantedServ
 /// The Services that this program has made for rules which are gone. With a route they go by themselves; as long as
 /// it is wrong, nobody knows what it should have.
 pub(super) fn unwanted(inputs: &Inputs, result: &Translation) -> Vec<UnwantedService> {
-    let is_gone = |id: &UdpRelayId| {
+    let is_gone = |id: &RuleId| {
         let status = result.statuses.routes.get(&id.route);
         let mut trackers = result.udp_trackers.iter();
         status.is_some_and(|it| is_true(&it.conditions, ConditionType::Accepted))
@@ -460,7 +468,7 @@ mod tests {
     use super::*;
 
     fn name(route: &str, rule: &str) -> String {
-        let id = UdpRelayId {
+        let id = RuleId {
             route: RouteId::new("default", route),
             rule: rule.to_owned(),
         };

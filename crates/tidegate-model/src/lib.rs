@@ -33,7 +33,7 @@ pub use filter::{
     BasicAuth, Compression, CompressionAlgorithm, Cors, Filters, ForwardAuth, HeaderEdits,
     IpAccess, Mirror, OriginPattern, PathRewrite, RateLimit, RateLimitKey, Rewrite,
 };
-pub use names::{HostName, HostPattern, NameError, ObjectName, RouteId};
+pub use names::{HostName, HostPattern, NameError, ObjectName, RouteId, RuleId};
 pub use observed::{
     EndpointState, ListenerState, Observed, ObservedCluster, ObservedListener, ObservedPeers,
 };
@@ -51,6 +51,5 @@ pub use snapshot::{
 pub use store::{Published, SnapshotStore};
 pub use tickets::{TicketKey, TicketKeys};
 pub use udp::{
-    UdpListenError, UdpListenerState, UdpRelay, UdpRelayId, UdpRelayMode, UdpRelayState, UdpWay,
-    UdpWayState,
+    UdpListenError, UdpListenerState, UdpRelay, UdpRelayMode, UdpRelayState, UdpWay, UdpWayState,
 };

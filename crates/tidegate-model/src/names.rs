@@ -97,6 +97,14 @@ impl HostName {
         self.0.parse().ok()
     }
 
+    /// As it stands in a URL and in Host: an IPv6 address in brackets (RFC 3986 §3.2.2).
+    pub fn in_url(&self) -> String {
+        match self.ip() {
+            Some(IpAddr::V6(ip)) => format!("[{ip}]"),
+            _ => self.to_string(),
+        }
+    }
+
     /// The name without its first label, which is what a wildcard is looked up by.
     pub fn parent(&self) -> Option<&str> {
         if self.ip().is_some() {
@@ -213,6 +221,15 @@ impl fmt::Display for ObjectName {
 
 /// The object that a route came from.
 pub type RouteId = ObjectName;
+
+/// A rule of a route.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RuleId {
+    /// Its route.
+    pub route: RouteId,
+    /// Its name within the route.
+    pub rule: String,
+}
 
 #[cfg(test)]
 mod tests {

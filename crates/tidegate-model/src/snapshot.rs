@@ -1,7 +1,6 @@
 //! What the data plane serves: complete, validated, immutable.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use rustls::RootCertStore;
@@ -175,10 +174,7 @@ impl Hostless {
             let named = rules().filter(|(_, of)| of.is_none() || *of == port);
             let mut named = named.map(|(pattern, _)| pattern);
             match (named.next()?, named.next()) {
-                (HostPattern::Exact(name), None) => Some(match name.ip() {
-                    Some(IpAddr::V6(ip)) => format!("[{ip}]"),
-                    _ => name.to_string(),
-                }),
+                (HostPattern::Exact(name), None) => Some(name.in_url()),
                 _ => None,
             }
         };

@@ -2,13 +2,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::{RouteId, Target};
+use crate::{RuleId, Target};
 
 /// A UDP tracker (BEP 15) whose datagrams pass through this process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UdpRelay {
     /// Which rule asks for it; no two relays have the same.
-    pub id: UdpRelayId,
+    pub id: RuleId,
     /// Local addresses to listen on; every one, in both families, if empty.
     pub addresses: Vec<IpAddr>,
     /// Port to listen on.
@@ -21,15 +21,6 @@ pub struct UdpRelay {
     pub max_sessions: usize,
     /// Most connect requests in a second of one network (IPv4 address, IPv6 /56).
     pub connects_per_second: u32,
-}
-
-/// The rule behind a relay.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct UdpRelayId {
-    /// Its route.
-    pub route: RouteId,
-    /// Its name within the route.
-    pub rule: String,
 }
 
 /// How a tracker behind a relay learns the addresses of its clients.
@@ -45,7 +36,7 @@ pub enum UdpRelayMode {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UdpRelayState {
     /// Which one.
-    pub id: UdpRelayId,
+    pub id: RuleId,
     /// Where it listens or should.
     pub listeners: Vec<UdpListenerState>,
     /// The ways to the tracker, one for each family that it has an address of.

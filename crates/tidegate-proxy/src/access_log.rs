@@ -16,7 +16,8 @@ use tidegate_tracker::announce;
 
 use crate::AccessLogSettings;
 
-const REDACTED: &str = "[redacted]";
+/// What stands in place of a secret.
+pub(crate) const REDACTED: &str = "[redacted]";
 
 /// What is known about a request when it has ended.
 pub(crate) struct Line<'a> {

@@ -16,7 +16,7 @@ use tidegate_tracker::FailureClass;
 use tidegate_tracker::announce::{self, Event, Request};
 use tidegate_tracker::bencode::{Answer, Scanner, Text};
 
-const REDACTED: &str = "[redacted]";
+use crate::access_log::REDACTED;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct EventLabels {

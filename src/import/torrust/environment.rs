@@ -233,15 +233,8 @@ fn service(
 
 fn bind_address(section: &Section<'_>, findings: &mut Findings) -> Option<SocketAddr> {
     let path = section.at("bind_address");
-    if !section.has("bind_address") {
-        findings.mistake(
-            path,
-            "is missing",
-            "write where it listens, such as \"0.0.0.0:7070\"",
-        );
-        return None;
-    }
-    let text = section.text("bind_address", findings)?;
+    let fix = "write where it listens, such as \"0.0.0.0:7070\"";
+    let text = section.needed_text("bind_address", fix, findings)?;
     let Ok(bind) = text.parse::<SocketAddr>() else {
         findings.mistake(
             path,
@@ -288,15 +281,8 @@ fn https(root: &Section<'_>, findings: &mut Findings) -> Option<Https> {
     section.knows(&["admin_email", "use_staging"], findings);
     let use_staging = section.flag("use_staging", findings).unwrap_or(false);
     let path = section.at("admin_email");
-    if !section.has("admin_email") {
-        findings.mistake(
-            path,
-            "is missing",
-            "write an address that the certificate authority may write to",
-        );
-        return None;
-    }
-    let email = section.text("admin_email", findings)?;
+    let fix = "write an address that the certificate authority may write to";
+    let email = section.needed_text("admin_email", fix, findings)?;
     if !is_email(email) {
         findings.mistake(
             path,

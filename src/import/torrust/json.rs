@@ -109,6 +109,19 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// The same for one that must be there; `fix` says what to write.
+    pub(super) fn needed_text(
+        &self,
+        field: &str,
+        fix: &str,
+        findings: &mut Findings,
+    ) -> Option<&'a str> {
+        if !self.has(field) {
+            findings.mistake(self.at(field), "is missing", fix);
+        }
+        self.text(field, findings)
+    }
+
     pub(super) fn flag(&self, field: &str, findings: &mut Findings) -> Option<bool> {
         match self.get(field)? {
             Value::Bool(flag) => Some(*flag),

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use rcgen::{CertificateParams, DnType, KeyPair, SerialNumber};
 use serde::Deserialize;
 use serde_json::Value;
-use tidegate_model::{CertificateOrigin, ObjectName, Reach, RouteId, UdpRelayId};
+use tidegate_model::{CertificateOrigin, ObjectName, Reach, RouteId, RuleId};
 
 use super::now;
 use crate::translate::{
@@ -230,7 +230,7 @@ pub(super) fn add(inputs: &mut Inputs, document: Value) {
 
 fn udp_service(name: &ObjectName, wire: TestUdpService) -> FoundService {
     FoundService {
-        made_for: wire.made_for.map(|(route, rule)| UdpRelayId {
+        made_for: wire.made_for.map(|(route, rule)| RuleId {
             route: RouteId::new(Arc::clone(&name.namespace), route),
             rule,
         }),

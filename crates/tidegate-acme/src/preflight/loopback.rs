@@ -83,7 +83,7 @@ impl OwnChallenge {
             OneshotError::Connect(std::io::Error::new(std::io::ErrorKind::InvalidInput, what))
         };
         let request = Request::get(&target.path)
-            .header(header::HOST, authority(host))
+            .header(header::HOST, host.in_url())
             .header(header::USER_AGENT, "tidegate-preflight")
             .header(header::ACCEPT, "*/*")
             .body(Full::new(Bytes::new()))
@@ -181,13 +181,6 @@ fn is_answer(certificate: &[u8], digest: &[u8; 32]) -> bool {
 struct Target {
     https: bool,
     path: String,
-}
-
-fn authority(host: &HostName) -> String {
-    match host.ip() {
-        Some(IpAddr::V6(ip)) => format!("[{ip}]"),
-        _ => host.to_string(),
-    }
 }
 
 /// For an address the name of its reverse zone (RFC 8738 §6).

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Waker};
-use tidegate_model::UdpRelayId;
+use tidegate_model::RuleId;
 
 use super::relay::{Relay, Scratch};
 use super::token::Token;
@@ -113,7 +113,7 @@ impl Engine {
     }
 
     fn apply(&mut self, wanted: Vec<Wanted>, now: Instant) {
-        let mut by_id: BTreeMap<UdpRelayId, Wanted> = wanted
+        let mut by_id: BTreeMap<RuleId, Wanted> = wanted
             .into_iter()
             .map(|wanted| (wanted.relay.id.clone(), wanted))
             .collect();

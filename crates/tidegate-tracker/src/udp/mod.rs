@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use tidegate_model::{UdpRelay, UdpRelayId, UdpRelayState};
+use tidegate_model::{RuleId, UdpRelay, UdpRelayState};
 use tokio::sync::watch;
 
 pub use counters::{Counted, Counters, Dropped};
@@ -82,7 +82,7 @@ struct Shared {
     wanted: Mutex<Option<Vec<Wanted>>>,
     stop: AtomicBool,
     states: watch::Sender<Arc<Vec<UdpRelayState>>>,
-    counters: Mutex<BTreeMap<UdpRelayId, Arc<Counters>>>,
+    counters: Mutex<BTreeMap<RuleId, Arc<Counters>>>,
 }
 
 impl UdpRelays {
@@ -129,7 +129,7 @@ impl UdpRelays {
     }
 
     /// What each relay has counted.
-    pub fn counted(&self) -> Vec<(UdpRelayId, Counted)> {
+    pub fn counted(&self) -> Vec<(RuleId, Counted)> {
         locked(&self.inner.shared.counters)
             .iter()
             .map(|(id, counters)| (id.clone(), counters.read()))
@@ -153,11 +153,11 @@ impl Shared {
         locked(&self.wanted).take()
     }
 
-    fn counters_of(&self, id: &UdpRelayId) -> Arc<Counters> {
+    fn counters_of(&self, id: &RuleId) -> Arc<Counters> {
         Arc::clone(locked(&self.counters).entry(id.clone()).or_default())
     }
 
-    fn forget_others(&self, ids: &BTreeSet<&UdpRelayId>) {
+    fn forget_others(&self, ids: &BTreeSet<&RuleId>) {
         locked(&self.counters).retain(|id, _| ids.contains(id));
     }
 
