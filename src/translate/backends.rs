@@ -245,7 +245,7 @@ pub(super) fn tracker_place(
     let port = match (&wire.service, &place.target) {
         (Some(service), _) => port(report, &field.at("service").at("port"), service.port)?,
         (None, Target::Host { port, .. }) => *port,
-        (None, Target::Addresses(_)) => return None,
+        (None, Target::Addresses(_) | Target::Agent { .. }) => return None,
     };
     Some(Found::Here(TrackerPlace {
         name: place.name,

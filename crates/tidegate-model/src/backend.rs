@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue};
 use rustls::RootCertStore;
 
-use crate::Fingerprint;
+use crate::{AgentId, Fingerprint, MappingId};
 
 /// The weighted backends of a rule.
 #[derive(Debug, Clone, PartialEq)]
@@ -81,6 +81,14 @@ pub enum Target {
     /// Addresses that the control side already knows. They are not part of the cluster's identity: a snapshot
     /// may bring others under the same key.
     Addresses(Vec<std::net::SocketAddr>),
+    /// A service behind an agent. Its addresses are those of the agent's live links; what the cluster says of
+    /// protocol, TLS and PROXY protocol is the agent's task, and stands in the mapping.
+    Agent {
+        /// The agent.
+        agent: AgentId,
+        /// What is asked of it.
+        mapping: MappingId,
+    },
 }
 
 /// HTTP version spoken to a backend.

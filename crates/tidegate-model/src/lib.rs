@@ -20,6 +20,7 @@ mod secret;
 mod snapshot;
 mod store;
 mod tickets;
+mod tunnel;
 mod udp;
 
 pub use backend::{
@@ -50,6 +51,10 @@ pub use snapshot::{
 };
 pub use store::{Published, SnapshotStore};
 pub use tickets::{TicketKey, TicketKeys};
+pub use tunnel::{
+    Agent, AgentId, AgentTarget, AgentTargetError, AgentTls, Carrier, Mapping, MappingId,
+    MappingVerdict, ObservedAgent, ObservedSession, RequestedMapping, StoredKey,
+};
 pub use udp::{
     UdpListenError, UdpListenerState, UdpRelay, UdpRelayMode, UdpRelayState, UdpWay, UdpWayState,
 };

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::ClusterKey;
+use crate::{ClusterKey, ObservedAgent};
 
 /// A moment's view of the data plane.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -17,6 +17,8 @@ pub struct Observed {
     pub requests: u64,
     /// Who connected lately.
     pub peers: ObservedPeers,
+    /// Agents that are known to be connected or were, sorted by id.
+    pub agents: Vec<ObservedAgent>,
 }
 
 /// Who connected to the listeners within the last ten to twenty minutes.

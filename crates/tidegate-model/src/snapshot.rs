@@ -6,8 +6,8 @@ use std::sync::Arc;
 use rustls::RootCertStore;
 
 use crate::{
-    Certificate, ChallengeAnswers, Cluster, Fingerprint, HostName, HostPattern, Reach, RouteEntry,
-    RouteId, TicketKeys, UdpRelay,
+    Agent, AgentId, Certificate, ChallengeAnswers, Cluster, Fingerprint, HostName, HostPattern,
+    Reach, RouteEntry, RouteId, TicketKeys, UdpRelay,
 };
 
 /// One complete configuration of the data plane. A request or connection uses one from start to end.
@@ -27,6 +27,8 @@ pub struct Snapshot {
     pub ticket_keys: Option<Arc<TicketKeys>>,
     /// UDP trackers whose datagrams pass through, sorted by rule.
     pub udp_relays: Vec<Arc<UdpRelay>>,
+    /// Agents that may connect, and what is asked of them.
+    pub agents: BTreeMap<AgentId, Arc<Agent>>,
 }
 
 impl Snapshot {

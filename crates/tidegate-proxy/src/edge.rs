@@ -333,6 +333,7 @@ impl RunningEdge {
             connections: u64::try_from(shared.metrics.connections.get()).unwrap_or_default(),
             requests: u64::try_from(shared.metrics.in_flight.get()).unwrap_or_default(),
             peers: shared.peers.observe(),
+            agents: Vec::new(),
         }
     }
 

@@ -495,6 +495,7 @@ fn a_hostname_of_another_namespace_is_refused_without_telling_whose_it_is() {
     let of = |cluster: &Cluster| match &cluster.target {
         Target::Addresses(all) => all[0].to_string(),
         Target::Host { host, .. } => host.clone(),
+        Target::Agent { agent, .. } => agent.to_string(),
     };
     let mut hosts: Vec<_> = translation.snapshot.hosts.values().collect();
     hosts.sort_by(|a, b| a.pattern.cmp(&b.pattern));

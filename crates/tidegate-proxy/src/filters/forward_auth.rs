@@ -119,7 +119,7 @@ fn question(auth: &ForwardAuth, parts: &request::Parts) -> Result<Request<Body>,
     headers.insert(X_FORWARDED_URI, target);
     let host = match &auth.cluster.target {
         Target::Host { host, port } => format!("{host}:{port}"),
-        Target::Addresses(_) => auth.cluster.name.clone(),
+        Target::Addresses(_) | Target::Agent { .. } => auth.cluster.name.clone(),
     };
     let host = HeaderValue::from_str(&host).map_err(|_| bad("its name is no Host"))?;
     headers.insert(header::HOST, host);

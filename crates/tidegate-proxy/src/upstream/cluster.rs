@@ -98,6 +98,7 @@ impl ClusterState {
             Target::Host { host, port } => {
                 host.parse().ok().map(|ip| vec![SocketAddr::new(ip, *port)])
             }
+            Target::Agent { .. } => Some(Vec::new()),
         };
         let state = Self {
             cluster,

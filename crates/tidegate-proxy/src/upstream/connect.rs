@@ -139,7 +139,7 @@ fn server_name(
     let name = match (&tls.server_name, &cluster.target) {
         (Some(name), _) => name.clone(),
         (None, Target::Host { host, .. }) => host.clone(),
-        (None, Target::Addresses(_)) => address.ip().to_string(),
+        (None, Target::Addresses(_) | Target::Agent { .. }) => address.ip().to_string(),
     };
     ServerName::try_from(name).map_err(io::Error::other)
 }

@@ -86,6 +86,9 @@ async fn address(cluster: &Cluster, reach: &Reach) -> Result<SocketAddr, AskErro
     };
     let found = match &cluster.target {
         Target::Addresses(addresses) => addresses.clone(),
+        Target::Agent { agent, .. } => {
+            return Err(none(format!("it is behind agent {agent}")));
+        }
         Target::Host { host, port } => {
             if let Ok(ip) = host.parse::<IpAddr>() {
                 vec![SocketAddr::new(ip, *port)]
@@ -98,7 +101,7 @@ async fn address(cluster: &Cluster, reach: &Reach) -> Result<SocketAddr, AskErro
     };
     let (good, refused) = match &cluster.target {
         // Looked at when they were translated.
-        Target::Addresses(_) => (found, None),
+        Target::Addresses(_) | Target::Agent { .. } => (found, None),
         Target::Host { .. } => reach.sort_out(found),
     };
     good.first().copied().ok_or_else(|| {

@@ -243,7 +243,7 @@ async fn ask(
     };
     let host = check.host.clone().unwrap_or_else(|| match &cluster.target {
         Target::Host { host, .. } => host.clone(),
-        Target::Addresses(_) => endpoint.address.to_string(),
+        Target::Addresses(_) | Target::Agent { .. } => endpoint.address.to_string(),
     });
     let mut request = Request::get(path.as_str())
         .body(Body::Empty)

@@ -47,6 +47,7 @@ pub async fn follow(relays: UdpRelays, store: Arc<SnapshotStore>) {
 async fn resolved(relay: &Arc<UdpRelay>, reach: &Reach, before: Option<&Wanted>) -> Wanted {
     let found = match &relay.backend {
         Target::Addresses(addresses) => Ok(addresses.clone()),
+        Target::Agent { agent, .. } => Err(format!("it is behind agent {agent}")),
         Target::Host { host, port } => match host.parse::<IpAddr>() {
             Ok(ip) => Ok(vec![SocketAddr::new(ip, *port)]),
             Err(_) => look_up(host, *port, reach).await,
