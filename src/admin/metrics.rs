@@ -14,6 +14,7 @@ pub(super) fn render(admin: &Admin) -> String {
     process(&mut out);
     configuration(&mut out, admin);
     udp_metrics::relays(&mut out, &admin.udp.counted());
+    udp_metrics::ways(&mut out, &admin.udp.states().borrow());
     let mut text = out.0;
     if let Some(edge) = admin.edge.get() {
         text.push_str(&edge.metrics());

@@ -1,6 +1,6 @@
 //! What the relays of UDP trackers have counted. No client is named.
 
-use tidegate_model::RuleId;
+use tidegate_model::{RuleId, UdpRelayState};
 use tidegate_tracker::udp::Counted;
 
 use super::metrics::{Exposition, count};
@@ -88,6 +88,29 @@ pub(super) fn relays(out: &mut Exposition, counted: &[(RuleId, Counted)]) {
             let route = id.route.to_string();
             let labels = [("route", route.as_str()), ("rule", id.rule.as_str())];
             out.sample(&sample, &labels, count(value(counted)));
+        }
+    }
+}
+
+/// Whether each way to a tracker is open, if anything is relayed.
+pub(super) fn ways(out: &mut Exposition, states: &[UdpRelayState]) {
+    if states.is_empty() {
+        return;
+    }
+    let name = "tidegate_udp_way_open";
+    let help =
+        "Whether datagrams are passed on to a tracker: 1 after a trial that found no address lost.";
+    out.family(name, "gauge", help);
+    for state in states {
+        let route = state.id.route.to_string();
+        for way in &state.ways {
+            let family = if way.backend.is_ipv6() { "v6" } else { "v4" };
+            let labels = [
+                ("route", route.as_str()),
+                ("rule", state.id.rule.as_str()),
+                ("family", family),
+            ];
+            out.sample(name, &labels, count(u64::from(way.state.is_open())));
         }
     }
 }

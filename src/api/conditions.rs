@@ -94,7 +94,7 @@ words! {
         ProxyProtocol,
         /// The tracker's clients reach it without this edge, which neither keeps nor loses their addresses.
         NotRelayed,
-        /// Datagrams reach the tracker with the address of their client, as a trial has shown.
+        /// Datagrams reach the tracker with the address of their client. The message says how much of that a trial has shown.
         TransparentRelay,
         /// A Service with `externalTrafficPolicy: Local` leads clients to the UDP tracker, and leaves their addresses alone.
         ServiceLocal,
@@ -114,6 +114,8 @@ words! {
         RelayNotPermitted,
         /// The tracker's answers to clients do not come back through the edge; nothing is relayed. The message has the commands that mend it.
         RelayNoWayBack,
+        /// The tracker lists another address than the one that a trial has announced from; nothing is relayed. The message tells which, and has the command that mends it.
+        RelayAddressReplaced,
         /// The tracker does not read the PROXY protocol header; nothing is relayed.
         ProxyHeaderNotRead,
         /// The Service of a UDP tracker cannot be made: the program may not, or was told not to. The message has the manifest to apply by hand.

@@ -112,6 +112,8 @@ pub struct Environment {
     pub cluster_domain: String,
     /// Who makes the Services of UDP trackers.
     pub service_keeper: ServiceKeeper,
+    /// Name of this replica, where there may be others, of which only one writes statuses.
+    pub replica: Option<String>,
 }
 
 impl Environment {

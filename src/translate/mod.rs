@@ -41,6 +41,7 @@ mod status;
 mod trackers;
 mod udp;
 mod udp_services;
+mod udp_ways;
 mod verdicts;
 mod words;
 

@@ -207,6 +207,7 @@ pub(super) fn condition_of(reason: Reason) -> ConditionType {
         Reason::AddressLost
         | Reason::RelayNotPermitted
         | Reason::RelayNoWayBack
+        | Reason::RelayAddressReplaced
         | Reason::ProxyHeaderNotRead
         | Reason::TrackerSilent
         | Reason::SourceAddressReplaced

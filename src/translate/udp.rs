@@ -15,15 +15,12 @@ use super::references::{Found, References};
 use super::report::{Field, Report};
 use super::rules::{CompiledRule, Way, hostnames, name_of};
 use super::words::one_of;
-use super::{Inputs, UdpMode, UdpTracker, udp_services};
+use super::{Inputs, UdpMode, UdpTracker, udp_services, udp_ways};
 use crate::api::conditions::Reason;
 use crate::api::{RouteRule, UdpTracker as Wire};
 
 const MAX_SESSIONS: u32 = 65_536;
 const CONNECTS_PER_SECOND: u32 = 20;
-
-/// The routing table that the commands of a recipe use.
-const TABLE: u32 = 6969;
 
 /// A UDP tracker, compiled. The names are filled in by the route.
 #[derive(Debug, Clone)]
@@ -336,7 +333,8 @@ pub(super) fn judge(report: &mut Report, inputs: &Inputs, udp: &CompiledUdp) -> 
     };
     let rules = Field::SPEC.at("rules");
     let field = rules.index(udp.rule);
-    listeners(report, &field, udp, state);
+    let whose = udp_ways::whose(inputs);
+    listeners(report, &field, udp, state, &whose);
     if let Some(error) = &state.resolve_error
         && state.ways.is_empty()
     {
@@ -351,42 +349,14 @@ pub(super) fn judge(report: &mut Report, inputs: &Inputs, udp: &CompiledUdp) -> 
     let mut good = true;
     let mut pending = false;
     for way in &state.ways {
-        let backend = way.backend;
-        let (reason, message, hint) = match way.state {
-            UdpWayState::Preserved => continue,
-            UdpWayState::Trying => {
-                pending = true;
-                continue;
-            }
-            UdpWayState::Silent | UdpWayState::NoAnswer => (
-                Reason::TrackerSilent,
-                format!("the tracker {backend} answers no connect request"),
-                "start it, and let it listen at this address on UDP".to_owned(),
-            ),
-            UdpWayState::NotPermitted => (
-                Reason::RelayNotPermitted,
-                "this process may not send from the addresses of clients, so nothing is relayed"
-                    .to_owned(),
-                permission(shared).to_owned(),
-            ),
-            UdpWayState::NoWayBack => (
-                Reason::RelayNoWayBack,
-                format!(
-                    "answers of {backend} to clients do not come back through here, so nothing is relayed"
-                ),
-                way_back(backend, shared),
-            ),
-            UdpWayState::HeaderNotRead => (
-                Reason::ProxyHeaderNotRead,
-                format!(
-                    "{backend} answers, but not when a PROXY protocol header comes first, so nothing is relayed"
-                ),
-                "no tracker that is known reads one; use mode Transparent, Direct or Service"
-                    .to_owned(),
-            ),
-        };
-        good = false;
-        report.add(field.at("tracker").at("udp"), reason, message, hint);
+        if way.state == UdpWayState::Trying {
+            pending = true;
+        } else if let Some(trouble) = udp_ways::trouble(way, relay.mode, shared) {
+            good = false;
+            let message = format!("{}{whose}", trouble.message);
+            let at = field.at("tracker");
+            report.add(at.at("udp"), trouble.reason, message, trouble.hint);
+        }
     }
     match (good, pending, &state.ways[..]) {
         (false, ..) => Verdict::Bad,
@@ -394,26 +364,19 @@ pub(super) fn judge(report: &mut Report, inputs: &Inputs, udp: &CompiledUdp) -> 
             Verdict::Pending(format!("{name}: the way to the tracker is being tried"))
         }
         (true, false, ways) => {
-            let ways: Vec<String> = ways.iter().map(|way| way.backend.to_string()).collect();
-            let how = match relay.mode {
-                UdpRelayMode::Transparent => (
-                    Reason::TransparentRelay,
-                    "sees the address and port of each client, as a trial has shown",
-                ),
-                UdpRelayMode::ProxyProtocol => (
-                    Reason::ProxyProtocol,
-                    "reads the PROXY protocol header, as a trial has shown",
-                ),
-            };
-            Verdict::Good(
-                how.0,
-                format!("{name}: the tracker ({}) {}", ways.join(", "), how.1),
-            )
+            let (reason, found) = udp_ways::found(ways, relay.mode);
+            Verdict::Good(reason, format!("{name}: {found}{whose}"))
         }
     }
 }
 
-fn listeners(report: &mut Report, field: &Field<'_>, udp: &CompiledUdp, state: &UdpRelayState) {
+fn listeners(
+    report: &mut Report,
+    field: &Field<'_>,
+    udp: &CompiledUdp,
+    state: &UdpRelayState,
+    whose: &str,
+) {
     let port = udp.tracker.port;
     for listener in &state.listeners {
         let address = listener.address;
@@ -439,34 +402,10 @@ fn listeners(report: &mut Report, field: &Field<'_>, udp: &CompiledUdp, state: &
         report.add(
             field.at("tracker").at("udp"),
             Reason::UdpPortUnavailable,
-            message,
+            format!("{message}{whose}"),
             hint,
         );
     }
-}
-
-fn permission(shared: bool) -> &'static str {
-    if shared {
-        "give the edge's pod hostNetwork: true and the capability NET_ADMIN, and run it on the node of the tracker's pod; else use mode Service"
-    } else {
-        "give it CAP_NET_ADMIN: `AmbientCapabilities=CAP_NET_ADMIN CAP_NET_BIND_SERVICE` in the unit of systemd, `--cap-add NET_ADMIN --network host` in a container; else use mode Direct"
-    }
-}
-
-/// The commands that make a machine hand the answers of a tracker to the sockets of the relay. The rule names
-/// address and port of the tracker, so that nothing else on the machine is touched.
-fn way_back(backend: std::net::SocketAddr, shared: bool) -> String {
-    let (ip, port) = (backend.ip(), backend.port());
-    let family = if backend.is_ipv6() { "-6 " } else { "" };
-    let place = if shared {
-        "if the tracker's pod is on this node and the edge has hostNetwork, run on the node"
-    } else {
-        "if the tracker runs on this machine, or in a container or network namespace of it, run"
-    };
-    format!(
-        "{place} `ip {family}rule add from {ip} ipproto udp sport {port} lookup {TABLE}` and `ip {family}route replace local default dev lo table {TABLE}`, and let the tracker listen at exactly {ip}, not at every address; on another machine it cannot work: use mode {}",
-        if shared { "Service" } else { "Direct" }
-    )
 }
 
 /// How to let clients reach a tracker without the edge so that it sees their addresses.

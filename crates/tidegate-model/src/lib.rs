@@ -56,5 +56,6 @@ pub use tunnel::{
     MappingVerdict, ObservedAgent, ObservedSession, RequestedMapping, StoredKey,
 };
 pub use udp::{
-    UdpListenError, UdpListenerState, UdpRelay, UdpRelayMode, UdpRelayState, UdpWay, UdpWayState,
+    UdpListenError, UdpListenerState, UdpRelay, UdpRelayMode, UdpRelayState, UdpUnlisted, UdpWay,
+    UdpWayState,
 };

@@ -81,9 +81,11 @@ pub struct UdpWay {
 pub enum UdpWayState {
     /// Not known yet.
     Trying,
-    /// The tracker answered another's address, and the answer came back here.
+    /// The tracker lists another's address as it is, and its answers to that address come back here.
     Preserved,
-    /// As [`Self::Preserved`], but lately the tracker has answered nobody.
+    /// The answers come back here; which address the tracker sees could not be found out.
+    Unlisted(UdpUnlisted),
+    /// It was open, but lately the tracker has answered nobody.
     Silent,
     /// The tracker answers nobody.
     NoAnswer,
@@ -93,11 +95,29 @@ pub enum UdpWayState {
     NoWayBack,
     /// The tracker answers, but not if a PROXY protocol header comes first.
     HeaderNotRead,
+    /// The answers come back here, but the tracker takes the client for somebody else.
+    Replaced {
+        /// As whom it was announced.
+        announced: IpAddr,
+        /// As whom the tracker lists it.
+        seen: IpAddr,
+    },
+}
+
+/// Why a tracker does not tell which address it sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum UdpUnlisted {
+    /// It refuses announces of a torrent that nobody knows.
+    Refused,
+    /// It answers connect requests, but no announces.
+    Unanswered,
+    /// It does not tell one announcer of the other.
+    NoPeers,
 }
 
 impl UdpWayState {
     /// Whether datagrams are passed on.
     pub fn is_open(self) -> bool {
-        matches!(self, Self::Preserved | Self::Silent)
+        matches!(self, Self::Preserved | Self::Unlisted(_) | Self::Silent)
     }
 }

@@ -253,6 +253,7 @@ impl Running {
                 options.refuse_addresses.clone(),
             )),
             cluster_domain: cluster.domain.clone(),
+            replica: Some(cluster.identity.clone()),
             service_keeper: if options.tracker_services {
                 ServiceKeeper::Program
             } else {

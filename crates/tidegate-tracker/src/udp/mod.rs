@@ -12,6 +12,7 @@
 
 mod counters;
 mod engine;
+mod evidence;
 mod flood;
 mod follow;
 pub mod packet;
@@ -20,6 +21,7 @@ mod relay;
 mod sessions;
 mod socket;
 mod token;
+mod trial;
 mod way;
 
 use std::collections::{BTreeMap, BTreeSet};

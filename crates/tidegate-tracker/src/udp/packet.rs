@@ -1,7 +1,10 @@
 //! The datagrams of BEP 15, as far as a relay has to know them: which they are, and who may have sent them.
 //!
 //! Reads in place, allocates nothing and never panics. What is no request of BEP 15 is not passed on, so that the
-//! relay is of no use for anything but trackers. Contents are left to the tracker.
+//! relay is of no use for anything but trackers. Contents are left to the tracker, but for the trial of a way, which
+//! announces something itself.
+
+use std::net::{IpAddr, SocketAddr};
 
 /// First eight bytes of every connect request.
 const PROTOCOL: u64 = 0x0417_2710_1980;
@@ -12,6 +15,8 @@ pub const LONGEST_REQUEST: usize = 2048;
 const HEADER: usize = 16;
 const ANNOUNCE: usize = 98;
 const HASH: usize = 20;
+/// An answer to an announce, without peers. Of a torrent that it does not serve, opentracker sends the first 8 bytes.
+pub const ANNOUNCED: usize = 20;
 
 /// What a client asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +88,7 @@ pub fn answer(datagram: &[u8]) -> Option<Answer> {
     let transaction = word(datagram, 4)?;
     let to = match action {
         0 if datagram.len() >= 16 => Some(Action::Connect),
-        1 if datagram.len() >= 20 => Some(Action::Announce),
+        1 => Some(Action::Announce),
         2 => Some(Action::Scrape),
         3 => None,
         _ => return None,
@@ -97,6 +102,70 @@ pub fn connect(transaction: u32) -> [u8; 16] {
     datagram[..8].copy_from_slice(&PROTOCOL.to_be_bytes());
     datagram[12..].copy_from_slice(&transaction.to_be_bytes());
     datagram
+}
+
+/// The connection id that a connect request was answered with.
+pub fn connection(answer: &[u8]) -> Option<u64> {
+    number(answer, 8)
+}
+
+/// What a peer is going to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// To be there.
+    Started = 2,
+    /// To leave.
+    Stopped = 3,
+}
+
+/// An announce of a peer at the address that the datagram comes from.
+#[derive(Debug, Clone, Copy)]
+pub struct Announce<'a> {
+    /// What connect was answered with.
+    pub connection: u64,
+    /// Chosen freely.
+    pub transaction: u32,
+    /// The torrent.
+    pub info_hash: &'a [u8; HASH],
+    /// Who the peer is.
+    pub peer_id: &'a [u8; HASH],
+    /// Bytes that it lacks.
+    pub left: u64,
+    /// What it is going to do.
+    pub event: Event,
+    /// Its port.
+    pub port: u16,
+}
+
+impl Announce<'_> {
+    /// The datagram. As many peers are asked for as the tracker likes.
+    pub fn datagram(&self) -> [u8; ANNOUNCE] {
+        let mut datagram = [0; ANNOUNCE];
+        datagram[..8].copy_from_slice(&self.connection.to_be_bytes());
+        datagram[8..12].copy_from_slice(&1_u32.to_be_bytes());
+        datagram[12..16].copy_from_slice(&self.transaction.to_be_bytes());
+        datagram[16..36].copy_from_slice(self.info_hash);
+        datagram[36..56].copy_from_slice(self.peer_id);
+        datagram[64..72].copy_from_slice(&self.left.to_be_bytes());
+        datagram[80..84].copy_from_slice(&(self.event as u32).to_be_bytes());
+        datagram[92..96].copy_from_slice(&(-1_i32).to_be_bytes());
+        datagram[96..].copy_from_slice(&self.port.to_be_bytes());
+        datagram
+    }
+}
+
+/// The peers in an answer to an announce, which are of the family that the datagram has come by.
+pub fn peers(answer: &[u8], v6: bool) -> impl Iterator<Item = SocketAddr> + Clone {
+    let peers = answer.get(ANNOUNCED..).unwrap_or_default();
+    let peers = peers.chunks_exact(if v6 { 18 } else { 6 });
+    peers.filter_map(|peer| {
+        let (ip, port) = peer.split_last_chunk()?;
+        let ip = match <[u8; 4]>::try_from(ip) {
+            Ok(v4) => IpAddr::from(v4),
+            Err(_) => IpAddr::from(<[u8; 16]>::try_from(ip).ok()?).to_canonical(),
+        };
+        Some(SocketAddr::new(ip, u16::from_be_bytes(*port)))
+    })
 }
 
 fn number(datagram: &[u8], at: usize) -> Option<u64> {
@@ -145,6 +214,58 @@ mod tests {
     }
 
     #[test]
+    fn our_own_announce_is_what_bep_15_says() {
+        let announce = Announce {
+            connection: 0x0102_0304_0506_0708,
+            transaction: 9,
+            info_hash: &[0xaa; 20],
+            peer_id: &[0xbb; 20],
+            left: 1,
+            event: Event::Stopped,
+            port: 6881,
+        };
+        let datagram = announce.datagram();
+        let expected = Request {
+            action: Action::Announce,
+            transaction: 9,
+        };
+        assert_eq!(request(&datagram), Ok(expected));
+        let expected = [
+            &[1, 2, 3, 4, 5, 6, 7, 8][..],
+            &[0, 0, 0, 1],
+            &[0, 0, 0, 9],
+            &[0xaa; 20],
+            &[0xbb; 20],
+            // Downloaded, left, uploaded.
+            &[0; 8],
+            &[0, 0, 0, 0, 0, 0, 0, 1],
+            &[0; 8],
+            &[0, 0, 0, 3],
+            // Address and key.
+            &[0; 8],
+            &[0xff; 4],
+            &[0x1a, 0xe1],
+        ];
+        assert_eq!(datagram[..], expected.concat());
+    }
+
+    #[test]
+    fn peers_are_read_by_the_family_of_the_way() {
+        let head = [0; ANNOUNCED];
+        let v4 = [&head[..], &[192, 0, 2, 1, 0x1a, 0xe1, 7]].concat();
+        let found: Vec<_> = peers(&v4, false).collect();
+        assert_eq!(found, ["192.0.2.1:6881".parse().unwrap()]);
+        let ip: std::net::Ipv6Addr = "2001:db8::1".parse().unwrap();
+        let v6 = [&head[..], &ip.octets(), &[0x1a, 0xe1]].concat();
+        let found: Vec<_> = peers(&v6, true).collect();
+        assert_eq!(found, ["[2001:db8::1]:6881".parse().unwrap()]);
+        assert_eq!(
+            peers(&head, true).count() + peers(&head[..7], false).count(),
+            0
+        );
+    }
+
+    #[test]
     fn answers_are_told_apart() {
         let said = |action: u32, length: usize| {
             let mut datagram = vec![0; length.max(8)];
@@ -158,9 +279,10 @@ mod tests {
         };
         assert_eq!(said(0, 16), Some(Some(Action::Connect)));
         assert_eq!(said(1, 20), Some(Some(Action::Announce)));
+        assert_eq!(said(1, 8), Some(Some(Action::Announce)));
         assert_eq!(said(2, 8), Some(Some(Action::Scrape)));
         assert_eq!(said(3, 30), Some(None));
-        for (action, length) in [(0, 15), (1, 19), (2, 7), (3, 7), (4, 30), (0, 0)] {
+        for (action, length) in [(0, 15), (1, 7), (2, 7), (3, 7), (4, 30), (0, 0)] {
             assert_eq!(said(action, length), None, "{action} {length}");
         }
     }

@@ -21,7 +21,8 @@ use super::proxy_header;
 use super::sessions::{Room, Sessions};
 use super::socket::{self, Asked, Listener, Received};
 use super::token::{Source, Token};
-use super::way::{Probe, Way};
+use super::trial::Probe;
+use super::way::Way;
 
 /// Datagrams taken from one socket before the others have their turn.
 const BATCH: usize = 64;
@@ -224,7 +225,8 @@ impl Relay {
         for (index, way) in self.ways.iter_mut().enumerate() {
             let before = way.state();
             for (probe, fd) in way.turn(now).into_iter().flatten() {
-                let token = Token::new(self.number, source_of(probe), index);
+                let place = index * Probe::ALL.len() + probe as usize;
+                let token = Token::new(self.number, Source::Trial, place);
                 let interest = Interest::READABLE;
                 if let Err(error) = registry.register(&mut SourceFd(&fd), token.into(), interest) {
                     tracing::warn!(%error, "cannot wait for a tracker's answer");
@@ -250,15 +252,12 @@ impl Relay {
         match source {
             Source::Listener => self.take_requests(index, registry, scratch, now),
             Source::Session => self.take_answers(index, scratch, now),
-            Source::Stranger | Source::Own => {
-                let probe = if source == Source::Own {
-                    Probe::Own
-                } else {
-                    Probe::Stranger
-                };
-                if let Some(way) = self.ways.get_mut(index) {
+            Source::Trial => {
+                let sockets = Probe::ALL.len();
+                let probe = Probe::ALL.get(index % sockets);
+                if let (Some(way), Some(probe)) = (self.ways.get_mut(index / sockets), probe) {
                     let before = way.state();
-                    way.hear(probe, now);
+                    way.hear(*probe, now);
                     tell(&self.wanted, before, way);
                 }
                 false
@@ -478,13 +477,6 @@ fn open(
     Ok(upstream)
 }
 
-fn source_of(probe: Probe) -> Source {
-    match probe {
-        Probe::Stranger => Source::Stranger,
-        Probe::Own => Source::Own,
-    }
-}
-
 fn listen_error(error: &io::Error) -> UdpListenError {
     match error.kind() {
         io::ErrorKind::AddrInUse => UdpListenError::InUse,
@@ -511,6 +503,9 @@ fn tell(wanted: &Wanted, before: UdpWayState, way: &Way) {
     match after {
         UdpWayState::Preserved => {
             tracing::info!(%relay, %backend, "the tracker sees the addresses of clients");
+        }
+        UdpWayState::Unlisted(why) => {
+            tracing::warn!(%relay, %backend, ?why, "answers to clients come back; the tracker does not tell whose addresses it sees");
         }
         UdpWayState::Silent => {
             tracing::warn!(%relay, %backend, "the tracker answers nobody");

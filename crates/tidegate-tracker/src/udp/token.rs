@@ -5,8 +5,8 @@
 pub(super) enum Source {
     Listener,
     Session,
-    Stranger,
-    Own,
+    /// Of a trial of a way; the place tells which way and which socket.
+    Trial,
 }
 
 /// A socket of a relay: 32 bits of the relay's number, which is never used again, 2 of the source, 30 of its place.
@@ -24,8 +24,7 @@ impl Token {
         let source = match source {
             Source::Listener => 0,
             Source::Session => 1,
-            Source::Stranger => 2,
-            Source::Own => 3,
+            Source::Trial => 2,
         };
         Self(((relay as usize) << RELAY_BITS) | (source << PLACE_BITS) | place)
     }
@@ -35,8 +34,7 @@ impl Token {
         let source = match (self.0 >> PLACE_BITS) & 3 {
             0 => Source::Listener,
             1 => Source::Session,
-            2 => Source::Stranger,
-            _ => Source::Own,
+            _ => Source::Trial,
         };
         (relay, source, self.0 & ((1 << PLACE_BITS) - 1))
     }
@@ -60,12 +58,7 @@ mod tests {
 
     #[test]
     fn nothing_is_lost_on_the_way() {
-        for source in [
-            Source::Listener,
-            Source::Session,
-            Source::Stranger,
-            Source::Own,
-        ] {
+        for source in [Source::Listener, Source::Session, Source::Trial] {
             for (relay, place) in [(0, 0), (7, 65_535), (u32::MAX - 1, (1 << 30) - 1)] {
                 let token = Token::new(relay, source, place);
                 assert_eq!(Token::from(mio::Token::from(token)), token);

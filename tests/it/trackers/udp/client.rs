@@ -111,6 +111,8 @@ impl Client {
         let word = |at: usize| u32::from_be_bytes(answer[at..at + 4].try_into().unwrap());
         match word(0) {
             0 => Answer::Connected(u64::from_be_bytes(answer[8..16].try_into().unwrap())),
+            // What opentracker says of a torrent that it does not serve.
+            1 if answer.len() < 20 => Answer::Error(String::new()),
             1 => {
                 let v4 = self.address().is_ipv4();
                 let peers = answer[20..].chunks_exact(if v4 { 6 } else { 18 });
