@@ -6,6 +6,7 @@ mod gitops;
 mod permissions;
 mod release;
 mod torrust;
+mod transparent;
 mod udp_trackers;
 mod updates;
 mod values;

@@ -13,7 +13,7 @@ use crate::support::program::{self, Program, missing};
 use crate::support::{Kubectl, Node, eventually, ports};
 
 const PATIENCE: Duration = Duration::from_mins(2);
-const IMAGE: &str = "tidegate.test/torrust-tracker:1";
+pub(super) const IMAGE: &str = "tidegate.test/torrust-tracker:1";
 const INFO_HASH: [u8; 20] = [0xab; 20];
 
 const TRACKER: &str = r#"
@@ -32,7 +32,7 @@ on_reverse_proxy = false
 driver = "sqlite3"
 path = "/data/tracker.db"
 [[udp_trackers]]
-bind_address = "0.0.0.0:6969"
+bind_address = "0.0.0.0:PORT"
 [http_api]
 bind_address = "0.0.0.0:1212"
 [http_api.access_tokens]
@@ -41,18 +41,18 @@ admin = "token"
 bind_address = "127.0.0.1:1313"
 "#;
 
-/// The tracker, and a Service of a user's own that leads to it.
-fn tracker() -> String {
+/// The tracker at a UDP port of its pod, and a Service of a user's own that leads to it.
+pub(super) fn tracker(port: u16) -> String {
     let labels = json!({"app": "tracker"});
     json!({"apiVersion": "v1", "kind": "List", "items": [
         {
             "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "tracker"},
-            "data": {"tracker.toml": TRACKER},
+            "data": {"tracker.toml": TRACKER.replace("PORT", &port.to_string())},
         },
         {
             "apiVersion": "v1", "kind": "Service", "metadata": {"name": "tracker"},
             "spec": {"selector": labels, "ports": [
-                {"name": "udp", "port": 6969, "protocol": "UDP"},
+                {"name": "udp", "port": port, "protocol": "UDP"},
                 {"name": "api", "port": 1212},
             ]},
         },
@@ -99,10 +99,10 @@ fn route(class: &str, rules: &[&str]) -> String {
     .to_string()
 }
 
-/// Announces by UDP (BEP 15) and returns the tracker's answer to it.
-fn announce(tracker: SocketAddr) -> Result<Vec<u8>, String> {
+/// Announces by UDP (BEP 15) from an address of this machine, 0.0.0.0 for any, and returns the tracker's answer to it.
+pub(super) fn announce(from: IpAddr, tracker: SocketAddr) -> Result<Vec<u8>, String> {
     let said = |error: std::io::Error| error.to_string();
-    let socket = UdpSocket::bind("0.0.0.0:0").map_err(said)?;
+    let socket = UdpSocket::bind((from, 0)).map_err(said)?;
     let limit = Some(Duration::from_secs(1));
     socket.set_read_timeout(limit).map_err(said)?;
     socket.connect(tracker).map_err(said)?;
@@ -120,7 +120,8 @@ fn announce(tracker: SocketAddr) -> Result<Vec<u8>, String> {
         &1_u32.to_be_bytes(),
         b"gate",
         &INFO_HASH,
-        b"-TG0000-000000000000",
+        // Trackers know peers by this.
+        format!("-TG0000-{:0>12}", from.to_string().replace('.', "")).as_bytes(),
     ]
     .concat();
     // Downloaded, left, uploaded, event, address, key, number wanted, port.
@@ -198,18 +199,34 @@ impl Story<'_> {
             found.is_empty().then_some(()).ok_or(self.edge.log())
         });
     }
+}
 
-    /// Addresses of peers, as the tracker tells.
-    fn peers(&self) -> String {
-        let address = self.get("service/tracker", "{.spec.clusterIP}");
-        let hash = "ab".repeat(INFO_HASH.len());
-        let mut curl = self.node.command("curl");
+/// Waits until the API of the tracker in this namespace lists these peers and no others.
+#[track_caller]
+pub(super) fn lists(node: &Node, namespace: &str, expected: &[String]) {
+    let path = "jsonpath={.spec.clusterIP}";
+    let service = ["get", "service/tracker", "-n", namespace, "-o", path];
+    let address = node.cluster().kubectl().run(&service);
+    let hash = "ab".repeat(INFO_HASH.len());
+    eventually("the peers of the tracker", PATIENCE, || {
+        let mut curl = node.command("curl");
         curl.args(["-sSf", "--max-time", "5"]);
         curl.arg(format!(
             "http://{address}:1212/api/v1/torrent/{hash}?token=token"
         ));
-        program::run(&mut curl).1
-    }
+        let (_, said) = program::run(&mut curl);
+        let torrent: Value = serde_json::from_str(&said).unwrap_or_default();
+        let peers = torrent["peers"].as_array().ok_or(said)?;
+        let addresses = peers.iter().map(|it| it["peer_addr"].as_str().unwrap());
+        let mut found: Vec<String> = addresses.map(str::to_owned).collect();
+        found.sort();
+        if found == expected {
+            eprintln!("the tracker lists {found:?}");
+            Ok(())
+        } else {
+            Err(format!("{found:?}"))
+        }
+    });
 }
 
 #[test]
@@ -226,7 +243,7 @@ fn peers_keep_their_addresses_and_the_service_stays_as_it_was_made() {
     let (home, served) = (cluster.namespace(), cluster.namespace());
     let (home, served) = (home.name(), served.name());
     let _permissions = Permissions::install(&helm, kubectl, home, &[served]);
-    kubectl.apply(served, &tracker());
+    kubectl.apply(served, &tracker(6969));
     kubectl.apply(served, &route(home, &["udp1"]));
     let state = tempfile::tempdir().unwrap();
     let admin = ports::free();
@@ -281,21 +298,10 @@ fn peers_keep_their_addresses_and_the_service_stays_as_it_was_made() {
     let client = node.host_address().to_string();
     for port in [6969, port.parse().unwrap()] {
         eventually("an answer of the tracker", PATIENCE, || {
-            announce(SocketAddr::new(address, port))
+            announce(node.host_address(), SocketAddr::new(address, port))
         });
-        let peers = story.peers();
-        let peers: Value = serde_json::from_str(&peers).unwrap_or_else(|_| panic!("{peers}"));
-        let peers = peers["peers"].as_array().unwrap();
-        assert_eq!(peers.len(), 1, "{peers:?}");
-        assert_eq!(
-            peers[0]["peer_addr"],
-            format!("{client}:51413"),
-            "{peers:?}"
-        );
-        eprintln!(
-            "announced by UDP port {port}; the tracker lists {}",
-            peers[0]["peer_addr"]
-        );
+        eprintln!("announced by UDP port {port}");
+        lists(node, served, &[format!("{client}:51413")]);
     }
 
     // What somebody changes is changed back, and told.

@@ -31,9 +31,6 @@ use super::{Cluster, eventually};
 /// How long a step may take on a busy machine; alone, all together take half a minute.
 const START: Duration = Duration::from_mins(2);
 
-/// Where pods get their addresses from.
-const PODS: &str = "10.244.0.0/24";
-
 /// The image of pause and echo.
 pub(crate) const POD_IMAGE: &str = "tidegate.test/pod:1";
 
@@ -58,6 +55,9 @@ struct Parts {
 }
 
 impl Node {
+    /// Where its pods get their addresses from.
+    pub(crate) const PODS: &str = "10.244.0.0/24";
+
     /// The node that stories share which leave it as it was. `None` where none can be had.
     pub(crate) fn shared() -> Option<&'static Self> {
         static SHARED: OnceLock<Option<Node>> = OnceLock::new();
@@ -246,7 +246,7 @@ impl Node {
                     "ipMasq": true,
                     "ipam": {
                         "type": "host-local",
-                        "ranges": [[{"subnet": PODS}]],
+                        "ranges": [[{"subnet": Self::PODS}]],
                         "routes": [{"dst": "0.0.0.0/0"}],
                         "dataDir": self.folder.join("addresses"),
                     },
@@ -347,7 +347,7 @@ conf_dir = "{networks}"
             "kind": "KubeProxyConfiguration",
             "clientConnection": {"kubeconfig": self.write("kube-proxy.kubeconfig", &kubeconfig)},
             "mode": "iptables",
-            "clusterCIDR": PODS,
+            "clusterCIDR": Self::PODS,
             "hostnameOverride": "node",
             // The sizes of the connection table are not the namespace's to set.
             "conntrack": {"maxPerCore": 0, "min": 0},
