@@ -9,13 +9,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::release::import_image;
+use super::udp_trackers::{IMAGE, import_tracker};
 use crate::support::acme::authority::tool;
 use crate::support::chart::{self, folder, helm, list, objects};
 use crate::support::program::{self, missing};
 use crate::support::{Kubectl, Node, eventually};
 
 const PATIENCE: Duration = Duration::from_mins(2);
-const IMAGE: &str = "tidegate.test/torrust-tracker:1";
 const NAMESPACE: &str = "torrust";
 const INFO_HASH: &str = "%86szL%94%0et%d5;D%f2%c3%ee_%1e%b0%a5%ac%1d%11";
 const INFO_HASH_HEX: &str = "86737a4c940e74d53b44f2c3ee5f1eb0a5ac1d11";
@@ -99,7 +99,7 @@ fn the_torrust_stack_of_the_example_lists_peers_with_their_own_addresses() {
         return;
     }
     import_image(node);
-    node.import_program(IMAGE, &tool("torrust-tracker"));
+    import_tracker(node);
     let kubectl = node.cluster().kubectl();
     let home = node.cluster().namespace();
     kubectl.apply(NAMESPACE, &list(&tracker()));

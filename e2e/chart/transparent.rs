@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::release::import_image;
-use super::udp_trackers::{IMAGE, announce, lists, tracker};
+use super::udp_trackers::{announce, import_tracker, lists, tracker};
 use crate::support::acme::authority::tool;
 use crate::support::chart::{self, folder, helm};
 use crate::support::program::{self, missing};
@@ -102,7 +102,7 @@ fn a_relay_in_the_nodes_network_shows_the_tracker_its_peers() {
         return;
     }
     import_image(node);
-    node.import_program(IMAGE, &tool("torrust-tracker"));
+    import_tracker(node);
     let cluster = node.cluster();
     let kubectl = cluster.kubectl();
     let (home, served) = (cluster.namespace(), cluster.namespace());
@@ -132,6 +132,12 @@ fn a_relay_in_the_nodes_network_shows_the_tracker_its_peers() {
         "--timeout=180s",
     ]);
     kubectl.apply(served, &route());
+    // As network plugins do it for what enters pods from outside of them (flannel), but only for this tracker.
+    let pods = Node::PODS;
+    let masquerade = format!(
+        "iptables -t nat -A POSTROUTING ! -s {pods} -d {pods} -p udp --dport {TRACKER_PORT} -j MASQUERADE"
+    );
+    story.on_node(&masquerade);
 
     // The message has the commands, and says who has found it.
     let said = story.preserved("False", "RelayNoWayBack");
@@ -151,9 +157,16 @@ fn a_relay_in_the_nodes_network_shows_the_tracker_its_peers() {
     for command in &commands {
         story.on_node(command);
     }
-    let said = story.preserved("True", "TransparentRelay");
-    eprintln!("after {commands:?}: {said}");
     let address = story.address_of_tracker();
+
+    // Nobody has told the edge of the masquerading.
+    let said = story.preserved("False", "RelayAddressReplaced");
+    eprintln!("masqueraded: {said}");
+    let exempt = said.split('`').nth(1).unwrap();
+    let exempt = exempt.replace(&address, pods);
+    story.on_node(&exempt);
+    let said = story.preserved("True", "TransparentRelay");
+    eprintln!("after {commands:?} and {exempt}: {said}");
     let shown =
         format!("the tracker ({address}:{TRACKER_PORT}) lists peers at their own addresses");
     assert!(said.contains(&shown) && said.contains(&pod), "{said}");
@@ -167,7 +180,7 @@ fn a_relay_in_the_nodes_network_shows_the_tracker_its_peers() {
     story.announce();
 
     // With the range of the node's pods, another pod of the tracker needs no other rule.
-    let rule = commands[0].replace(&address, Node::PODS);
+    let rule = commands[0].replace(&address, pods);
     assert_ne!(rule, commands[0]);
     story.on_node(&rule);
     story.on_node(&commands[0].replace(" add ", " delete "));
@@ -185,4 +198,10 @@ fn a_relay_in_the_nodes_network_shows_the_tracker_its_peers() {
     run(&["uninstall", "edge", "--wait", "--timeout=120s"]);
     story.on_node(&rule.replace(" add ", " delete "));
     story.on_node("ip route flush table 6969");
+    for rule in [
+        exempt.replace(" -I ", " -D "),
+        masquerade.replace(" -A ", " -D "),
+    ] {
+        story.on_node(&rule);
+    }
 }

@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::process::Command;
+use std::sync::Once;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -40,6 +41,12 @@ admin = "token"
 [health_check_api]
 bind_address = "127.0.0.1:1313"
 "#;
+
+/// Once, because several stories of the shared node need it.
+pub(super) fn import_tracker(node: &Node) {
+    static IMPORTED: Once = Once::new();
+    IMPORTED.call_once(|| node.import_program(IMAGE, &tool("torrust-tracker")));
+}
 
 /// The tracker at a UDP port of its pod, and a Service of a user's own that leads to it.
 pub(super) fn tracker(port: u16) -> String {
@@ -237,7 +244,7 @@ fn peers_keep_their_addresses_and_the_service_stays_as_it_was_made() {
     if missing(&[tool("torrust-tracker")]) {
         return;
     }
-    node.import_program(IMAGE, &tool("torrust-tracker"));
+    import_tracker(node);
     let cluster = node.cluster();
     let kubectl = cluster.kubectl();
     let (home, served) = (cluster.namespace(), cluster.namespace());

@@ -154,17 +154,25 @@ fn way_back(backend: SocketAddr, shared: bool) -> String {
 /// How to keep the source of datagrams to a tracker from being replaced on their way.
 fn not_masqueraded(backend: SocketAddr, shared: bool) -> String {
     let (ip, port) = (backend.ip(), backend.port());
-    let (program, place) = (
-        if backend.is_ipv6() {
-            "ip6tables"
-        } else {
-            "iptables"
-        },
-        if shared { "the node" } else { "this machine" },
-    );
+    let program = if backend.is_ipv6() {
+        "ip6tables"
+    } else {
+        "iptables"
+    };
+    let command =
+        format!("`{program} -t nat -I POSTROUTING -p udp -d {ip} --dport {port} -j RETURN`");
+    let (place, otherwise) = if shared {
+        (
+            "the node",
+            format!(
+                "; with the range of the node's pods instead of {ip} it outlives the pod. Else use mode Service"
+            ),
+        )
+    } else {
+        ("this machine", ", or use mode Direct".to_owned())
+    };
     format!(
-        "something on the way to the tracker replaces the source of datagrams (SNAT, masquerading); exclude them, on {place} by `{program} -t nat -I POSTROUTING -p udp -d {ip} --dport {port} -j RETURN`, or use mode {}",
-        if shared { "Service" } else { "Direct" }
+        "something on the way to the tracker replaces the source of datagrams (SNAT, masquerading); exclude them, on {place} by {command}{otherwise}"
     )
 }
 
@@ -202,7 +210,7 @@ mod tests {
         let six = way("[fd00::9]:6969", replaced("2001:db8::1", "fd00::1"));
         let said = trouble(&six, Transparent, true).unwrap().hint;
         assert!(
-            said.contains("on the node by `ip6tables -t nat -I POSTROUTING -p udp -d fd00::9 --dport 6969 -j RETURN`, or use mode Service"),
+            said.contains("on the node by `ip6tables -t nat -I POSTROUTING -p udp -d fd00::9 --dport 6969 -j RETURN`; with the range"),
             "{said}"
         );
         let said = trouble(&six, ProxyProtocol, false).unwrap().hint;
