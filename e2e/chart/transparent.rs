@@ -18,6 +18,8 @@ const PATIENCE: Duration = Duration::from_mins(2);
 /// Not those of the other stories of this node, whose answers must go where they went before.
 const TRACKER_PORT: u16 = 6979;
 const PORT: u16 = 16_979;
+/// In the node's network.
+const ADMIN: u16 = 9181;
 /// Of a client that is not the node's neighbour (RFC 5737).
 const FAR: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 77));
 
@@ -127,7 +129,8 @@ fn a_relay_in_the_nodes_network_shows_the_tracker_its_peers() {
         "--set=kind=DaemonSet,nodeSelector.kubernetes\\.io/hostname=node",
         "--set=hostNetwork.enabled=true,service.enabled=false,trackers.transparent=true",
         // Other stories have the usual ports of the node.
-        "--set=hostPorts.http=82,hostPorts.https=445,containerPorts.admin=9181",
+        "--set=hostPorts.http=82,hostPorts.https=445",
+        &format!("--set=containerPorts.admin={ADMIN}"),
         "--wait",
         "--timeout=180s",
     ]);
@@ -167,8 +170,9 @@ fn a_relay_in_the_nodes_network_shows_the_tracker_its_peers() {
     story.on_node(&exempt);
     let said = story.preserved("True", "TransparentRelay");
     eprintln!("after {commands:?} and {exempt}: {said}");
-    let shown =
-        format!("the tracker ({address}:{TRACKER_PORT}) lists peers at their own addresses");
+    let shown_at =
+        |ip: &str| format!("the tracker ({ip}:{TRACKER_PORT}) lists peers at their own addresses");
+    let shown = shown_at(&address);
     assert!(said.contains(&shown) && said.contains(&pod), "{said}");
 
     // A second address of this machine, which the node would answer to elsewhere.
@@ -193,6 +197,17 @@ fn a_relay_in_the_nodes_network_shows_the_tracker_its_peers() {
     story.announce();
     let said = story.preserved("True", "TransparentRelay");
     assert!(said.contains(&other), "{said}");
+    // What a replica says that does not write statuses.
+    let mut curl = node.command("curl");
+    let admin = format!("http://127.0.0.1:{ADMIN}");
+    curl.args(["-sSf", "--max-time", "5"]);
+    curl.args([format!("{admin}/api/v1/routes"), format!("{admin}/metrics")]);
+    let view = program::succeed(&mut curl);
+    let open = format!("route=\"{served}/torrust\",rule=\"udp1\",family=\"v4\"}} 1");
+    assert!(
+        view.contains(&shown_at(&other)) && view.contains(&open),
+        "{view}"
+    );
 
     kubectl.run(&["delete", "tlsr/torrust", "-n", served, "--timeout=20s"]);
     run(&["uninstall", "edge", "--wait", "--timeout=120s"]);
