@@ -49,9 +49,15 @@ const CRATES: &[(&str, &[&str])] = &[
         "tidegate-tracker",
         &["tidegate-model", "tidegate-telemetry"],
     ),
+    ("tidegate-tunnel", &["tidegate-model", "tidegate-telemetry"]),
     (
         "tidegate-proxy",
-        &["tidegate-model", "tidegate-telemetry", "tidegate-tracker"],
+        &[
+            "tidegate-model",
+            "tidegate-telemetry",
+            "tidegate-tracker",
+            "tidegate-tunnel",
+        ],
     ),
     ("tidegate-acme", &["tidegate-model", "tidegate-telemetry"]),
     ("xtask", &[]),
@@ -63,6 +69,7 @@ const CRATES: &[(&str, &[&str])] = &[
             "tidegate-proxy",
             "tidegate-acme",
             "tidegate-tracker",
+            "tidegate-tunnel",
         ],
     ),
 ];

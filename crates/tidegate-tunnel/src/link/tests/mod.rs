@@ -1,0 +1,4 @@
+//! Both ends of a link over memory: what passes, and every way a healthy link could be lost.
+
+mod carries;
+mod support;
