@@ -8,6 +8,7 @@
 //!
 //! The same YAML as on Kubernetes. Performs no network I/O and knows no data plane: `app` joins the two.
 
+pub(crate) mod edit;
 mod folder;
 mod loader;
 mod source;
