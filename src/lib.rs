@@ -7,6 +7,7 @@ pub mod cli;
 pub mod codegen;
 pub mod import;
 pub mod operator;
+pub mod rest;
 pub mod source;
 pub mod standalone;
 pub mod translate;

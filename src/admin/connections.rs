@@ -3,14 +3,15 @@
 //! HTTP/1 only, since everything that asks here speaks it. Must not know what is answered.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::Request;
 use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Router};
 use hyper::body::Body as _;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -39,23 +40,28 @@ pub trait Listener: Send {
     /// A connection.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
-    /// The next one.
-    fn next(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+    /// The next one, and where it comes from.
+    fn next(&self) -> impl Future<Output = io::Result<(Self::Stream, Peer)>> + Send;
 }
+
+/// Where a connection comes from, as an extension of its requests; None for a socket of this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer(pub Option<IpAddr>);
 
 impl Listener for TcpListener {
     type Stream = TcpStream;
 
-    async fn next(&self) -> io::Result<TcpStream> {
-        Ok(self.accept().await?.0)
+    async fn next(&self) -> io::Result<(TcpStream, Peer)> {
+        let (stream, address) = self.accept().await?;
+        Ok((stream, Peer(Some(address.ip()))))
     }
 }
 
 impl Listener for UnixListener {
     type Stream = UnixStream;
 
-    async fn next(&self) -> io::Result<UnixStream> {
-        Ok(self.accept().await?.0)
+    async fn next(&self) -> io::Result<(UnixStream, Peer)> {
+        Ok((self.accept().await?.0, Peer(None)))
     }
 }
 
@@ -74,8 +80,8 @@ where
             () = &mut stop => break,
             accepted = listener.next() => accepted,
         };
-        let stream = match accepted {
-            Ok(stream) => stream,
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection of the admin listener");
                 sleep(EXHAUSTED).await;
@@ -86,7 +92,8 @@ where
             tracing::warn!(MOST_CONNECTIONS, "the admin listener refuses a connection");
             continue;
         };
-        let connection = connection(stream, router.clone(), ending.clone());
+        let router = router.clone().layer(Extension(peer));
+        let connection = connection(stream, router, ending.clone());
         tasks.spawn(async move {
             connection.await;
             drop(place);
@@ -121,11 +128,11 @@ where
     let _ = timeout(GRACE, connection).await;
 }
 
-/// Nothing here takes a body, and so none is waited for.
+/// The views take no body, and so none is waited for.
 pub(super) async fn refuse_bodies(request: Request, next: Next) -> Response {
     if request.body().is_end_stream() {
         return next.run(request).await;
     }
-    let message = "the admin listener takes no request bodies\n";
+    let message = "this takes no request body\n";
     (StatusCode::PAYLOAD_TOO_LARGE, message).into_response()
 }

@@ -27,7 +27,7 @@ use tidegate_proxy::RunningEdge;
 use tidegate_tracker::udp::UdpRelays;
 use tokio::sync::watch;
 
-pub use connections::Listener;
+pub use connections::{Listener, Peer};
 pub use host_guard::HostGuard;
 pub use readiness::Readiness;
 pub use views::{
@@ -52,6 +52,14 @@ pub struct Admin {
     pub udp: UdpRelays,
     /// Which Host headers are answered.
     pub hosts: HostGuard,
+    /// Who may see the views, and what is served beside them; everybody and nothing if None.
+    pub gate: Option<Arc<dyn Gate>>,
+}
+
+/// Stands in front of the views.
+pub trait Gate: std::fmt::Debug + Send + Sync {
+    /// The views behind it, and whatever it serves itself.
+    fn behind(&self, views: Router) -> Router;
 }
 
 /// Serves until `stop` completes; requests under way may end.
@@ -65,27 +73,37 @@ where
 
 fn router(admin: Admin) -> Router {
     let guard = admin.hosts.clone();
-    Router::new()
+    let gate = admin.gate.clone();
+    let admin = Arc::new(admin);
+    let open = Router::new()
         .route("/", get(index))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics_text))
+        .layer(middleware::from_fn(connections::refuse_bodies))
+        .with_state(Arc::clone(&admin));
+    let views = Router::new()
         .route("/api/v1/status", get(status))
         .route("/api/v1/listeners", get(listeners))
         .route("/api/v1/routes", get(routes))
         .route("/api/v1/certificates", get(certificates))
         .route("/api/v1/backends", get(backends))
+        .layer(middleware::from_fn(connections::refuse_bodies))
+        .with_state(admin);
+    let views = match gate {
+        Some(gate) => gate.behind(views),
+        None => views,
+    };
+    open.merge(views)
         .fallback(async || {
             (
                 StatusCode::NOT_FOUND,
                 "there is nothing here; GET / lists what there is\n",
             )
         })
-        .layer(middleware::from_fn(connections::refuse_bodies))
         .layer(middleware::from_fn(move |request, next| {
             host_guard::check(guard.clone(), request, next)
         }))
-        .with_state(Arc::new(admin))
 }
 
 type Shared = State<Arc<Admin>>;

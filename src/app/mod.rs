@@ -7,7 +7,9 @@ pub mod check;
 pub mod control;
 pub mod doctor;
 pub mod explain;
+mod folder_desk;
 mod handover;
+mod happenings;
 mod opening;
 mod operator_desk;
 pub mod operator_mode;
@@ -28,6 +30,7 @@ pub use crate::admin::{
     BackendView, CertificateView, ConditionView, ControlView, FindingView, ProblemView, RouteView,
     SeverityView, StatusView,
 };
+pub use crate::rest::accounts;
 pub use tidegate_proxy::{
     AccessLogSettings, EdgeLimits, EdgeTimeouts, ProxyProtocolMode, Settings,
 };

@@ -22,6 +22,7 @@ use super::signals::{Asked, Signals};
 use super::status::ADMIN_SOCKET;
 use crate::admin::Admin;
 use crate::operator::ClusterError;
+use crate::rest::accounts::AccountsError;
 use crate::source::ca::CaError;
 use crate::source::state::StateError;
 
@@ -34,6 +35,9 @@ pub enum RunError {
     /// The state folder cannot be used.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The accounts of the API cannot be used.
+    #[error(transparent)]
+    Accounts(#[from] AccountsError),
     /// The internal CA cannot be used.
     #[error("start the internal CA")]
     Ca(#[from] CaError),

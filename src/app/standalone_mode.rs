@@ -24,17 +24,22 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::acme::Acme;
+use super::folder_desk::FolderDesk;
+use super::happenings::Happenings;
 use super::process::{self, RunError};
 use super::publish::Tracked;
 use super::report::Process;
 use super::signals::{Asked, Signals};
 use super::tracker_probes::TrackerProbes;
 use super::upgrade::{self, Predecessor, UpgradeError};
-use crate::admin::{Admin, ControlView, HostGuard, Readiness};
+use crate::admin::{Admin, ControlView, Gate, HostGuard, Readiness};
 use crate::api::TlsRoute;
+use crate::rest::accounts::Accounts;
+use crate::rest::{ApiGate, Rest};
 use crate::source::state::StateFolder;
 use crate::source::{AcmeStore, Issuance, Place, Refreshed};
 use crate::standalone::{FolderWatch, Source};
+use crate::translate::Statuses;
 
 /// Where the objects come from.
 #[derive(Debug, Clone)]
@@ -62,6 +67,8 @@ pub struct RunOptions {
     pub certificate_lifetime: Duration,
     /// How ACME authorities see this edge, and whom it asks about names.
     pub surroundings: Surroundings,
+    /// Who may use the API, if anybody.
+    pub accounts: Option<PathBuf>,
 }
 
 /// What is known once the edge serves.
@@ -94,6 +101,8 @@ struct Running {
     engine: watch::Sender<Option<Engine>>,
     udp: UdpRelays,
     tracked: Tracked,
+    /// What the API shows of agents.
+    statuses: watch::Sender<Arc<Statuses>>,
     next: SystemTime,
 }
 
@@ -108,6 +117,11 @@ impl Running {
         let predecessor =
             Predecessor::of_this_process().map_err(|error| RunError::Upgrade(Box::new(error)))?;
         check_folder(&options.objects)?;
+        let accounts = options
+            .accounts
+            .as_deref()
+            .map(Accounts::open)
+            .transpose()?;
         let (state, inherited, predecessor) = take_state(&options.state, predecessor)?;
         let shared = inherited.is_some();
         let source = new_source(&options, &state, started_at)?;
@@ -140,6 +154,7 @@ impl Running {
         let asked = Acme::asked_by(&refreshed);
         let probes = TrackerProbes::start();
         probes.tell(refreshed.translation.tracker_probes.clone());
+        let statuses = watch::Sender::new(Arc::clone(&refreshed.translation.statuses));
         tracked.apply(refreshed, &process, &store, &state, &control, started_at);
         acme.served(&asked);
         acme.tell(asked);
@@ -149,6 +164,10 @@ impl Running {
         let readiness = Readiness::default();
         let admin_stop = CancellationToken::new();
         if let Some(listener) = admin_listener {
+            let gate = accounts.map(|accounts| {
+                let control = control_receiver.clone();
+                new_gate(&options, accounts, control, statuses.subscribe())
+            });
             let admin = Admin {
                 readiness: readiness.clone(),
                 control: control_receiver,
@@ -157,6 +176,7 @@ impl Running {
                 store: Arc::clone(&store),
                 udp: udp.clone(),
                 hosts: HostGuard::new(options.admin_hosts.iter().cloned()),
+                gate,
             };
             process::serve_admin(listener, admin, &admin_stop)?;
         }
@@ -189,6 +209,7 @@ impl Running {
             engine,
             udp,
             tracked,
+            statuses,
             next,
         })
     }
@@ -265,6 +286,8 @@ impl Running {
         let asked = Acme::asked_by(&refreshed);
         self.probes
             .tell(refreshed.translation.tracker_probes.clone());
+        self.statuses
+            .send_replace(Arc::clone(&refreshed.translation.statuses));
         self.tracked.apply(
             refreshed,
             &self.process,
@@ -380,6 +403,21 @@ fn check_folder(objects: &ObjectsFrom) -> Result<(), RunError> {
         return Err(RunError::Folder(folder.clone(), why));
     }
     Ok(())
+}
+
+fn new_gate(
+    options: &RunOptions,
+    accounts: Accounts,
+    control: watch::Receiver<Arc<ControlView>>,
+    statuses: watch::Receiver<Arc<Statuses>>,
+) -> Arc<dyn Gate> {
+    let happenings = Happenings::follow(control, options.settings.access_log.enabled);
+    let folder = match &options.objects {
+        ObjectsFrom::Folder(folder) => Some(folder.as_path()),
+        ObjectsFrom::Given(_) => None,
+    };
+    let desk = FolderDesk::new(folder, options.state.clone(), statuses, happenings);
+    Arc::new(ApiGate(Rest::new(accounts, Arc::new(desk))))
 }
 
 async fn start_acme(

@@ -33,7 +33,7 @@ pub(super) struct EdgeArgs {
     )]
     public_https_port: Option<u16>,
 
-    /// Where to listen for health checks, metrics and the read-only API, or off. Has no login: keep it private.
+    /// Where to listen for health checks, metrics and the read-only API, or off. Keep it private: it has no login but with accounts.
     #[arg(long, env = "TIDEGATE_ADMIN", value_name = "ADDRESS", default_value = "127.0.0.1:9180", value_parser = values::listen, help_heading = "Listeners")]
     admin: Listen,
 

@@ -5,6 +5,7 @@
 
 #![allow(clippy::doc_markdown, reason = "doc comments are help text here")]
 
+mod account;
 mod ca;
 mod certs;
 mod check;
@@ -95,6 +96,7 @@ enum Command {
     Export(export::ExportArgs),
     Import(export::ImportArgs),
     Ca(ca::CaArgs),
+    Account(account::AccountArgs),
     Crds(crds::CrdsArgs),
     Completions(completions::CompletionsArgs),
 }
@@ -125,6 +127,7 @@ impl Cli {
             Command::Export(args) => args.run(&mut terminal),
             Command::Import(args) => args.run(&mut terminal),
             Command::Ca(args) => args.run(&mut terminal),
+            Command::Account(args) => args.run(&mut terminal),
             Command::Crds(args) => args.run(&mut terminal),
             Command::Completions(args) => args.run(&mut terminal),
         };

@@ -60,6 +60,15 @@ fn first_line(text: &str) -> String {
     text.lines().next().unwrap_or_default().to_owned()
 }
 
+/// Asks at the terminal, twice, for a password that is being made up.
+pub(super) fn ask_new_password() -> anyhow::Result<Secret<String>> {
+    let first = ask("Password: ")?;
+    if ask("The same again: ")? != first {
+        anyhow::bail!("use the password: the two are not the same");
+    }
+    Ok(first)
+}
+
 /// Asks at the terminal, without showing what is typed.
 fn ask(prompt: &str) -> anyhow::Result<Secret<String>> {
     let mut terminal = OpenOptions::new()

@@ -53,6 +53,15 @@ pub(super) struct RunArgs {
     #[command(flatten)]
     state: StateArgs,
 
+    /// File of those who may use the API of the admin listener; see `tidegate account`. With it the listener asks who is there.
+    #[arg(
+        long,
+        env = "TIDEGATE_ACCOUNTS",
+        value_name = "FILE",
+        help_heading = "Listeners"
+    )]
+    accounts: Option<PathBuf>,
+
     #[command(flatten)]
     edge: EdgeArgs,
 }
@@ -71,6 +80,7 @@ impl RunArgs {
             admin_hosts: self.edge.admin_hosts(),
             certificate_lifetime: self.edge.certificate_lifetime(),
             surroundings: self.edge.surroundings(),
+            accounts: self.accounts,
             objects,
         };
         let greeting = self.to.clone().map(|to| (to, self.host.clone()));

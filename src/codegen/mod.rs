@@ -1,4 +1,4 @@
-//! Committed files that are made from the API types: definitions for clusters, reference pages for people.
+//! Committed files that are made from types: definitions for clusters, reference pages for people.
 //!
 //! Pure: content only. `tests/it/generated.rs` compares it with what is committed and rewrites it when told
 //! to; `tidegate crds` prints the same definitions.
@@ -62,6 +62,10 @@ pub fn generated_files() -> Result<Vec<GeneratedFile>, CodegenError> {
     files.push(GeneratedFile {
         path: "docs/reference/conditions.md".to_owned(),
         content: conditions::page(),
+    });
+    files.push(GeneratedFile {
+        path: "docs/reference/openapi.json".to_owned(),
+        content: format!("{:#}\n", crate::rest::description()),
     });
     files.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(files)

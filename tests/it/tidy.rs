@@ -13,6 +13,7 @@ const AREAS: &[(&str, &[&str])] = &[
     ("standalone", &["api", "source", "translate"]),
     ("operator", &["api", "source", "translate"]),
     ("admin", &[]),
+    ("rest", &["admin", "api"]),
     ("import", &[]),
     (
         "app",
@@ -21,6 +22,7 @@ const AREAS: &[(&str, &[&str])] = &[
             "api",
             "import",
             "operator",
+            "rest",
             "source",
             "standalone",
             "translate",
@@ -38,7 +40,7 @@ const AREAS: &[(&str, &[&str])] = &[
             "translate",
         ],
     ),
-    ("codegen", &["api"]),
+    ("codegen", &["api", "rest"]),
 ];
 
 /// Which packages of the workspace a crate may depend on.

@@ -7,6 +7,9 @@ use std::io::IsTerminal;
 use std::str::FromStr;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::prelude::*;
+
+use crate::access::AccessTap;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -68,12 +71,16 @@ pub fn init(options: &LogOptions) -> Result<(), InitError> {
         LogFormat::Human => builder
             .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
             .with_target(false)
+            .finish()
+            .with(AccessTap)
             .try_init(),
         LogFormat::Json => builder
             .json()
             .flatten_event(true)
             .with_current_span(false)
             .with_span_list(false)
+            .finish()
+            .with(AccessTap)
             .try_init(),
     }
     .map_err(|_| InitError::Twice)

@@ -197,6 +197,7 @@ impl Running {
             store: Arc::clone(&store),
             udp: udp.clone(),
             hosts: HostGuard::new(options.admin_hosts.iter().cloned()),
+            gate: None,
         };
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let handover = (options.handover).then(|| Handover::of(&cluster.namespace, &options.lease));

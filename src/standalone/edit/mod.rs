@@ -43,7 +43,9 @@ pub(crate) enum EditError<E> {
         second: String,
     },
     /// The folder is marked.
-    #[error("change {file}: {marker} says that it is changed elsewhere, such as in Git; change it there")]
+    #[error(
+        "change {file}: {marker} says that it is changed elsewhere, such as in Git; change it there"
+    )]
     ReadOnly {
         /// The file.
         file: String,
@@ -106,8 +108,8 @@ pub(crate) struct Standing {
     pub(crate) object: Json,
     /// Its file, relative to the folder.
     pub(crate) file: PathBuf,
-    /// Whether the file is marked as not to be changed here.
-    pub(crate) read_only: bool,
+    /// Why it is not to be changed here.
+    pub(crate) read_only: Option<String>,
 }
 
 /// Changes the files of one folder, one change at a time.
@@ -145,7 +147,9 @@ impl Editor {
         self.look(|found| {
             if found.identity.kind == kind {
                 standing.push(Standing {
-                    read_only: self.mark_above(&found.file).is_some(),
+                    read_only: self.mark_above(&found.file).map(|mark| {
+                        format!("{} says that it is changed elsewhere", mark.display())
+                    }),
                     identity: found.identity,
                     file: found.file,
                     object: found.object,
@@ -260,7 +264,10 @@ impl Found {
     fn with(&self, object: &Json) -> Result<String, PatchError> {
         let (before, rest) = self.text.split_at(self.range.start);
         let (document, after) = rest.split_at(self.range.len());
-        let json = self.file.extension().is_some_and(|it| it.eq_ignore_ascii_case("json"));
+        let json = self
+            .file
+            .extension()
+            .is_some_and(|it| it.eq_ignore_ascii_case("json"));
         let patched = if json && self.path.is_empty() {
             // JSON has no comments that could be lost.
             serde_json::to_string_pretty(object).map_err(|_| PatchError::Unusual)? + "\n"

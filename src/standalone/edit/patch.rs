@@ -143,10 +143,10 @@ fn items(
 fn apply(text: &str, changes: &[Change]) -> Option<String> {
     let mut document = Document::new(text).ok()?;
     for change in changes {
-        let (path, operation) = match change {
-            Change::Replace(path, value) => (path, Op::Replace(yaml(value)?)),
-            Change::Add(path, key, value) => (
-                path,
+        let (at, operation) = match change {
+            Change::Replace(at, value) => (at, Op::Replace(yaml(value)?)),
+            Change::Add(at, key, value) => (
+                at,
                 Op::Add {
                     key: key.clone(),
                     value: yaml(value)?,
@@ -163,7 +163,7 @@ fn apply(text: &str, changes: &[Change]) -> Option<String> {
             }
         };
         let patch = Patch {
-            route: route(path),
+            route: route(at),
             operation,
         };
         document = apply_yaml_patches(&document, &[patch]).ok()?;
@@ -201,7 +201,9 @@ fn removed(document: &Document, path: &[Step]) -> Option<String> {
     let mut first = text[..start].rfind('\n').map_or(0, |at| at + 1);
     let lead = text[first..start].trim_start();
     let own_lines = match path.last()? {
-        Step::Index(_) => lead.strip_prefix('-').is_some_and(|rest| rest.trim().is_empty()),
+        Step::Index(_) => lead
+            .strip_prefix('-')
+            .is_some_and(|rest| rest.trim().is_empty()),
         Step::Key(_) => lead.is_empty(),
     };
     if !own_lines {
@@ -272,7 +274,9 @@ fn json_of(text: &str) -> Option<Json> {
 
 fn at_mut<'a>(root: &'a mut Json, path: &[Step]) -> Option<&'a mut Json> {
     path.iter().try_fold(root, |here, step| match step {
-        Step::Key(key) => here.as_object_mut().and_then(|map: &mut Map<_, _>| map.get_mut(key)),
+        Step::Key(key) => here
+            .as_object_mut()
+            .and_then(|map: &mut Map<_, _>| map.get_mut(key)),
         Step::Index(index) => here.as_array_mut().and_then(|items| items.get_mut(*index)),
     })
 }
@@ -317,8 +321,12 @@ spec:
 
     /// Lines that only one of the two has.
     fn difference<'a>(before: &'a str, after: &'a str) -> (Vec<&'a str>, Vec<&'a str>) {
-        let gone = before.lines().filter(|line| !after.lines().any(|other| other == *line));
-        let come = after.lines().filter(|line| !before.lines().any(|other| other == *line));
+        let gone = before
+            .lines()
+            .filter(|line| !after.lines().any(|other| other == *line));
+        let come = after
+            .lines()
+            .filter(|line| !before.lines().any(|other| other == *line));
         (gone.map(str::trim).collect(), come.map(str::trim).collect())
     }
 
@@ -364,7 +372,12 @@ spec:
         });
         let patched = patched.unwrap();
         let (gone, come) = difference(AGENT, &patched);
-        let printer = ["# Paper.", "- name: printer", "hostname: printer.home.example.com", "target: http://192.168.1.11"];
+        let printer = [
+            "# Paper.",
+            "- name: printer",
+            "hostname: printer.home.example.com",
+            "target: http://192.168.1.11",
+        ];
         assert_eq!((gone.as_slice(), come.len()), (printer.as_slice(), 0));
     }
 

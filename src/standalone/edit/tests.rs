@@ -97,16 +97,21 @@ fn one_object_of_a_file_changes_and_the_rest_stays() {
 fn json_lists_and_links_are_changed_too() {
     let object = "apiVersion: edge.tidegate.dev/v1alpha1\nkind: TunnelAgent\nmetadata: {name: homelab}\nspec:\n  credential: {secretName: x}\n  allowedHostnames: [a.example.com]\n  mappings:\n  - name: a\n    hostname: a.example.com\n    target: http://a\n";
     let json = r#"{"apiVersion":"edge.tidegate.dev/v1alpha1","kind":"TunnelAgent","metadata":{"name":"homelab"},"spec":{"credential":{"secretName":"x"},"allowedHostnames":["a.example.com"],"mappings":[{"name":"a","hostname":"a.example.com","target":"http://a"}]}}"#;
-    let item = object
-        .lines()
-        .map(|line| format!("  {line}\n"))
-        .collect::<String>();
-    let list = format!("kind: List\napiVersion: v1\nitems:\n-{}", &item[1..]);
+    let item = object.replace('\n', "\n  ");
+    let list = format!(
+        "kind: List\napiVersion: v1\nitems:\n- {}\n",
+        item.trim_end()
+    );
     for (name, text) in [("a.yaml", object), ("a.json", json), ("list.yaml", &list)] {
         let folder = Folder::new(&[(name, text)]);
-        folder.disable().unwrap_or_else(|error| panic!("{name}: {error}"));
+        folder
+            .disable()
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
         let all = folder.editor.all(ObjectKind::TunnelAgent);
-        assert_eq!(all[0].object["spec"]["mappings"][0]["enabled"], false, "{name}");
+        assert_eq!(
+            all[0].object["spec"]["mappings"][0]["enabled"], false,
+            "{name}"
+        );
     }
     let folder = Folder::new(&[("kept/a.yml", object)]);
     symlink("kept/a.yml", folder.folder.path().join("link.yaml")).unwrap();
@@ -129,7 +134,10 @@ fn what_is_refused_changes_nothing() {
         EditError::Invalid { problems, .. } => {
             let mut fields: Vec<_> = problems.iter().map(|it| it.path.as_str()).collect();
             fields.sort_unstable();
-            assert_eq!(fields, ["spec.mappings[0].colour", "spec.mappings[0].enabled"]);
+            assert_eq!(
+                fields,
+                ["spec.mappings[0].colour", "spec.mappings[0].enabled"]
+            );
         }
         error => panic!("{error}"),
     }
@@ -142,8 +150,15 @@ fn what_is_refused_changes_nothing() {
     fs::write(folder.folder.path().join("git").join(READ_ONLY), "").unwrap();
     let error = folder.disable().unwrap_err();
     assert_eq!(error.reason(), "ReadOnly");
-    assert!(error.to_string().contains("git/.tidegate-read-only"), "{error}");
-    assert!(folder.editor.all(ObjectKind::TunnelAgent)[0].read_only);
+    assert!(
+        error.to_string().contains("git/.tidegate-read-only"),
+        "{error}"
+    );
+    assert!(
+        folder.editor.all(ObjectKind::TunnelAgent)[0]
+            .read_only
+            .is_some()
+    );
     assert_eq!(folder.text("git/all.yaml"), text);
 }
 

@@ -2,6 +2,7 @@
 //! them: folders, mistakes, restarts.
 
 mod addresses;
+mod api;
 mod certificates;
 mod check;
 mod lifecycle;

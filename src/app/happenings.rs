@@ -1,0 +1,110 @@
+//! What happened lately: the logs of connections and of requests, and who wants to hear of it at once.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use serde_json::{Map, Value as Json, json};
+use tidegate_telemetry::{AccessEntry, AccessValue, access_entries, spawn_named};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, watch};
+
+use crate::admin::{ControlView, rfc3339};
+use crate::rest::desk::{Event, EventKind};
+
+/// Entries of a log.
+const KEPT: usize = 1000;
+/// Events that a slow listener may be behind.
+const BEHIND: usize = 256;
+
+/// Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Happenings(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    requests: Mutex<VecDeque<Json>>,
+    events: broadcast::Sender<Event>,
+    logged: bool,
+}
+
+impl Happenings {
+    /// Listens to the control side, and to the access log if there is one, from now on.
+    pub(super) fn follow(control: watch::Receiver<Arc<ControlView>>, logged: bool) -> Self {
+        let this = Self(Arc::new(Inner {
+            requests: Mutex::default(),
+            events: broadcast::Sender::new(BEHIND),
+            logged,
+        }));
+        spawn_named("api-status", this.clone().follow_control(control));
+        if logged {
+            spawn_named("api-requests", this.clone().follow_requests());
+        }
+        this
+    }
+
+    async fn follow_control(self, mut control: watch::Receiver<Arc<ControlView>>) {
+        while control.changed().await.is_ok() {
+            let revision = control.borrow_and_update().revision;
+            self.tell(Event {
+                kind: EventKind::Status,
+                data: json!({"revision": revision}),
+            });
+        }
+    }
+
+    async fn follow_requests(self) {
+        let mut entries = access_entries();
+        loop {
+            let entry = match entries.recv().await {
+                Ok(entry) => entry,
+                // Too many at one time to be looked at anyway.
+                Err(RecvError::Lagged(_)) => continue,
+                Err(RecvError::Closed) => return,
+            };
+            let entry = shown(&entry, SystemTime::now());
+            let mut kept = self.lock();
+            if kept.len() == KEPT {
+                kept.pop_front();
+            }
+            kept.push_back(entry.clone());
+            drop(kept);
+            self.tell(Event {
+                kind: EventKind::Request,
+                data: entry,
+            });
+        }
+    }
+
+    /// The newest requests, the newest last; None where there is no access log.
+    pub(super) fn requests(&self) -> Option<Vec<Json>> {
+        self.0.logged.then(|| self.lock().iter().cloned().collect())
+    }
+
+    pub(super) fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.0.events.subscribe()
+    }
+
+    pub(super) fn tell(&self, event: Event) {
+        // Nobody may be listening.
+        let _ = self.0.events.send(event);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Json>> {
+        (self.0.requests.lock()).unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn shown(entry: &AccessEntry, now: SystemTime) -> Json {
+    let fields = entry.fields.iter().map(|(name, value)| {
+        let value = match value {
+            AccessValue::Text(text) => text.as_str().into(),
+            AccessValue::Count(count) => (*count).into(),
+            AccessValue::Number(number) => (*number).into(),
+            AccessValue::Flag(flag) => (*flag).into(),
+        };
+        ((*name).to_owned(), value)
+    });
+    let time = ("time".to_owned(), rfc3339(now).into());
+    Json::Object([time].into_iter().chain(fields).collect::<Map<_, _>>())
+}

@@ -1,0 +1,131 @@
+//! Agents, and what they did.
+
+#![allow(unused_qualifications, reason = "utoipa's macros write whole paths")]
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tidegate_model::ObjectName;
+use utoipa::{IntoParams, ToSchema};
+
+use super::Rest;
+use super::accounts::Scope;
+use super::desk::AgentRecord;
+use super::guard::Caller;
+use super::problem::Problem;
+
+/// Most entries of a log in one answer.
+const MOST: usize = 1000;
+
+/// An agent.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct AgentView {
+    /// Namespace.
+    namespace: String,
+    /// Name.
+    name: String,
+    /// The object's `spec`. Names the Secret of the credential; holds none.
+    #[schema(value_type = Object)]
+    spec: Value,
+    /// The object's `status`: conditions, sessions with their links.
+    #[schema(value_type = Object)]
+    status: Value,
+    /// The file that it stands in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file: Option<String>,
+    /// Why it cannot be changed here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    read_only: Option<String>,
+}
+
+/// Which entries of a log are shown.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Entries {
+    /// How many of the newest; at most 1000. Default: 100.
+    limit: Option<usize>,
+    /// Only those whose `host` is this.
+    host: Option<String>,
+}
+
+impl Entries {
+    fn limit(&self) -> usize {
+        self.limit.unwrap_or(100).min(MOST)
+    }
+}
+
+/// List agents
+#[utoipa::path(
+    get, path = "/agents", tag = "agents",
+    responses((status = 200, body = Vec<AgentView>), (status = 401, body = Problem))
+)]
+pub(super) async fn list(
+    State(rest): State<Arc<Rest>>,
+    caller: Caller,
+) -> Result<Json<Vec<AgentView>>, Problem> {
+    caller.needs(Scope::Read)?;
+    let agents = rest.desk.agents().await?;
+    Ok(Json(agents.into_iter().map(view).collect()))
+}
+
+/// Get an agent
+#[utoipa::path(
+    get, path = "/agents/{namespace}/{name}", tag = "agents",
+    params(("namespace" = String, Path), ("name" = String, Path)),
+    responses((status = 200, body = AgentView), (status = 404, body = Problem))
+)]
+pub(super) async fn get(
+    State(rest): State<Arc<Rest>>,
+    caller: Caller,
+    Path((namespace, name)): Path<(String, String)>,
+) -> Result<Json<AgentView>, Problem> {
+    caller.needs(Scope::Read)?;
+    let wanted = ObjectName::new(namespace, name);
+    let mut agents = rest.desk.agents().await?.into_iter();
+    let found = agents.find(|agent| agent.name == wanted);
+    found
+        .map(|agent| Json(view(agent)))
+        .ok_or_else(|| Problem::not_found("such agent"))
+}
+
+/// The log of requests
+///
+/// The newest requests of this edge, as its access log has them, the newest last. Kept in memory only.
+#[utoipa::path(
+    get, path = "/requests", tag = "logs", params(Entries),
+    responses((status = 200, body = Vec<Object>), (status = 403, body = Problem), (status = 404, description = "`NotKept`", body = Problem))
+)]
+pub(super) async fn requests(
+    State(rest): State<Arc<Rest>>,
+    caller: Caller,
+    Query(entries): Query<Entries>,
+) -> Result<Json<Vec<Value>>, Problem> {
+    caller.needs(Scope::LogsRead)?;
+    let not_kept = || {
+        let detail = "no log of requests is kept: the access log is off";
+        Problem::new(StatusCode::NOT_FOUND, "NotKept", detail)
+    };
+    let mut all = rest.desk.requests().ok_or_else(not_kept)?;
+    if let Some(host) = &entries.host {
+        all.retain(|entry| entry["host"] == **host);
+    }
+    all.drain(..all.len().saturating_sub(entries.limit()));
+    Ok(Json(all))
+}
+
+fn view(agent: AgentRecord) -> AgentView {
+    AgentView {
+        namespace: agent.name.namespace.to_string(),
+        name: agent.name.name.to_string(),
+        spec: agent.spec,
+        status: agent.status,
+        file: agent.file,
+        read_only: agent.read_only,
+    }
+}
