@@ -61,6 +61,11 @@ words! {
         CredentialReady,
         /// At least one session of the agent is alive.
         Connected,
+        /// The agent would stay connected if one of its links, or one replica of the edge, were lost. No part of
+        /// Ready.
+        Redundant,
+        /// Everything that the agent's object maps, and everything that the agent itself asks for, is served.
+        MappingsAccepted,
         /// The last notice to each receiver of an issuer arrived. Present only where there are receivers.
         NotificationsDelivered,
         /// All of the above that apply; the message is that of the first which fails, and tells when
@@ -166,6 +171,20 @@ words! {
         AgentNotFound,
         /// A TunnelAgent exists, but no session of it is alive.
         AgentNotConnected,
+        /// The credential is there; the edge knows the agent by it.
+        CredentialReady,
+        /// At least one session of the agent is alive.
+        Connected,
+        /// Several links of the agent are alive, on several replicas of the edge where there are several.
+        Redundant,
+        /// Only one link of the agent is alive.
+        SingleLink,
+        /// All links of the agent end at one replica of the edge, and there are others.
+        SingleReplica,
+        /// Every mapping of the agent is served.
+        MappingsAccepted,
+        /// The agent asks for a mapping of a name that its object has, which counts.
+        DefinedByObject,
         /// The agent may not serve a hostname, because its `allowedHostnames` do not cover it.
         HostnameNotAllowed,
         /// An AcmeIssuer does not exist.

@@ -83,6 +83,12 @@ pub struct TunnelAgentSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub optional: Option<bool>,
 
+    /// How long requests wait for the agent when its connection was lost a moment ago, such as `10s`; `0s`
+    /// lets them fail at once. Default: `10s`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 32))]
+    pub hold: Option<String>,
+
     /// Hostnames and where the agent sends them. Each is short for a TlsRoute with an `agent` backend.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
@@ -96,8 +102,10 @@ pub struct TunnelAgentSpec {
 #[derive(JsonSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AgentCredential {
-    /// Name of a Secret in the agent's namespace whose key `token` holds the token, such as
-    /// `homelab-agent`. The operator creates it if it is absent. The edge keeps only a hash.
+    /// Name of a Secret in the agent's namespace whose key `token` holds the token, or `tokenHash` its hash,
+    /// as `tidegate agent token` prints them, such as `homelab-agent`. What stands under `previousToken` or
+    /// `previousTokenHash` is valid as well, for the time in which agents change. The operator creates the
+    /// Secret if it is absent. The edge keeps only hashes.
     #[schemars(length(min = 1, max = 253))]
     pub secret_name: String,
 }
@@ -106,17 +114,33 @@ pub struct AgentCredential {
 #[derive(JsonSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AgentMapping {
-    /// Name of the mapping, unique within the agent, such as `nas`.
-    #[schemars(length(min = 1, max = 63))]
+    /// Name of the mapping, unique within the agent, such as `nas`: lower-case letters, digits and hyphens.
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    )]
     pub name: String,
 
     /// The name that clients ask for, such as `nas.home.example.com`.
     #[schemars(length(min = 1, max = 253))]
     pub hostname: String,
 
-    /// URL of the service as the agent reaches it, such as `https://192.168.1.10:5001`.
+    /// URL of the service as the agent reaches it, such as `https://192.168.1.10:5001`. With `tcp://` the
+    /// service speaks TLS with the client itself, with a certificate of its own.
     #[schemars(length(min = 1, max = 512))]
     pub target: String,
+
+    /// HTTP version spoken to the target: `Auto`, `HTTP1` or `HTTP2`, as of a backend of a TlsRoute.
+    /// Default: `Auto`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32), extend("enum" = ["Auto", "HTTP1", "HTTP2"]))]
+    pub protocol: Option<String>,
+
+    /// The agent sends the target HAProxy's PROXY protocol header, `v1` or `v2`, before anything else.
+    /// Default: no header.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32), extend("enum" = ["v1", "v2"]))]
+    pub proxy_protocol: Option<String>,
 
     /// How the agent verifies a target with `https`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -145,7 +169,9 @@ pub struct AgentMapping {
 }
 
 /// TLS between agent and target.
-#[derive(JsonSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(KubeSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[x_kube(validation = Rule::new("[has(self.caSecretName), has(self.caConfigMapName), has(self.insecureSkipVerify) && self.insecureSkipVerify].filter(x, x).size() <= 1")
+    .message("set at most one of caSecretName, caConfigMapName and insecureSkipVerify"))]
 #[serde(rename_all = "camelCase")]
 pub struct MappingTls {
     /// Accepts any certificate of the target. Default: `false`.
@@ -156,6 +182,17 @@ pub struct MappingTls {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub server_name: Option<String>,
+
+    /// Name of a Secret in the agent's namespace whose key `ca.crt` holds the CAs in PEM that the agent trusts.
+    /// Default: those of the agent's system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub ca_secret_name: Option<String>,
+
+    /// Name of a ConfigMap in the agent's namespace whose key `ca.crt` holds them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub ca_config_map_name: Option<String>,
 }
 
 /// What the edge reports about a TunnelAgent.
@@ -174,15 +211,34 @@ pub struct TunnelAgentStatus {
     )]
     pub conditions: Vec<Condition>,
 
-    /// Version of the agent's program.
+    /// Hostnames that are served by mappings of the agent, its own wishes included.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 512), inner(length(max = 253)))]
+    pub hostnames: Vec<String>,
+
+    /// What to write into the DNS for these, as lines of a zone file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 512), inner(length(max = 1024)))]
+    pub dns_records: Vec<String>,
+
+    /// Version of the agent's program, as that of its newest session says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub agent_version: Option<String>,
 
-    /// Live sessions.
+    /// When a session of the agent was last seen; absent while there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_seen: Option<Time>,
+
+    /// Live sessions, the oldest first. An agent holds two links if it can.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub sessions: Vec<AgentSession>,
+
+    /// What the agent itself asks for, and what became of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    pub requested_mappings: Vec<RequestedMappingStatus>,
 }
 
 /// A live session of an agent.
@@ -198,12 +254,74 @@ pub struct AgentSession {
     #[schemars(length(max = 253))]
     pub replica: Option<String>,
 
-    /// Address that the agent comes from.
+    /// The agent's process: one identity for each start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
-    pub peer: Option<String>,
+    pub instance: Option<String>,
+
+    /// Which link of that process it is, from 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 255))]
+    pub link: Option<i32>,
+
+    /// What the link runs over: `Direct` or `WebSocket`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub carrier: Option<String>,
+
+    /// Address and port that the agent comes from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub address: Option<String>,
 
     /// Since when.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub connected_at: Option<Time>,
+    pub since: Option<Time>,
+
+    /// Round trip between edge and agent, such as `12ms`, as it was when something else changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub rtt: Option<String>,
+
+    /// Version of the agent's program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub version: Option<String>,
+
+    /// Whether it is about to end and gets no new requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub draining: Option<bool>,
+}
+
+/// Something that an agent asked for.
+#[derive(JsonSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RequestedMappingStatus {
+    /// Name that the agent gave it.
+    #[schemars(length(max = 63))]
+    pub name: String,
+
+    /// The name that clients ask for.
+    #[schemars(length(max = 253))]
+    pub hostname: String,
+
+    /// URL of the service as the agent reaches it.
+    #[schemars(length(max = 512))]
+    pub target: String,
+
+    /// Words for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub description: Option<String>,
+
+    /// Whether it is served.
+    pub accepted: bool,
+
+    /// Why, in one word.
+    #[schemars(length(max = 64))]
+    pub reason: String,
+
+    /// Why, and how to mend it.
+    #[schemars(length(max = 4096))]
+    pub message: String,
 }

@@ -1,154 +1,674 @@
-//! Agents: what their objects say, checked. Sessions and mappings are served by the tunnel.
+//! Agents: what their objects say, what they ask for themselves, and what is known of their sessions.
+//!
+//! ```text
+//! spec.mappings, requests ─► read() ─► routes `AGENT:MAPPING` ─► the way of all routes ─► finish() ─► status, verdicts
+//! ```
+//!
+//! A mapping is short for a route ([ADR 0047](../../docs/adr/0047-a-mapping-is-a-route.md)), so certificates,
+//! conflicts and limits are those of routes; only the words about them come back to the agent. What an agent asks
+//! for counts after every object. Which names it may serve is decided here and nowhere else.
 
-use std::time::SystemTime;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use tidegate_model::{HostPattern, RouteId};
+use tidegate_model::{
+    Agent, AgentId, AgentTarget, HostPattern, MappingVerdict, RequestedMapping, RouteId, StoredKey,
+};
 
-use super::access::{ip_access, rate_limit};
-use super::quantities::quantity;
-use super::references::References;
+use super::conflicts::id_of;
+use super::credentials;
+use super::durations::duration_or;
 use super::report::{Field, Report};
-use super::status::Conditions;
+use super::status::{Conditions, joined};
 use super::words::host_pattern;
-use super::{Inputs, Kind, ObjectRef};
+use super::{
+    Inputs, Kind, LastGood, ObjectRef, Problem, Severity, Translation, mappings, sessions,
+};
 use crate::api::conditions::{Condition, ConditionType, Reason};
-use crate::api::{AgentMapping, TunnelAgent, TunnelAgentStatus};
+use crate::api::{
+    AgentMapping, AgentRef, Backend, BackendTls, Filter, MappingTls, RequestedMappingStatus,
+    RouteRule, TlsPolicy, TlsRoute, TlsRouteSpec, TlsRouteStatus, TunnelAgent, TunnelAgentStatus,
+};
 
-/// Checks one agent.
-pub(super) fn check(
-    inputs: &Inputs,
-    agent: &TunnelAgent,
-    id: &RouteId,
-    previous: &[Condition],
-    now: SystemTime,
-) -> (TunnelAgentStatus, Report) {
-    let mut report = Report::new(ObjectRef {
+/// Between the names of an agent and of its mapping. No object of Kubernetes has it in its name.
+pub(super) const SEPARATOR: char = ':';
+/// What an agent may ask for at most.
+const REQUESTS: usize = 256;
+const TARGET_HINT: &str = "write a URL such as http://192.168.1.20:8123";
+
+/// Whether a route stands for a mapping of an agent.
+pub(super) fn is_mapping(id: &RouteId) -> bool {
+    id.name.contains(SEPARATOR)
+}
+
+/// The route that a mapping stands for.
+fn route_id(agent: &AgentId, mapping: &str) -> RouteId {
+    let name = format!("{}{SEPARATOR}{mapping}", agent.name);
+    RouteId::new(Arc::clone(&agent.namespace), name)
+}
+
+/// A route that stands for a mapping, as people know it.
+pub(super) fn in_words(id: &RouteId) -> Option<String> {
+    let (agent, mapping) = id.name.split_once(SEPARATOR)?;
+    Some(format!(
+        "mapping {mapping} of TunnelAgent {}/{agent}",
+        id.namespace
+    ))
+}
+
+/// An agent whose object was read, and whose mappings wait for what becomes of their routes.
+pub(super) struct ReadAgent {
+    pub(super) id: AgentId,
+    wire: Arc<TunnelAgent>,
+    report: Report,
+    /// What is wrong with mappings, its own wishes included.
+    wrong: Report,
+    keys: Vec<StoredKey>,
+    hold: Duration,
+    requested: Vec<RequestedMapping>,
+    /// Verdicts that need no route, by place among the requests.
+    refused: BTreeMap<usize, (Reason, String)>,
+    /// The names that its mappings may have.
+    allowed: Vec<HostPattern>,
+    /// Routes of the object's mappings.
+    pub(super) mapped: Vec<Mapped>,
+    /// Routes of what the agent asks for.
+    pub(super) asked: Vec<Mapped>,
+}
+
+/// A mapping as a route.
+pub(super) struct Mapped {
+    pub(super) id: RouteId,
+    pub(super) route: Arc<TlsRoute>,
+    name: String,
+    /// Its place in the object, or among the requests.
+    index: usize,
+}
+
+/// What became of a mapping's route.
+#[derive(Default)]
+pub(super) struct Outcome {
+    pub(super) problems: Vec<Problem>,
+    pub(super) status: Option<TlsRouteStatus>,
+}
+
+/// What is said of an agent in the end.
+pub(super) struct Finished {
+    pub(super) agent: Agent,
+    pub(super) status: TunnelAgentStatus,
+    pub(super) reports: [Report; 2],
+}
+
+fn reference(id: &AgentId) -> ObjectRef {
+    ObjectRef {
         kind: Kind::TunnelAgent,
         namespace: Some(id.namespace.to_string()),
         name: id.name.to_string(),
-    });
-    let references = References { inputs, id };
-    let field = Field::SPEC;
-    let at = field.at("allowedHostnames");
-    let mut allowed = Vec::new();
-    for (index, name) in agent.spec.allowed_hostnames.iter().enumerate() {
-        allowed.extend(host_pattern(&mut report, &at.index(index), name));
     }
-    let at = field.at("mappings");
-    let mut names: Vec<&str> = Vec::new();
-    for (index, wire) in agent.spec.mappings.iter().enumerate() {
-        let at = at.index(index);
-        if names.contains(&wire.name.as_str()) {
-            report.invalid(
-                at.at("name"),
-                format!("{:?} is also the name of an earlier mapping", wire.name),
-                "give it another name",
-            );
-        }
-        names.push(&wire.name);
-        mapping(&mut report, &at, wire, &allowed);
-    }
-    let credential = Field::SPEC.at("credential");
-    references.secret_key(
-        &mut report,
-        &credential.at("secretName"),
-        &agent.spec.credential.secret_name,
-        &["token"],
-    );
-
-    let generation = agent.metadata.generation;
-    let mut conditions = Conditions::new(previous, generation, now);
-    conditions.judge(&report, ConditionType::Accepted, Reason::Accepted, "valid");
-    let missing = report.of(ConditionType::ResolvedRefs).next().is_some();
-    let message = super::status::joined(report.of(ConditionType::ResolvedRefs));
-    if missing {
-        let reason = report
-            .of(ConditionType::ResolvedRefs)
-            .next()
-            .map_or(Reason::SecretNotFound, |problem| problem.reason);
-        conditions.set(ConditionType::CredentialReady, false, reason, message);
-    } else {
-        conditions.set(
-            ConditionType::CredentialReady,
-            true,
-            Reason::ResolvedRefs,
-            "the token is there",
-        );
-    }
-    let suspended = agent.spec.suspend.unwrap_or(false);
-    let (reason, message) = if suspended {
-        (Reason::Suspended, "spec.suspend is true")
-    } else {
-        (
-            Reason::AgentNotConnected,
-            "no session of the agent is alive",
-        )
-    };
-    conditions.set(ConditionType::Connected, false, reason, message);
-    let optional = agent.spec.optional.unwrap_or(false) && !suspended;
-    conditions.summarize(if optional {
-        &[ConditionType::Accepted, ConditionType::CredentialReady]
-    } else {
-        &[
-            ConditionType::Accepted,
-            ConditionType::CredentialReady,
-            ConditionType::Connected,
-        ]
-    });
-    let status = TunnelAgentStatus {
-        observed_generation: generation,
-        conditions: conditions.into_inner(),
-        ..TunnelAgentStatus::default()
-    };
-    (status, report)
 }
 
-fn mapping(report: &mut Report, field: &Field<'_>, wire: &AgentMapping, allowed: &[HostPattern]) {
-    if let Some(host) = host_pattern(report, &field.at("hostname"), &wire.hostname) {
-        let covered = allowed.iter().any(|pattern| match &host {
-            HostPattern::Exact(name) => pattern.matches(name),
-            HostPattern::Wildcard(_) => *pattern == host,
-        });
-        if !covered {
+/// Reads every agent of this edge's class, by name. A second one of the same name is not read.
+pub(super) fn read_all(inputs: &Inputs) -> Vec<ReadAgent> {
+    let class = &inputs.environment.class_name;
+    let mut all: BTreeMap<AgentId, &Arc<TunnelAgent>> = BTreeMap::new();
+    for agent in &inputs.agents {
+        if agent.spec.class_name == *class {
+            all.entry(id_of(&agent.metadata)).or_insert(agent);
+        }
+    }
+    let read = |(id, wire): (AgentId, &Arc<TunnelAgent>)| ReadAgent::new(inputs, id, wire);
+    all.into_iter().map(read).collect()
+}
+
+/// Mappings whose last good version has a name that its agent may not serve any more.
+pub(super) fn barred(agents: &[ReadAgent], last_good: &LastGood) -> BTreeSet<RouteId> {
+    let mut barred = BTreeSet::new();
+    for agent in agents {
+        for mapped in agent.mapped.iter().chain(&agent.asked) {
+            if let Some(good) = last_good.routes.get(&mapped.id)
+                && !agent.may_serve(&good.spec.hostnames)
+            {
+                barred.insert(mapped.id.clone());
+            }
+        }
+    }
+    barred
+}
+
+/// Takes back what was said of mappings as routes, and says it of their agents.
+pub(super) fn finish_all(
+    agents: Vec<ReadAgent>,
+    inputs: &Inputs,
+    now: SystemTime,
+    result: &mut Translation,
+) {
+    let mut outcomes: BTreeMap<RouteId, Outcome> = BTreeMap::new();
+    for problem in std::mem::take(&mut result.problems) {
+        let object = &problem.object;
+        let namespace = object.namespace.as_deref().unwrap_or_default();
+        let id = RouteId::new(namespace, object.name.as_str());
+        // A route that has the name of a mapping is none, and said to be none.
+        let route = object.kind == Kind::TlsRoute && problem.field != "metadata.name";
+        if route && is_mapping(&id) {
+            outcomes.entry(id).or_default().problems.push(problem);
+        } else {
+            result.problems.push(problem);
+        }
+    }
+    let statuses = Arc::make_mut(&mut result.statuses);
+    for (id, status) in std::mem::take(&mut statuses.routes) {
+        if is_mapping(&id) {
+            outcomes.entry(id).or_default().status = Some(status);
+        } else {
+            statuses.routes.insert(id, status);
+        }
+    }
+    for agent in agents {
+        let id = agent.id.clone();
+        let finished = agent.finish(inputs, &mut outcomes, now);
+        for report in finished.reports {
+            report.close(result);
+        }
+        let agent = Arc::new(finished.agent);
+        result.snapshot.agents.insert(id.clone(), agent);
+        let statuses = Arc::make_mut(&mut result.statuses);
+        statuses.agents.insert(id, finished.status);
+    }
+    mappings::hand_out(&mut result.snapshot, &result.mappings);
+}
+
+// === impl ReadAgent ===
+
+impl ReadAgent {
+    fn new(inputs: &Inputs, id: AgentId, wire: &Arc<TunnelAgent>) -> Self {
+        let mut report = Report::new(reference(&id));
+        let field = Field::SPEC;
+        let at = field.at("allowedHostnames");
+        let mut allowed = Vec::new();
+        for (index, name) in wire.spec.allowed_hostnames.iter().enumerate() {
+            allowed.extend(host_pattern(&mut report, &at.index(index), name));
+        }
+        let hold = wire.spec.hold.as_deref();
+        let hold = duration_or(&mut report, &field.at("hold"), hold, Agent::HOLD);
+        let keys = credentials::keys(&mut report, inputs, &id, &wire.spec.credential);
+        let requested = inputs.agent_requests.get(&id);
+        let mut read = Self {
+            wrong: Report::new(reference(&id)),
+            wire: Arc::clone(wire),
+            report,
+            keys,
+            hold: hold.unwrap_or(Agent::HOLD),
+            requested: requested.cloned().unwrap_or_default(),
+            refused: BTreeMap::new(),
+            allowed,
+            mapped: Vec::new(),
+            asked: Vec::new(),
+            id,
+        };
+        read.map();
+        read.ask();
+        read
+    }
+
+    /// Whether its mappings may have these names.
+    pub(super) fn may_serve(&self, hostnames: &[String]) -> bool {
+        let mut all = hostnames.iter().map(|name| HostPattern::parse(name));
+        all.all(|host| host.is_ok_and(|host| is_allowed(&self.allowed, &host)))
+    }
+
+    /// Makes routes of the object's mappings.
+    fn map(&mut self) {
+        let wire = Arc::clone(&self.wire);
+        let field = Field::SPEC.at("mappings");
+        let mut names: BTreeSet<&str> = BTreeSet::new();
+        for (index, mapping) in wire.spec.mappings.iter().enumerate() {
+            let at = field.index(index);
+            let before = self.wrong.count();
+            if !is_name(&mapping.name) {
+                self.wrong.invalid(
+                    at.at("name"),
+                    format!("{:?} is not a name", mapping.name),
+                    "use lower-case letters, digits and hyphens, such as nas",
+                );
+            } else if !names.insert(&mapping.name) {
+                self.wrong.invalid(
+                    at.at("name"),
+                    format!("{:?} is also the name of an earlier mapping", mapping.name),
+                    "give it another name",
+                );
+            }
+            self.look_at(&at, mapping);
+            if self.wrong.count() > before || mapping.enabled == Some(false) {
+                continue;
+            }
+            let mapped = self.mapped(mapping, index);
+            self.mapped.push(mapped);
+        }
+    }
+
+    /// What must be right before there can be a route: the name that it has, and the kind of its target.
+    fn look_at(&mut self, at: &Field<'_>, mapping: &AgentMapping) {
+        let report = &mut self.wrong;
+        // A name that is none is said by the route, and so is a bad target: its last good version stays in use.
+        if let Ok(host) = HostPattern::parse(&mapping.hostname)
+            && !is_allowed(&self.allowed, &host)
+        {
             report.add(
-                field.at("hostname"),
+                at.at("hostname"),
                 Reason::HostnameNotAllowed,
                 format!("{host} is not covered by spec.allowedHostnames"),
                 "add the hostname or its wildcard there",
             );
         }
+        match AgentTarget::parse(&mapping.target) {
+            Ok(AgentTarget::Tcp { .. }) => report.forbid(
+                at,
+                &[
+                    ("limits", mapping.limits.is_some()),
+                    ("rateLimit", mapping.rate_limit.is_some()),
+                    ("access", mapping.access.is_some()),
+                    ("protocol", mapping.protocol.is_some()),
+                    ("tls", mapping.tls.is_some()),
+                ],
+                "requests to a target with tcp:// are not opened here",
+                "leave it out, or write a target with http:// or https://",
+            ),
+            _ => {}
+        }
     }
-    if !is_target(&wire.target) {
-        report.invalid(
-            field.at("target"),
-            format!("{:?} is not a target", wire.target),
-            "write a URL such as http://192.168.1.20:8123",
-        );
+
+    fn mapped(&self, mapping: &AgentMapping, index: usize) -> Mapped {
+        let id = route_id(&self.id, &mapping.name);
+        let mut route = TlsRoute::new(&id.name, specification(&self.wire, &self.id, mapping));
+        route.metadata.namespace = Some(id.namespace.to_string());
+        route.metadata.generation = self.wire.metadata.generation;
+        let since = &self.wire.metadata.creation_timestamp;
+        route.metadata.creation_timestamp.clone_from(since);
+        Mapped {
+            id,
+            route: Arc::new(route),
+            name: mapping.name.clone(),
+            index,
+        }
     }
-    if let Some(limits) = &wire.limits {
-        let at = field.at("limits");
-        quantity(report, &at.at("requestBody"), limits.request_body.as_ref());
+
+    /// Makes routes of what the agent asks for.
+    fn ask(&mut self) {
+        let mut names: BTreeSet<String> = BTreeSet::new();
+        for (index, wish) in self.requested.clone().into_iter().enumerate() {
+            if let Err(verdict) = self.judge(index, &wish, &mut names) {
+                self.refused.insert(index, verdict);
+                continue;
+            }
+            let mapping = AgentMapping {
+                name: wish.name,
+                hostname: wish.hostname,
+                target: wish.target,
+                tls: wish.insecure_skip_verify.then(|| MappingTls {
+                    insecure_skip_verify: Some(true),
+                    ..MappingTls::default()
+                }),
+                description: wish.description,
+                ..AgentMapping::default()
+            };
+            let mapped = self.mapped(&mapping, index);
+            self.asked.push(mapped);
+        }
     }
-    if let Some(limit) = &wire.rate_limit {
-        rate_limit(report, &field.at("rateLimit"), limit, "");
+
+    /// Why there is no route for a wish.
+    fn judge(
+        &self,
+        index: usize,
+        wish: &RequestedMapping,
+        names: &mut BTreeSet<String>,
+    ) -> Result<(), (Reason, String)> {
+        let invalid = |message: String| Err((Reason::Invalid, message));
+        if index >= REQUESTS {
+            return invalid(format!("an agent may ask for {REQUESTS} mappings at most"));
+        }
+        if !is_name(&wish.name) {
+            return invalid(
+                "its name is not of lower-case letters, digits and hyphens, such as nas".to_owned(),
+            );
+        }
+        if !names.insert(wish.name.clone()) {
+            return invalid("the agent asks for another mapping of the same name".to_owned());
+        }
+        let mut mappings = self.wire.spec.mappings.iter();
+        if mappings.any(|mapping| mapping.name == wish.name) {
+            return Err((
+                Reason::DefinedByObject,
+                format!(
+                    "TunnelAgent {} has a mapping of that name, which counts; give one of the two another name",
+                    self.id
+                ),
+            ));
+        }
+        let host = match HostPattern::parse(&wish.hostname) {
+            Ok(host) => host,
+            Err(error) => {
+                return invalid(format!("{error}; ask for a name such as nas.example.com"));
+            }
+        };
+        if !is_allowed(&self.allowed, &host) {
+            return Err((
+                Reason::HostnameNotAllowed,
+                format!(
+                    "{host} is not covered by spec.allowedHostnames of TunnelAgent {}; add the hostname or its wildcard there",
+                    self.id
+                ),
+            ));
+        }
+        match AgentTarget::parse(&wish.target) {
+            Err(error) => invalid(format!("{error}; {TARGET_HINT}")),
+            Ok(AgentTarget::Udp { .. }) => Err((
+                Reason::UnsupportedValue,
+                "datagrams are not carried to agents yet".to_owned(),
+            )),
+            Ok(AgentTarget::Tcp { .. }) if wish.insecure_skip_verify => {
+                invalid("what is sent to a target with tcp:// is not opened".to_owned())
+            }
+            Ok(_) => Ok(()),
+        }
     }
-    if let Some(access) = &wire.access {
-        ip_access(report, &field.at("access"), access);
+
+    /// Says what became of everything.
+    pub(super) fn finish(
+        mut self,
+        inputs: &Inputs,
+        outcomes: &mut BTreeMap<RouteId, Outcome>,
+        now: SystemTime,
+    ) -> Finished {
+        let previous = inputs.last_good.statuses.agents.get(&self.id);
+        let previous = previous.or(self.wire.status.as_ref());
+        let mut hostnames = BTreeSet::new();
+        let mut dns_records = Vec::new();
+        let mut served = |outcome: &Outcome| {
+            if let Some(status) = &outcome.status
+                && is(&status.conditions, ConditionType::Programmed, "True")
+            {
+                hostnames.extend(status.hostnames.iter().cloned());
+                for line in &status.dns_records {
+                    if !dns_records.contains(line) {
+                        dns_records.push(line.clone());
+                    }
+                }
+            }
+        };
+        for mapped in std::mem::take(&mut self.mapped) {
+            let outcome = outcomes.remove(&mapped.id).unwrap_or_default();
+            served(&outcome);
+            fold(&mut self.wrong, &mapped, outcome);
+        }
+        let mut asked: BTreeMap<usize, Outcome> = BTreeMap::new();
+        for mapped in std::mem::take(&mut self.asked) {
+            let outcome = outcomes.remove(&mapped.id).unwrap_or_default();
+            served(&outcome);
+            asked.insert(mapped.index, outcome);
+        }
+        let requested = self.verdicts(&asked);
+
+        let generation = self.wire.metadata.generation;
+        let before: &[Condition] = previous.map_or(&[], |status| &status.conditions);
+        let mut conditions = Conditions::new(before, generation, now);
+        let accepted = ConditionType::Accepted;
+        conditions.judge(&self.report, accepted, Reason::Accepted, "valid");
+        credentials::judge(&mut conditions, &self.report, self.keys.len());
+        let seen = sessions::judge(&mut conditions, inputs, &self.id, self.is_suspended());
+        self.mappings_accepted(&mut conditions, &requested);
+        let mut summary = vec![
+            ConditionType::Accepted,
+            ConditionType::CredentialReady,
+            ConditionType::Connected,
+            ConditionType::MappingsAccepted,
+        ];
+        if self.wire.spec.optional == Some(true) && !self.is_suspended() {
+            summary.retain(|type_| *type_ != ConditionType::Connected);
+        }
+        conditions.summarize(&summary);
+        let status = TunnelAgentStatus {
+            observed_generation: generation,
+            conditions: conditions.into_inner(),
+            hostnames: hostnames.into_iter().take(512).collect(),
+            dns_records: dns_records.into_iter().take(512).collect(),
+            requested_mappings: requested,
+            ..sessions::status(seen, previous)
+        };
+        let verdicts = status.requested_mappings.iter().map(|one| MappingVerdict {
+            name: one.name.clone(),
+            accepted: one.accepted,
+            reason: one.reason.clone(),
+            message: one.message.clone(),
+        });
+        let mut verdicts: Vec<_> = verdicts.collect();
+        verdicts.sort();
+        let agent = Agent {
+            id: self.id.clone(),
+            keys: self.keys.clone(),
+            suspended: self.is_suspended(),
+            mappings: Vec::new(),
+            verdicts,
+            hold: self.hold,
+        };
+        Finished {
+            agent,
+            status,
+            reports: [self.report, self.wrong],
+        }
+    }
+
+    fn is_suspended(&self) -> bool {
+        self.wire.spec.suspend == Some(true)
+    }
+
+    /// What became of each wish; what is wrong with one is reported.
+    fn verdicts(&mut self, asked: &BTreeMap<usize, Outcome>) -> Vec<RequestedMappingStatus> {
+        let mut all = Vec::new();
+        for (index, wish) in self.requested.iter().enumerate().take(REQUESTS) {
+            let (accepted, reason, message) = match (self.refused.get(&index), asked.get(&index)) {
+                (Some((reason, message)), _) => (false, *reason, message.clone()),
+                (None, outcome) => verdict(outcome, &wish.hostname),
+            };
+            if !accepted {
+                self.wrong.add(
+                    format!("status.requestedMappings[{index}]"),
+                    reason,
+                    format!("the agent asks for {:?}: {message}", cut(&wish.name, 63)),
+                    "",
+                );
+            }
+            all.push(RequestedMappingStatus {
+                name: cut(&wish.name, 63),
+                hostname: cut(&wish.hostname, 253),
+                target: cut(&wish.target, 512),
+                description: wish.description.as_ref().map(|text| cut(text, 1024)),
+                accepted,
+                reason: reason.to_string(),
+                message: cut(&message, 4096),
+            });
+        }
+        all
+    }
+
+    fn mappings_accepted(&self, conditions: &mut Conditions, asked: &[RequestedMappingStatus]) {
+        let type_ = ConditionType::MappingsAccepted;
+        let enabled = |it: &&AgentMapping| it.enabled != Some(false);
+        let count = self.wire.spec.mappings.iter().filter(enabled).count() + asked.len();
+        if count == 0 && self.wrong.count() == 0 {
+            conditions.remove(type_);
+            return;
+        }
+        let all = || self.wrong.all().filter(|it| matters(it));
+        match all().next() {
+            Some(first) => conditions.set(type_, false, first.reason, joined(all())),
+            None => {
+                let message = match count {
+                    1 => "the mapping is served".to_owned(),
+                    _ => format!("all {count} mappings are served"),
+                };
+                conditions.set(type_, true, Reason::MappingsAccepted, message);
+            }
+        }
     }
 }
 
-/// Whether a target is `http://host[:port]`, `https://host[:port]` or `tcp://host:port`, without path.
-pub(super) fn is_target(target: &str) -> bool {
-    let Some((scheme, rest)) = target.split_once("://") else {
-        return false;
+/// Whether a problem keeps a mapping from being served as it should. Of wishes all count.
+fn matters(problem: &Problem) -> bool {
+    problem.severity() != Severity::Warning || problem.field.starts_with("status.")
+}
+
+fn is(conditions: &[Condition], type_: ConditionType, status: &str) -> bool {
+    let mut all = conditions.iter();
+    all.any(|it| it.type_ == type_.as_str() && it.status == status)
+}
+
+/// A label, so that the mapping can be part of names of files and Secrets.
+fn is_name(name: &str) -> bool {
+    let good = |c: u8| matches!(c, b'a'..=b'z' | b'0'..=b'9' | b'-');
+    (1..=63).contains(&name.len())
+        && name.bytes().all(good)
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+}
+
+fn is_allowed(allowed: &[HostPattern], host: &HostPattern) -> bool {
+    allowed.iter().any(|pattern| match host {
+        HostPattern::Exact(name) => pattern.matches(name),
+        HostPattern::Wildcard(_) => pattern == host,
+    })
+}
+
+fn cut(text: &str, most: usize) -> String {
+    text.chars().take(most).collect()
+}
+
+/// The route that a mapping is short for.
+fn specification(agent: &TunnelAgent, id: &AgentId, mapping: &AgentMapping) -> TlsRouteSpec {
+    let tls = mapping.tls.as_ref().map(|tls| BackendTls {
+        server_name: tls.server_name.clone(),
+        ca_secret_name: tls.ca_secret_name.clone(),
+        ca_config_map_name: tls.ca_config_map_name.clone(),
+        insecure_skip_verify: tls.insecure_skip_verify,
+    });
+    let access = mapping.access.as_ref().map(|access| Filter {
+        type_: "IPAccess".to_owned(),
+        ip_access: Some(access.clone()),
+        ..Filter::default()
+    });
+    let rate_limit = mapping.rate_limit.as_ref().map(|limit| Filter {
+        type_: "RateLimit".to_owned(),
+        rate_limit: Some(limit.clone()),
+        ..Filter::default()
+    });
+    let tcp = matches!(
+        AgentTarget::parse(&mapping.target),
+        Ok(AgentTarget::Tcp { .. })
+    );
+    TlsRouteSpec {
+        hostnames: vec![mapping.hostname.clone()],
+        class_name: agent.spec.class_name.clone(),
+        tls: tcp.then(|| TlsPolicy {
+            mode: Some("Passthrough".to_owned()),
+            ..TlsPolicy::default()
+        }),
+        rules: vec![RouteRule {
+            name: Some(mapping.name.clone()),
+            filters: access.into_iter().chain(rate_limit).collect(),
+            backends: vec![Backend {
+                agent: Some(AgentRef {
+                    name: id.name.to_string(),
+                    target: mapping.target.clone(),
+                }),
+                protocol: mapping.protocol.clone(),
+                proxy_protocol: mapping.proxy_protocol.clone(),
+                tls,
+                ..Backend::default()
+            }],
+            limits: mapping.limits.clone(),
+            ..RouteRule::default()
+        }],
+        ..TlsRouteSpec::default()
+    }
+}
+
+/// Reports what was said of a mapping's route as what it is: about a mapping.
+fn fold(wrong: &mut Report, mapped: &Mapped, outcome: Outcome) {
+    let kept = outcome.status.as_ref().is_some_and(|status| {
+        let mut all = status.conditions.iter();
+        all.any(|it| it.reason == Reason::LastGoodKept.as_str())
+    });
+    for problem in outcome.problems {
+        // That the agent is away is said once, by Connected.
+        if problem.reason == Reason::AgentNotConnected {
+            continue;
+        }
+        let mut message = format!("{}: {}", mapped.name, problem.message);
+        if kept {
+            message.push_str(" (the last good version of the mapping stays in use)");
+        }
+        let field = match place(&problem.field) {
+            place if place.is_empty() => format!("spec.mappings[{}]", mapped.index),
+            place => format!("spec.mappings[{}].{place}", mapped.index),
+        };
+        wrong.add(
+            field,
+            problem.reason,
+            message,
+            problem.hint.unwrap_or_default(),
+        );
+    }
+}
+
+/// Where in a mapping stands what stands there in its route.
+fn place(field: &str) -> String {
+    if field.starts_with("spec.hostnames") || field.starts_with("spec.tls") {
+        return "hostname".to_owned();
+    }
+    let Some(rest) = field.strip_prefix("spec.rules") else {
+        return String::new();
     };
-    let Ok(authority) = rest.trim_end_matches('/').parse::<http::uri::Authority>() else {
-        return false;
-    };
-    let plain = !authority.as_str().contains('@') && !authority.host().is_empty();
-    match scheme {
-        "http" | "https" => plain,
-        "tcp" => plain && authority.port().is_some(),
-        _ => false,
+    let rest = rest.strip_prefix("[0]").unwrap_or(rest);
+    let rest = rest.strip_prefix('.').unwrap_or(rest);
+    if let Some(backend) = rest.strip_prefix("backends[0]") {
+        let member = backend.strip_prefix('.').unwrap_or_default();
+        return match member {
+            "" => "target".to_owned(),
+            _ if member.starts_with("agent") => "target".to_owned(),
+            member => member.to_owned(),
+        };
+    }
+    if rest.starts_with("filters") {
+        let member = rest.split_once("].").map_or("", |(_, member)| member);
+        return match member.strip_prefix("ipAccess") {
+            Some(member) => format!("access{member}"),
+            None => member.to_owned(),
+        };
+    }
+    match rest {
+        // A passthrough that hides who comes.
+        "" => "proxyProtocol".to_owned(),
+        rest => rest.to_owned(),
+    }
+}
+
+/// What is said to an agent of a wish that has a route.
+fn verdict(outcome: Option<&Outcome>, hostname: &str) -> (bool, Reason, String) {
+    let served = outcome
+        .and_then(|outcome| outcome.status.as_ref())
+        .is_some_and(|status| is(&status.conditions, ConditionType::Programmed, "True"));
+    let problems = outcome.map_or(&[][..], |outcome| &outcome.problems);
+    let first = problems
+        .iter()
+        .find(|problem| problem.severity() != Severity::Warning);
+    match first {
+        Some(problem) => (served, problem.reason, problem.words()),
+        None if served => (true, Reason::Accepted, format!("https://{hostname}/")),
+        None => (
+            false,
+            Reason::NothingToServe,
+            "the hostname cannot be served".to_owned(),
+        ),
     }
 }

@@ -9,6 +9,7 @@ use tidegate_model::{
     Snapshot, TlsMode, TlsPolicy, VirtualHost,
 };
 
+use super::agents::Mapped;
 use super::certificates::{complaint, covers, parse_certificate};
 use super::conflicts::{Claims, age_of, id_of};
 use super::dns::{self, Reached};
@@ -44,6 +45,7 @@ pub fn translate(inputs: &Inputs, now: SystemTime) -> Translation {
         udp_ports: UdpPorts::default(),
         lost: inputs.exposure.as_ref().and_then(exposure::judge),
         wrong_issuers: BTreeMap::new(),
+        barred: BTreeSet::new(),
         result: Translation {
             snapshot: Snapshot {
                 default_certificate: inputs.default_certificate.clone(),
@@ -73,27 +75,21 @@ pub fn translate(inputs: &Inputs, now: SystemTime) -> Translation {
         }
         issuers.push((name, status, report));
     }
-    let routes = work.routes_by_age();
+    let agents = agents::read_all(inputs);
+    work.barred = agents::barred(&agents, &inputs.last_good);
+    let mut routes = work.own_routes();
+    routes.extend(work.mapped(agents.iter().flat_map(|agent| &agent.mapped)));
+    by_age(&mut routes);
     for (_, route, _) in &routes {
         work.groups.settle(route);
     }
-    for (id, route, age) in routes {
+    // What agents ask for comes after every object.
+    let mut asked = work.mapped(agents.iter().flat_map(|agent| &agent.asked));
+    by_age(&mut asked);
+    for (id, route, age) in routes.into_iter().chain(asked) {
         work.route(&id, &route, age);
     }
-    let ours = |class: &Option<String>| *class == inputs.environment.class_name;
-    for agent in inputs
-        .agents
-        .iter()
-        .filter(|agent| ours(&agent.spec.class_name))
-    {
-        let id = id_of(&agent.metadata);
-        let previous = inputs.last_good.statuses.agents.get(&id);
-        let previous = previous.or(agent.status.as_ref());
-        let previous = previous.map_or(&[][..], |status| &status.conditions);
-        let (status, report) = agents::check(inputs, agent, &id, previous, now);
-        report.close(&mut work.result);
-        work.statuses().agents.insert(id, status);
-    }
+    agents::finish_all(agents, inputs, now, &mut work.result);
     for (name, status, report) in issuers {
         report.close(&mut work.result);
         work.statuses().issuers.insert(name, status);
@@ -122,7 +118,16 @@ struct Work<'a> {
     lost: Option<Lost>,
     /// What is wrong with issuers that cannot be asked.
     wrong_issuers: BTreeMap<String, String>,
+    /// Mappings whose last good version may not be served any more.
+    barred: BTreeSet<RouteId>,
     result: Translation,
+}
+
+/// A route and how old it is.
+type Aged = (RouteId, Arc<TlsRoute>, SystemTime);
+
+fn by_age(routes: &mut [Aged]) {
+    routes.sort_by(|a, b| (a.2, &a.0).cmp(&(b.2, &b.0)));
 }
 
 // === impl Work ===
@@ -132,8 +137,9 @@ impl Work<'_> {
         Arc::make_mut(&mut self.result.statuses)
     }
 
-    /// Routes of this edge's class, oldest first. A second one of the same name is reported.
-    fn routes_by_age(&mut self) -> Vec<(RouteId, Arc<TlsRoute>, SystemTime)> {
+    /// Routes of this edge's class. A second one of the same name is reported, and one that has the name of a
+    /// mapping.
+    fn own_routes(&mut self) -> Vec<Aged> {
         let mut seen = BTreeSet::new();
         let mut routes = Vec::with_capacity(self.inputs.routes.len());
         for route in &self.inputs.routes {
@@ -141,6 +147,13 @@ impl Work<'_> {
                 continue;
             }
             let id = id_of(&route.metadata);
+            if agents::is_mapping(&id) {
+                let mut report = Report::new(reference(&id));
+                let message = format!("{:?} has a colon, as only mappings of agents do", id.name);
+                report.invalid("metadata.name", message, "give it another name");
+                report.close(&mut self.result);
+                continue;
+            }
             if !seen.insert(id.clone()) {
                 let mut report = Report::new(reference(&id));
                 report.invalid(
@@ -155,13 +168,24 @@ impl Work<'_> {
             self.result.last_good.first_seen.insert(id.clone(), age);
             routes.push((id, Arc::clone(route), age));
         }
-        routes.sort_by(|a, b| (a.2, &a.0).cmp(&(b.2, &b.0)));
         routes
+    }
+
+    /// Routes that stand for mappings of agents, with their ages.
+    fn mapped<'m>(&mut self, all: impl Iterator<Item = &'m Mapped>) -> Vec<Aged> {
+        all.map(|mapped| {
+            let age = age_of(self.inputs, &mapped.route, &mapped.id, self.now);
+            let known = &mut self.result.last_good.first_seen;
+            known.insert(mapped.id.clone(), age);
+            (mapped.id.clone(), Arc::clone(&mapped.route), age)
+        })
+        .collect()
     }
 
     fn route(&mut self, id: &RouteId, route: &TlsRoute, age: SystemTime) {
         let mut report = Report::new(reference(id));
         let good = self.inputs.last_good.routes.get(id);
+        let good = good.filter(|_| !self.barred.contains(id));
         if route.spec.suspend.unwrap_or(false) {
             self.suspended(id, route, report);
             return;
@@ -609,8 +633,11 @@ impl Work<'_> {
             }
         }
         resolved_refs(&mut conditions, &report);
-        if self.inputs.environment.services == ServiceResolution::Objects {
+        let services = self.inputs.environment.services == ServiceResolution::Objects;
+        if services || report.mappings().next().is_some() {
             backends_ready(&mut conditions, &report);
+        } else {
+            conditions.remove(ConditionType::BackendsReady);
         }
         certificate_ready(&mut conditions, &report, chosen, served);
         let claimed = chosen.compiled.hosts.len();

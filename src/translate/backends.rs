@@ -15,9 +15,9 @@ use super::balancing::Policy;
 use super::references::{Found, References, Transport};
 use super::report::{Field, Report};
 use super::words::one_of;
-use super::{ServiceResolution, StaticFilesPolicy, reach};
+use super::{ServiceResolution, StaticFilesPolicy, mappings, reach};
 use crate::api::conditions::Reason;
-use crate::api::{AgentRef, Backend, BackendTls, StaticFiles};
+use crate::api::{Backend, BackendTls, StaticFiles};
 
 /// What a backend turned out to be.
 #[derive(Debug)]
@@ -64,10 +64,10 @@ pub(super) fn destination(
             )?;
             static_folder(report, references, &field.at("static"), folder).map(Destination::Static)
         }
-        "agent" => {
-            agent(report, references, &field.at("agent"), wire.agent.as_ref()?);
-            Some(Destination::Unresolved)
-        }
+        "agent" => agent(report, references, field, wire, policy).map(|found| match found {
+            Found::Here(cluster) => Destination::Cluster(cluster),
+            Found::Missing => Destination::Unresolved,
+        }),
         _ => cluster(report, references, field, wire, policy).map(|found| match found {
             Found::Here(cluster) => Destination::Cluster(cluster),
             Found::Missing => Destination::Unresolved,
@@ -137,27 +137,7 @@ fn cluster(
         Some(Found::Here(place)) => place.protocol,
         _ => UpstreamProtocol::Auto,
     };
-    let protocol = one_of(
-        report,
-        &field.at("protocol"),
-        wire.protocol.as_deref(),
-        spoken,
-        &[
-            ("Auto", UpstreamProtocol::Auto),
-            ("HTTP1", UpstreamProtocol::Http1),
-            ("HTTP2", UpstreamProtocol::Http2),
-        ],
-    );
-    let proxy_protocol = one_of(
-        report,
-        &field.at("proxyProtocol"),
-        wire.proxy_protocol.as_deref(),
-        None,
-        &[
-            ("v1", Some(ProxyProtocolVersion::V1)),
-            ("v2", Some(ProxyProtocolVersion::V2)),
-        ],
-    );
+    let (protocol, proxy_protocol) = spoken_to(report, field, wire, spoken);
     let tls = match &wire.tls {
         None => Some(Found::Here(None)),
         Some(tls) => {
@@ -191,6 +171,83 @@ fn cluster(
         connect_timeout: policy.connect_timeout,
     };
     cluster.key = key_of(&cluster);
+    Some(Found::Here(Arc::new(cluster)))
+}
+
+/// HTTP version and PROXY protocol.
+fn spoken_to(
+    report: &mut Report,
+    field: &Field<'_>,
+    wire: &Backend,
+    default: UpstreamProtocol,
+) -> (
+    Option<UpstreamProtocol>,
+    Option<Option<ProxyProtocolVersion>>,
+) {
+    let protocol = one_of(
+        report,
+        &field.at("protocol"),
+        wire.protocol.as_deref(),
+        default,
+        &[
+            ("Auto", UpstreamProtocol::Auto),
+            ("HTTP1", UpstreamProtocol::Http1),
+            ("HTTP2", UpstreamProtocol::Http2),
+        ],
+    );
+    let proxy_protocol = one_of(
+        report,
+        &field.at("proxyProtocol"),
+        wire.proxy_protocol.as_deref(),
+        None,
+        &[
+            ("v1", Some(ProxyProtocolVersion::V1)),
+            ("v2", Some(ProxyProtocolVersion::V2)),
+        ],
+    );
+    (protocol, proxy_protocol)
+}
+
+/// A service behind an agent: the mapping that the agent is told, and a cluster that leads there.
+fn agent(
+    report: &mut Report,
+    references: &References<'_>,
+    field: &Field<'_>,
+    wire: &Backend,
+    policy: &Policy,
+) -> Option<Found<Arc<Cluster>>> {
+    let reference = wire.agent.as_ref()?;
+    let (protocol, proxy_protocol) = spoken_to(report, field, wire, UpstreamProtocol::Auto);
+    let place = match mappings::place(report, references, &field.at("agent"), reference)? {
+        Found::Here(place) => place,
+        Found::Missing => return Some(Found::Missing),
+    };
+    let at = field.at("tls");
+    let tls = mappings::tls(report, references, &at, wire.tls.as_ref(), &place.target);
+    let (protocol, proxy_protocol) = (protocol?, proxy_protocol?);
+    let Found::Here(tls) = tls? else {
+        return Some(Found::Missing);
+    };
+    let timeout = policy.connect_timeout;
+    let mapping = mappings::define(place.target, protocol, tls, proxy_protocol, timeout);
+    let mut cluster = Cluster {
+        key: ClusterKey("".into()),
+        name: format!("agent {} {}", place.agent, mapping.target),
+        target: Target::Agent {
+            agent: place.agent.clone(),
+            mapping: mapping.id.clone(),
+        },
+        protocol: UpstreamProtocol::Auto,
+        tls: None,
+        proxy_protocol: None,
+        load_balancing: policy.load_balancing.clone(),
+        active_health: policy.active_health.clone(),
+        passive_health: policy.passive_health.clone(),
+        circuit: policy.circuit.clone(),
+        connect_timeout: timeout,
+    };
+    cluster.key = key_of(&cluster);
+    report.maps(place.agent, mapping);
     Some(Found::Here(Arc::new(cluster)))
 }
 
@@ -411,33 +468,6 @@ fn upstream_tls(
     }))
 }
 
-fn agent(report: &mut Report, references: &References<'_>, field: &Field<'_>, wire: &AgentRef) {
-    let full = references.sibling(&wire.name);
-    let exists = references.has_agent(&full);
-    if !super::agents::is_target(&wire.target) {
-        report.invalid(
-            field.at("target"),
-            format!("{:?} is not a target", wire.target),
-            "write a URL such as http://192.168.1.20:8123",
-        );
-    }
-    if exists {
-        report.add(
-            field.at("name"),
-            Reason::AgentNotConnected,
-            format!("TunnelAgent {full} is not connected"),
-            "start the agent",
-        );
-    } else {
-        report.add(
-            field.at("name"),
-            Reason::AgentNotFound,
-            format!("TunnelAgent {full} does not exist"),
-            format!("create it in namespace {}", full.namespace),
-        );
-    }
-}
-
 fn static_folder(
     report: &mut Report,
     references: &References<'_>,
@@ -528,6 +558,9 @@ fn key_of(cluster: &Cluster) -> ClusterKey {
         // Writing to a String cannot fail.
         let _ = key.write_fmt(args);
     };
+    if let Target::Agent { mapping, .. } = &cluster.target {
+        part(format_args!("mapping={mapping}"));
+    }
     match cluster.protocol {
         UpstreamProtocol::Auto => {}
         UpstreamProtocol::Http1 => part(format_args!("http1")),

@@ -166,6 +166,17 @@ pub(super) fn parse_roots(
     Ok((Arc::new(roots), Fingerprint(hash.finalize().into())))
 }
 
+/// The same as DER. Every one could be trusted.
+pub(super) fn parse_ca_der(pem: &[u8]) -> Result<Vec<Vec<u8>>, CertificateError> {
+    parse_roots(pem)?;
+    CertificateDer::pem_slice_iter(pem)
+        .map(|certificate| match certificate {
+            Ok(certificate) => Ok(certificate.to_vec()),
+            Err(_) => Err(CertificateError::CertificatePem),
+        })
+        .collect()
+}
+
 /// Whether a client that may ask for any name of the pattern accepts the certificate.
 pub(super) fn covers(certificate: &Certificate, pattern: &HostPattern) -> bool {
     match pattern {

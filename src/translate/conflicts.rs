@@ -1,12 +1,13 @@
 //! Who owns a hostname when several routes claim it: the oldest, then the first by name.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use tidegate_model::{HostPattern, RouteId};
 
-use super::Inputs;
 use super::report::Report;
+use super::{Inputs, agents};
 use crate::api::conditions::Reason;
 use crate::api::policies::{OLDER, TAKEN, TAKEN_HINT};
 use crate::api::{TlsRoute, TlsRouteSpec};
@@ -67,15 +68,18 @@ impl Claims {
                 true
             }
             Some((since, owner)) => {
-                let why = if *since < age {
-                    OLDER
-                } else {
-                    ", which comes first by name"
+                let why = match (*since).cmp(&age) {
+                    Ordering::Less => OLDER,
+                    Ordering::Equal => ", which comes first by name",
+                    // Only wishes of agents come after what is younger.
+                    Ordering::Greater => ", and objects count before what an agent asks for",
                 };
-                let owner = if self.discreet && owner.namespace != id.namespace {
-                    "a TlsRoute of another namespace".to_owned()
-                } else {
-                    format!("TlsRoute {owner}")
+                let hidden = self.discreet && owner.namespace != id.namespace;
+                let owner = match (hidden, agents::in_words(owner)) {
+                    (true, None) => "a TlsRoute of another namespace".to_owned(),
+                    (true, Some(_)) => "a TunnelAgent of another namespace".to_owned(),
+                    (false, None) => format!("TlsRoute {owner}"),
+                    (false, Some(mapping)) => mapping,
                 };
                 report.add(
                     field_of(spec, host),

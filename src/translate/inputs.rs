@@ -13,7 +13,8 @@ use std::time::SystemTime;
 use tidegate_acme::notices::DeliveryState;
 use tidegate_acme::preflight::Finding;
 use tidegate_model::{
-    Certificate, ChallengeAnswers, ObjectName, Reach, RouteId, RuleId, TicketKeys, UdpRelayState,
+    AgentId, Certificate, ChallengeAnswers, ObjectName, ObservedAgent, Reach, RequestedMapping,
+    RouteId, RuleId, TicketKeys, UdpRelayState,
 };
 
 use super::{Exposure, FoundService, LastGood, ProbeReport, PublicPlace, Refusals, ServiceKeeper};
@@ -64,10 +65,23 @@ pub struct Inputs {
     pub service_refusals: Arc<Refusals>,
     /// What trackers have told of themselves that were asked.
     pub tracker_reports: Arc<BTreeMap<RuleId, ProbeReport>>,
+    /// What agents ask for themselves.
+    pub agent_requests: Arc<BTreeMap<AgentId, Vec<RequestedMapping>>>,
+    /// The sessions of agents; None where no edge runs, as in a check.
+    pub agents_seen: Option<Arc<SeenAgents>>,
     /// What is true of this edge.
     pub environment: Environment,
     /// What the last translation returned; empty at the start.
     pub last_good: Arc<LastGood>,
+}
+
+/// What all replicas of the edge know of agents.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct SeenAgents {
+    /// Every agent that was seen, with the sessions of all replicas.
+    pub agents: BTreeMap<AgentId, ObservedAgent>,
+    /// How many replicas there are.
+    pub replicas: usize,
 }
 
 /// A file that stands for an AcmeIssuer which is the default.

@@ -19,6 +19,7 @@ mod backends;
 mod balancing;
 mod certificates;
 mod conflicts;
+mod credentials;
 mod dns;
 mod durations;
 mod exposure;
@@ -26,6 +27,7 @@ mod filters;
 mod inputs;
 mod issuance;
 mod issuers;
+mod mappings;
 mod matches;
 mod notifications;
 mod outputs;
@@ -36,6 +38,7 @@ mod references;
 mod report;
 mod routes;
 mod rules;
+mod sessions;
 mod solvers;
 mod status;
 mod trackers;
@@ -55,7 +58,7 @@ pub use durations::{DurationError, parse_duration};
 pub use exposure::{ExposedService, Exposure, Lost, judge as judge_exposure};
 pub use inputs::{
     ConfigMapData, Environment, Inputs, IssuerFile, IssuerReport, OrderReport, ProgramPolicy,
-    PublishedSecret, SecretData, ServiceData, ServicePortData, ServiceResolution,
+    PublishedSecret, SecretData, SeenAgents, ServiceData, ServicePortData, ServiceResolution,
     StaticFilesPolicy,
 };
 pub use outputs::{

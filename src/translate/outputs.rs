@@ -12,6 +12,7 @@ use tidegate_model::{
     Certificate, HostPattern, ObjectName, RouteId, RuleId, Snapshot, UdpRelayMode,
 };
 
+use super::mappings::Mappings;
 use super::{SecretData, TrackerProbe, UnwantedService, WantedService};
 use crate::api::conditions::Reason;
 use crate::api::{AcmeIssuerStatus, TlsRouteSpec, TlsRouteStatus, TunnelAgentStatus};
@@ -41,6 +42,8 @@ pub struct Translation {
     /// Everything that was looked up by name. Whoever fetches these and nothing else has all that the objects
     /// may use; what is missing may name more once it is there.
     pub references: BTreeSet<Reference>,
+    /// Definitions of backends behind agents.
+    pub(super) mappings: Mappings,
     /// What the next translation needs as [`Inputs::last_good`](super::Inputs::last_good); taken out by whoever
     /// keeps it.
     pub last_good: LastGood,
@@ -188,12 +191,20 @@ impl Problem {
                 | Reason::NoticesNotDelivered,
             )
             // Such an agent stays away; nothing else is harmed.
-            | (Kind::TunnelAgent, Reason::SecretNotFound) => Severity::Warning,
+            | (Kind::TunnelAgent, Reason::SecretNotFound)
+                if self.reason != Reason::SecretNotFound
+                    || self.field.starts_with("spec.credential") =>
+            {
+                Severity::Warning
+            }
+            // What an agent asks for is nobody's mistake here.
+            (Kind::TunnelAgent, _) if self.field.starts_with("status.") => Severity::Warning,
             _ => Severity::Error,
         }
     }
 
-    fn words(&self) -> String {
+    /// Message and hint.
+    pub(super) fn words(&self) -> String {
         match &self.hint {
             Some(hint) => format!("{}; {hint}", self.message),
             None => self.message.clone(),

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use rustls::RootCertStore;
 use tidegate_model::{BasicAuth, Fingerprint, ObjectName, RouteId, Secret};
 
-use super::certificates::parse_roots;
+use super::certificates::{CertificateError, parse_ca_der, parse_roots};
 use super::report::{Field, Report};
 use super::{Inputs, ReferenceKind, SecretData, ServicePortData, reach};
 use crate::api::conditions::Reason;
-use crate::api::{BasicAuthFilter, ServiceRef};
+use crate::api::{BasicAuthFilter, ServiceRef, TunnelAgent};
 
 /// Looks things up for one object and notes what is missing.
 pub(super) struct References<'a> {
@@ -195,9 +195,9 @@ impl References<'_> {
         })
     }
 
-    /// A TunnelAgent.
-    pub(super) fn has_agent(&self, full: &ObjectName) -> bool {
-        self.inputs.agents.iter().any(|agent| {
+    /// A TunnelAgent of whatever class; of two with one name the first.
+    pub(super) fn agent(&self, full: &ObjectName) -> Option<&Arc<TunnelAgent>> {
+        self.inputs.agents.iter().find(|agent| {
             agent.metadata.name.as_deref() == Some(&*full.name)
                 && agent.metadata.namespace.as_deref().unwrap_or("default") == &*full.namespace
         })
@@ -211,6 +211,28 @@ impl References<'_> {
         secret: Option<&str>,
         config_map: Option<&str>,
     ) -> Option<Roots> {
+        self.cas(report, field, secret, config_map, parse_roots)
+    }
+
+    /// The same as DER, for those who verify elsewhere.
+    pub(super) fn ca_der(
+        &self,
+        report: &mut Report,
+        field: &Field<'_>,
+        secret: Option<&str>,
+        config_map: Option<&str>,
+    ) -> Option<Vec<Vec<u8>>> {
+        self.cas(report, field, secret, config_map, parse_ca_der)
+    }
+
+    fn cas<T>(
+        &self,
+        report: &mut Report,
+        field: &Field<'_>,
+        secret: Option<&str>,
+        config_map: Option<&str>,
+        parse: impl Fn(&[u8]) -> Result<T, CertificateError>,
+    ) -> Option<T> {
         const KEY: &str = "ca.crt";
         let member = if secret.is_some() {
             "caSecretName"
@@ -248,7 +270,7 @@ impl References<'_> {
             }
             (None, None) => return None,
         };
-        match parse_roots(pem) {
+        match parse(pem) {
             Ok(roots) => Some(roots),
             Err(error) => {
                 report.add(

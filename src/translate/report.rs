@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use tidegate_model::ObjectName;
+use tidegate_model::{AgentId, Mapping, ObjectName};
 
 use super::{ObjectRef, Problem, Reference, ReferenceKind, Translation};
 use crate::api::conditions::{ConditionType, Reason};
@@ -63,6 +63,7 @@ pub(super) struct Report {
     object: ObjectRef,
     problems: Vec<Problem>,
     references: BTreeSet<Reference>,
+    mappings: Vec<(AgentId, Mapping)>,
 }
 
 // === impl Report ===
@@ -73,7 +74,23 @@ impl Report {
             object,
             problems: Vec::new(),
             references: BTreeSet::new(),
+            mappings: Vec::new(),
         }
+    }
+
+    /// Notes the definition of a backend behind an agent.
+    pub(super) fn maps(&mut self, agent: AgentId, mapping: Mapping) {
+        self.mappings.push((agent, mapping));
+    }
+
+    /// The definitions noted so far.
+    pub(super) fn mappings(&self) -> impl Iterator<Item = &Mapping> {
+        self.mappings.iter().map(|(_, mapping)| mapping)
+    }
+
+    /// Everything that was noted.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Problem> {
+        self.problems.iter()
     }
 
     /// Notes that the object names something, whether it exists or not.
@@ -170,6 +187,7 @@ impl Report {
     pub(super) fn append(&mut self, other: Report) {
         self.problems.extend(other.problems);
         self.references.extend(other.references);
+        self.mappings.extend(other.mappings);
     }
 
     /// Drops what speaks of one condition.
@@ -182,6 +200,9 @@ impl Report {
     pub(super) fn close(self, into: &mut Translation) {
         into.problems.extend(self.problems);
         into.references.extend(self.references);
+        let mappings = self.mappings.into_iter();
+        let mappings = mappings.map(|(agent, mapping)| ((agent, mapping.id.clone()), mapping));
+        into.mappings.extend(mappings);
     }
 }
 
@@ -192,7 +213,6 @@ pub(super) fn condition_of(reason: Reason) -> ConditionType {
         | Reason::InvalidSecret
         | Reason::ConfigMapNotFound
         | Reason::AgentNotFound
-        | Reason::AgentNotConnected
         | Reason::IssuerNotFound
         | Reason::BackendNotFound
         | Reason::BackendNotAllowed => ConditionType::ResolvedRefs,
@@ -216,7 +236,7 @@ pub(super) fn condition_of(reason: Reason) -> ConditionType {
         | Reason::ServiceWithoutSelector
         | Reason::LoadBalancerPending
         | Reason::TrackerNotReady => ConditionType::ClientAddressPreserved,
-        Reason::NoReadyEndpoints => ConditionType::BackendsReady,
+        Reason::NoReadyEndpoints | Reason::AgentNotConnected => ConditionType::BackendsReady,
         Reason::Suspended
         | Reason::NothingToServe
         | Reason::PlainListenerMissing

@@ -16,9 +16,9 @@ use super::probes::{self, CompiledProbe};
 use super::references::References;
 use super::report::{Field, Report};
 use super::rules::{self, CompiledRule, Way};
-use super::trackers;
 use super::udp::CompiledUdp;
 use super::words::one_of;
+use super::{mappings, trackers};
 use crate::api::conditions::Reason;
 use crate::api::{HttpPolicy, TlsPolicy, TlsRouteSpec};
 
@@ -172,6 +172,7 @@ pub(super) fn compile(
                 );
             }
         }
+        mappings::check_mode(report, &at, rule, passthrough == Some(true));
         compiled.push(rules::compile(report, references, &at, rule, index));
     }
     trackers::check_within(report, spec);
@@ -606,13 +607,21 @@ pub(super) fn note_lost_addresses(report: &mut Report, route: &CompiledRoute) {
     if !matches!(route.tls, CompiledTls::Passthrough) {
         return;
     }
+    let by_agent: BTreeSet<_> = report
+        .mappings()
+        .filter(|mapping| mapping.proxy_protocol.is_some())
+        .map(|mapping| mapping.id.clone())
+        .collect();
+    let hides_clients = |cluster: &Cluster| match mappings::of_cluster(cluster) {
+        // The agent sends the header.
+        Some((_, mapping)) => !by_agent.contains(&mapping),
+        None => cluster.proxy_protocol.is_none(),
+    };
     let lost = route
         .hosts
         .iter()
         .find_map(|(host, service)| match service {
-            HostService::Passthrough(Some(cluster)) if cluster.proxy_protocol.is_none() => {
-                Some(host)
-            }
+            HostService::Passthrough(Some(cluster)) if hides_clients(cluster) => Some(host),
             _ => None,
         });
     if let Some(host) = lost {

@@ -61,7 +61,10 @@ pub(super) fn backends_ready(conditions: &mut Conditions, report: &Report) {
         report,
         ConditionType::BackendsReady,
         Reason::BackendsReady,
-        "every Service has an endpoint that is ready",
+        match report.mappings().next() {
+            None => "every Service has an endpoint that is ready",
+            Some(_) => "every Service has an endpoint that is ready, and every agent is connected",
+        },
     );
 }
 

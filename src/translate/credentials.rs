@@ -1,0 +1,167 @@
+//! Credentials of agents: Secrets in, stored keys out.
+//!
+//! A token is read here and nowhere else, and only what it is recognised by leaves this file; no message quotes
+//! what a Secret holds.
+
+use scram::{CredentialError, Token, parse_stored_key};
+use tidegate_model::{Agent, AgentId, StoredKey};
+
+use super::references::References;
+use super::report::{Field, Report};
+use super::status::{Conditions, joined};
+use super::{Inputs, SecretData};
+use crate::api::AgentCredential;
+use crate::api::conditions::{ConditionType, Reason};
+
+/// Keys of the Secret: the name, whether it holds a token and not its hash.
+const KEYS: [(&str, bool); 4] = [
+    ("token", true),
+    ("tokenHash", false),
+    ("previousToken", true),
+    ("previousTokenHash", false),
+];
+const HINT: &str = "`tidegate agent token` prints a new token and its hash";
+
+/// The keys that an agent's proofs may be made with, newest first. What is wrong is reported; what is right counts
+/// all the same.
+pub(super) fn keys(
+    report: &mut Report,
+    inputs: &Inputs,
+    id: &AgentId,
+    wire: &AgentCredential,
+) -> Vec<StoredKey> {
+    let references = References { inputs, id };
+    let credential = Field::SPEC.at("credential");
+    let field = credential.at("secretName");
+    let before = report.count();
+    let Some(secret) = references.secret(report, &field, &wire.secret_name) else {
+        if !inputs.environment.is_shared() {
+            for problem in report.since(before) {
+                problem.hint = Some(format!(
+                    "make it with the key token; {HINT}, and with --secret NAME the whole Secret"
+                ));
+            }
+        }
+        return Vec::new();
+    };
+    let name = references.sibling(&wire.secret_name);
+    let mut found: Vec<StoredKey> = Vec::new();
+    for (key, is_token) in KEYS {
+        match value(secret, key, is_token) {
+            None => {}
+            Some(Ok(stored)) if found.contains(&stored) => {}
+            Some(Ok(stored)) => found.push(stored),
+            Some(Err(error)) => report.add(
+                &field,
+                Reason::InvalidSecret,
+                format!("key {key:?} of Secret {name}: {error}"),
+                HINT,
+            ),
+        }
+    }
+    if found.is_empty() && report.count() == before {
+        let present: Vec<_> = secret.data.keys().map(String::as_str).collect();
+        let present = match present.as_slice() {
+            [] => "none".to_owned(),
+            present => present.join(", "),
+        };
+        report.add(
+            &field,
+            Reason::InvalidSecret,
+            format!(
+                "Secret {name} has neither key \"token\" nor \"tokenHash\" (it has: {present})"
+            ),
+            HINT,
+        );
+    }
+    found.truncate(Agent::KEYS);
+    found
+}
+
+fn value(
+    secret: &SecretData,
+    key: &str,
+    is_token: bool,
+) -> Option<Result<StoredKey, CredentialError>> {
+    let bytes = secret.data.get(key)?;
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return Some(Err(if is_token {
+            CredentialError::Token
+        } else {
+            CredentialError::Hash
+        }));
+    };
+    Some(if is_token {
+        Token::parse(text).map(|token| token.stored_key())
+    } else {
+        parse_stored_key(text)
+    })
+}
+
+/// Whether the agent can log in.
+pub(super) fn judge(conditions: &mut Conditions, report: &Report, keys: usize) {
+    let type_ = ConditionType::CredentialReady;
+    let wrong = || report.of(ConditionType::ResolvedRefs);
+    match (wrong().next(), keys) {
+        (Some(first), _) => conditions.set(type_, false, first.reason, joined(wrong())),
+        (None, 1) => conditions.set(type_, true, Reason::CredentialReady, "the token is there"),
+        (None, count) => conditions.set(
+            type_,
+            true,
+            Reason::CredentialReady,
+            format!("{count} tokens are valid"),
+        ),
+    }
+}
+
+mod scram {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    use sha2::{Digest, Sha256};
+    use tidegate_model::StoredKey;
+
+    #[derive(Debug, thiserror::Error, PartialEq, Eq)]
+    pub(super) enum CredentialError {
+        #[error("a token is tga_ and 43 characters of base64url")]
+        Token,
+        #[error("the hash of a token is sha256: and 43 characters of base64url")]
+        Hash,
+    }
+
+    pub(super) struct Token([u8; 32]);
+
+    impl Token {
+        pub(super) fn parse(text: &str) -> Result<Self, CredentialError> {
+            let encoded = text.trim().strip_prefix("tga_");
+            encoded
+                .and_then(decode)
+                .map(Self)
+                .ok_or(CredentialError::Token)
+        }
+
+        pub(super) fn stored_key(&self) -> StoredKey {
+            let pad = |with: u8| {
+                let mut block = [with; 64];
+                for (at, byte) in block.iter_mut().zip(self.0) {
+                    *at ^= byte;
+                }
+                Sha256::new().chain_update(block)
+            };
+            let inner = pad(0x36).chain_update(b"Client Key").finalize();
+            let client = pad(0x5c).chain_update(inner).finalize();
+            StoredKey(Sha256::digest(client).into())
+        }
+    }
+
+    pub(super) fn parse_stored_key(text: &str) -> Result<StoredKey, CredentialError> {
+        let encoded = text.trim().strip_prefix("sha256:");
+        encoded
+            .and_then(decode)
+            .map(StoredKey)
+            .ok_or(CredentialError::Hash)
+    }
+
+    fn decode(text: &str) -> Option<[u8; 32]> {
+        URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok()
+    }
+}
