@@ -149,6 +149,11 @@ const ROWS: &[Row] = &[
         "mappings need allowedHostnames: an agent may only serve hostnames it was given",
     ),
     (
+        "TunnelAgent",
+        "credential: {secretName: a}, allowedHostnames: [a.example.com], mappings: [{name: a, hostname: a.example.com, target: 'https://127.0.0.1', tls: {caSecretName: a, insecureSkipVerify: true}}]",
+        "set at most one of caSecretName, caConfigMapName and insecureSkipVerify",
+    ),
+    (
         "AcmeIssuer",
         "directory: 'https://ca.example.com/dir'",
         "read the authority's terms of service and set termsOfServiceAgreed: true",

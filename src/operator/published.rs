@@ -69,9 +69,11 @@ struct Looked {
     version: String,
 }
 
-/// The Secret's name of a route's certificate.
+/// The Secret's name of a route's certificate. A mapping of an agent is named `AGENT:MAPPING`, and no object of
+/// Kubernetes may have that colon.
 fn secret_name(route: &RouteId) -> ObjectName {
-    ObjectName::new(Arc::clone(&route.namespace), format!("{}-tls", route.name))
+    let name = format!("{}-tls", route.name).replace(':', ".");
+    ObjectName::new(Arc::clone(&route.namespace), name)
 }
 
 /// The Secret and the route whose certificate it is, if it is one of ours.
@@ -326,6 +328,10 @@ mod tests {
             ours(&wanted.metadata).map(|(secret, route)| (secret.to_string(), route.to_string()));
         let expected = ("default/blog-tls".to_owned(), "default/blog".to_owned());
         assert_eq!(named, Some(expected));
+        let mapping = secret(&RouteId::new("default", "homelab:nas"), &issued());
+        assert_eq!(mapping.metadata.name.as_deref(), Some("homelab.nas-tls"));
+        let whose = ours(&mapping.metadata).map(|(_, route)| route.to_string());
+        assert_eq!(whose.as_deref(), Some("default/homelab:nas"));
         let mut copied = wanted.metadata.clone();
         copied.namespace = Some("other".to_owned());
         assert_eq!(ours(&copied), None, "somebody's copy of it");

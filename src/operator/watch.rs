@@ -33,7 +33,7 @@ use super::objects::{Guarded, Ours, Seen, guarded, name_of};
 use super::pauses::Pauses;
 use super::services::{ServiceShape, SliceShape, by_service, join, service_shape, slice_shape};
 use crate::api::{AcmeIssuer, TlsRoute, TunnelAgent};
-use crate::translate::{ExposedService, Inputs, Reference, ServiceData};
+use crate::translate::{ExposedService, Inputs, Reference, ServiceData, mapping_routes};
 
 /// The API server's own Service. Its slice has the same name.
 const API_SERVER: (&str, &str) = ("default", "kubernetes");
@@ -258,13 +258,15 @@ impl World {
         all.filter(|document| document.is(kind)).collect()
     }
 
-    /// Every route, of whatever class, understood or not.
+    /// Every route, of whatever class, understood or not, and the mappings of agents that stand for one.
     pub(super) fn route_names(&self) -> BTreeSet<ObjectName> {
-        self.routes
-            .all()
-            .into_iter()
-            .map(|(name, _)| name)
-            .collect()
+        let routes = self.routes.all().into_iter().map(|(name, _)| name);
+        let agents = self.agents.all().into_iter();
+        let mappings = agents.flat_map(|(name, agent)| match &agent.good {
+            Some(agent) => mapping_routes(&name, agent),
+            None => Vec::new(),
+        });
+        routes.chain(mappings).collect()
     }
 
     /// The documents of a kind that the engine does not know.

@@ -48,6 +48,15 @@ fn route_id(agent: &AgentId, mapping: &str) -> RouteId {
     RouteId::new(Arc::clone(&agent.namespace), name)
 }
 
+/// The routes that an object's mappings stand for, and what its agent asked for when the status was written.
+pub fn mapping_routes(id: &AgentId, agent: &TunnelAgent) -> Vec<RouteId> {
+    let own = agent.spec.mappings.iter().map(|mapping| &mapping.name);
+    let status = agent.status.as_ref();
+    let asked = status.map_or(&[][..], |status| &status.requested_mappings);
+    let asked = asked.iter().map(|mapping| &mapping.name);
+    own.chain(asked).map(|name| route_id(id, name)).collect()
+}
+
 /// A route that stands for a mapping, as people know it.
 pub(super) fn in_words(id: &RouteId) -> Option<String> {
     let (agent, mapping) = id.name.split_once(SEPARATOR)?;
@@ -91,6 +100,8 @@ pub(super) struct Mapped {
 pub(super) struct Outcome {
     pub(super) problems: Vec<Problem>,
     pub(super) status: Option<TlsRouteStatus>,
+    /// Hostnames that are served.
+    pub(super) served: BTreeSet<String>,
 }
 
 /// What is said of an agent in the end.
@@ -162,6 +173,12 @@ pub(super) fn finish_all(
             outcomes.entry(id).or_default().status = Some(status);
         } else {
             statuses.routes.insert(id, status);
+        }
+    }
+    for host in result.snapshot.hosts.values() {
+        if is_mapping(&host.route) {
+            let outcome = outcomes.entry(host.route.clone()).or_default();
+            outcome.served.insert(host.pattern.to_string());
         }
     }
     for agent in agents {
@@ -261,8 +278,8 @@ impl ReadAgent {
                 "add the hostname or its wildcard there",
             );
         }
-        match AgentTarget::parse(&mapping.target) {
-            Ok(AgentTarget::Tcp { .. }) => report.forbid(
+        if is_tcp(mapping) {
+            report.forbid(
                 at,
                 &[
                     ("limits", mapping.limits.is_some()),
@@ -273,8 +290,7 @@ impl ReadAgent {
                 ],
                 "requests to a target with tcp:// are not opened here",
                 "leave it out, or write a target with http:// or https://",
-            ),
-            _ => {}
+            );
         }
     }
 
@@ -382,14 +398,15 @@ impl ReadAgent {
         now: SystemTime,
     ) -> Finished {
         let previous = inputs.last_good.statuses.agents.get(&self.id);
-        let previous = previous.or(self.wire.status.as_ref());
+        let wire = Arc::clone(&self.wire);
+        let previous = previous.or(wire.status.as_ref());
         let mut hostnames = BTreeSet::new();
         let mut dns_records = Vec::new();
         let mut served = |outcome: &Outcome| {
+            hostnames.extend(outcome.served.iter().cloned());
             if let Some(status) = &outcome.status
-                && is(&status.conditions, ConditionType::Programmed, "True")
+                && !outcome.served.is_empty()
             {
-                hostnames.extend(status.hostnames.iter().cloned());
                 for line in &status.dns_records {
                     if !dns_records.contains(line) {
                         dns_records.push(line.clone());
@@ -500,28 +517,24 @@ impl ReadAgent {
             conditions.remove(type_);
             return;
         }
-        let all = || self.wrong.all().filter(|it| matters(it));
-        match all().next() {
-            Some(first) => conditions.set(type_, false, first.reason, joined(all())),
-            None => {
-                let message = match count {
-                    1 => "the mapping is served".to_owned(),
-                    _ => format!("all {count} mappings are served"),
-                };
-                conditions.set(type_, true, Reason::MappingsAccepted, message);
-            }
+        // What somebody must mend comes before what mends itself.
+        let mut all: Vec<_> = self.wrong.all().filter(|it| matters(it)).collect();
+        all.sort_by_key(|it| it.severity() == Severity::Progress);
+        if let Some(first) = all.first() {
+            conditions.set(type_, false, first.reason, joined(all.into_iter()));
+            return;
         }
+        let message = match count {
+            1 => "the mapping is served".to_owned(),
+            _ => format!("all {count} mappings are served"),
+        };
+        conditions.set(type_, true, Reason::MappingsAccepted, message);
     }
 }
 
 /// Whether a problem keeps a mapping from being served as it should. Of wishes all count.
 fn matters(problem: &Problem) -> bool {
     problem.severity() != Severity::Warning || problem.field.starts_with("status.")
-}
-
-fn is(conditions: &[Condition], type_: ConditionType, status: &str) -> bool {
-    let mut all = conditions.iter();
-    all.any(|it| it.type_ == type_.as_str() && it.status == status)
 }
 
 /// A label, so that the mapping can be part of names of files and Secrets.
@@ -544,6 +557,11 @@ fn cut(text: &str, most: usize) -> String {
     text.chars().take(most).collect()
 }
 
+fn is_tcp(mapping: &AgentMapping) -> bool {
+    let target = AgentTarget::parse(&mapping.target);
+    matches!(target, Ok(AgentTarget::Tcp { .. }))
+}
+
 /// The route that a mapping is short for.
 fn specification(agent: &TunnelAgent, id: &AgentId, mapping: &AgentMapping) -> TlsRouteSpec {
     let tls = mapping.tls.as_ref().map(|tls| BackendTls {
@@ -562,14 +580,10 @@ fn specification(agent: &TunnelAgent, id: &AgentId, mapping: &AgentMapping) -> T
         rate_limit: Some(limit.clone()),
         ..Filter::default()
     });
-    let tcp = matches!(
-        AgentTarget::parse(&mapping.target),
-        Ok(AgentTarget::Tcp { .. })
-    );
     TlsRouteSpec {
         hostnames: vec![mapping.hostname.clone()],
         class_name: agent.spec.class_name.clone(),
-        tls: tcp.then(|| TlsPolicy {
+        tls: is_tcp(mapping).then(|| TlsPolicy {
             mode: Some("Passthrough".to_owned()),
             ..TlsPolicy::default()
         }),
@@ -655,9 +669,7 @@ fn place(field: &str) -> String {
 
 /// What is said to an agent of a wish that has a route.
 fn verdict(outcome: Option<&Outcome>, hostname: &str) -> (bool, Reason, String) {
-    let served = outcome
-        .and_then(|outcome| outcome.status.as_ref())
-        .is_some_and(|status| is(&status.conditions, ConditionType::Programmed, "True"));
+    let served = outcome.is_some_and(|outcome| !outcome.served.is_empty());
     let problems = outcome.map_or(&[][..], |outcome| &outcome.problems);
     let first = problems
         .iter()

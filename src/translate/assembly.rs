@@ -634,8 +634,9 @@ impl Work<'_> {
         }
         resolved_refs(&mut conditions, &report);
         let services = self.inputs.environment.services == ServiceResolution::Objects;
-        if services || report.mappings().next().is_some() {
-            backends_ready(&mut conditions, &report);
+        let agents = report.mappings().next().is_some() && self.inputs.agents_seen.is_some();
+        if services || agents {
+            backends_ready(&mut conditions, &report, agents);
         } else {
             conditions.remove(ConditionType::BackendsReady);
         }

@@ -133,11 +133,11 @@ fn cluster(
     policy: &Policy,
 ) -> Option<Found<Arc<Cluster>>> {
     let place = place(report, references, field, wire, Transport::Tcp);
-    let spoken = match &place {
+    let default = match &place {
         Some(Found::Here(place)) => place.protocol,
         _ => UpstreamProtocol::Auto,
     };
-    let (protocol, proxy_protocol) = spoken_to(report, field, wire, spoken);
+    let spoken = spoken_to(report, field, wire, default);
     let tls = match &wire.tls {
         None => Some(Found::Here(None)),
         Some(tls) => {
@@ -148,7 +148,7 @@ fn cluster(
         }
     };
     let place = place?;
-    let (protocol, proxy_protocol) = (protocol?, proxy_protocol?);
+    let (protocol, proxy_protocol) = spoken?;
     // A missing CA must not become a connection without verification.
     let (Found::Here(tls), Found::Here(place)) = (tls?, place) else {
         return Some(Found::Missing);
@@ -180,10 +180,7 @@ fn spoken_to(
     field: &Field<'_>,
     wire: &Backend,
     default: UpstreamProtocol,
-) -> (
-    Option<UpstreamProtocol>,
-    Option<Option<ProxyProtocolVersion>>,
-) {
+) -> Option<(UpstreamProtocol, Option<ProxyProtocolVersion>)> {
     let protocol = one_of(
         report,
         &field.at("protocol"),
@@ -205,7 +202,7 @@ fn spoken_to(
             ("v2", Some(ProxyProtocolVersion::V2)),
         ],
     );
-    (protocol, proxy_protocol)
+    Some((protocol?, proxy_protocol?))
 }
 
 /// A service behind an agent: the mapping that the agent is told, and a cluster that leads there.
@@ -217,14 +214,14 @@ fn agent(
     policy: &Policy,
 ) -> Option<Found<Arc<Cluster>>> {
     let reference = wire.agent.as_ref()?;
-    let (protocol, proxy_protocol) = spoken_to(report, field, wire, UpstreamProtocol::Auto);
+    let spoken = spoken_to(report, field, wire, UpstreamProtocol::Auto);
     let place = match mappings::place(report, references, &field.at("agent"), reference)? {
         Found::Here(place) => place,
         Found::Missing => return Some(Found::Missing),
     };
     let at = field.at("tls");
     let tls = mappings::tls(report, references, &at, wire.tls.as_ref(), &place.target);
-    let (protocol, proxy_protocol) = (protocol?, proxy_protocol?);
+    let (protocol, proxy_protocol) = spoken?;
     let Found::Here(tls) = tls? else {
         return Some(Found::Missing);
     };

@@ -52,7 +52,7 @@ pub(super) fn keys(
             Some(Ok(stored)) if found.contains(&stored) => {}
             Some(Ok(stored)) => found.push(stored),
             Some(Err(error)) => report.add(
-                &field,
+                field,
                 Reason::InvalidSecret,
                 format!("key {key:?} of Secret {name}: {error}"),
                 HINT,
@@ -66,7 +66,7 @@ pub(super) fn keys(
             present => present.join(", "),
         };
         report.add(
-            &field,
+            field,
             Reason::InvalidSecret,
             format!(
                 "Secret {name} has neither key \"token\" nor \"tokenHash\" (it has: {present})"

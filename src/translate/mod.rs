@@ -51,6 +51,7 @@ mod words;
 #[cfg(test)]
 mod tests;
 
+pub use agents::mapping_routes;
 pub use assembly::translate;
 pub use certificates::{CertificateError, parse_certificate};
 pub use dns::PublicPlace;

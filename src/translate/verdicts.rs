@@ -45,7 +45,7 @@ pub(super) const SUMMARY: [ConditionType; 4] = [
     ConditionType::Programmed,
 ];
 
-pub(super) fn backends_ready(conditions: &mut Conditions, report: &Report) {
+pub(super) fn backends_ready(conditions: &mut Conditions, report: &Report, agents: bool) {
     let known = report.of(ConditionType::BackendsReady).next().is_some();
     let mut refs = report.of(ConditionType::ResolvedRefs);
     if !known && refs.any(|it| it.reason == Reason::BackendNotFound) {
@@ -61,9 +61,10 @@ pub(super) fn backends_ready(conditions: &mut Conditions, report: &Report) {
         report,
         ConditionType::BackendsReady,
         Reason::BackendsReady,
-        match report.mappings().next() {
-            None => "every Service has an endpoint that is ready",
-            Some(_) => "every Service has an endpoint that is ready, and every agent is connected",
+        if agents {
+            "every Service has an endpoint that is ready, and every agent is connected"
+        } else {
+            "every Service has an endpoint that is ready"
         },
     );
 }

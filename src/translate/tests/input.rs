@@ -10,7 +10,10 @@ use ipnet::IpNet;
 use rcgen::{CertificateParams, DnType, KeyPair, SerialNumber};
 use serde::Deserialize;
 use serde_json::Value;
-use tidegate_model::{CertificateOrigin, ObjectName, Reach, RouteId, RuleId};
+use tidegate_model::{
+    Carrier, CertificateOrigin, ObjectName, ObservedAgent, ObservedSession, Reach,
+    RequestedMapping, RouteId, RuleId,
+};
 
 use super::now;
 use crate::translate::{
@@ -77,6 +80,39 @@ struct TestEnvironment {
     refused_services: BTreeMap<String, String>,
     #[serde(default)]
     plain_ports: Option<Vec<u16>>,
+    /// An edge runs that can tell of agents, with that many replicas.
+    #[serde(default)]
+    replicas: Option<usize>,
+}
+
+/// What is known of an agent.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct TestAgent {
+    #[serde(rename = "kind")]
+    _kind: String,
+    name: String,
+    #[serde(default)]
+    sessions: Vec<TestSession>,
+    /// Seconds before now.
+    #[serde(default)]
+    last_seen: Option<u64>,
+    /// Name, hostname and target.
+    #[serde(default)]
+    asks: Vec<(String, String, String)>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct TestSession {
+    id: String,
+    replica: String,
+    #[serde(default)]
+    link: u8,
+    #[serde(default)]
+    rtt: Option<u64>,
+    #[serde(default)]
+    draining: bool,
 }
 
 /// A Service and who is ready behind it.
@@ -186,6 +222,7 @@ pub(super) fn add(inputs: &mut Inputs, document: Value) {
             };
             inputs.services.insert(name, Arc::new(data));
         }
+        "TestAgent" => agent(inputs, strict(document)),
         "TestCertificate" => certificate(inputs, &strict(document)),
         "TestEnvironment" => {
             let wire: TestEnvironment = strict(document);
@@ -202,6 +239,9 @@ pub(super) fn add(inputs: &mut Inputs, document: Value) {
             let refused = refused.map(|(name, error)| (split(&name), error));
             inputs.service_refusals = Arc::new(refused.collect());
             inputs.environment.plain_ports = wire.plain_ports;
+            if let Some(replicas) = wire.replicas {
+                Arc::make_mut(inputs.agents_seen.get_or_insert_default()).replicas = replicas;
+            }
             for place in wire.reached_at {
                 match place.parse() {
                     Ok(address) => inputs.place.addresses.insert(address),
@@ -226,6 +266,43 @@ pub(super) fn add(inputs: &mut Inputs, document: Value) {
         // Samples may hold other kinds, such as a Service.
         _ => {}
     }
+}
+
+fn agent(inputs: &mut Inputs, wire: TestAgent) {
+    let id = split(&wire.name);
+    let asks = wire.asks.into_iter();
+    let asks = asks.map(|(name, hostname, target)| RequestedMapping {
+        name,
+        hostname,
+        target,
+        ..RequestedMapping::default()
+    });
+    let requested: Vec<_> = asks.collect();
+    let sessions = wire.sessions.into_iter().map(|wire| ObservedSession {
+        id: wire.id,
+        instance: "0123456789abcdef0123456789abcdef".to_owned(),
+        link: wire.link,
+        carrier: Carrier::Direct,
+        address: SocketAddr::from(([203, 0, 113, 9], 40000 + u16::from(wire.link))),
+        since: now() - Duration::from_secs(60),
+        rtt: wire.rtt.map(Duration::from_millis),
+        version: "0.1.0".to_owned(),
+        replica: wire.replica,
+        draining: wire.draining,
+        in_flight: 0,
+        requests: 7,
+        bytes_sent: 0,
+        bytes_received: 0,
+    });
+    let seen = ObservedAgent {
+        id: id.clone(),
+        sessions: sessions.collect(),
+        requested: requested.clone(),
+        last_seen: wire.last_seen.map(|ago| now() - Duration::from_secs(ago)),
+    };
+    let all = Arc::make_mut(inputs.agents_seen.get_or_insert_default());
+    all.agents.insert(id.clone(), seen);
+    Arc::make_mut(&mut inputs.agent_requests).insert(id, requested);
 }
 
 fn udp_service(name: &ObjectName, wire: TestUdpService) -> FoundService {

@@ -87,10 +87,10 @@ fields! {
     PassiveHealth { consecutive_failures, ejection_time }
     Circuit { max_requests }
     HttpField { name, value }
-    TunnelAgentSpec { class_name, suspend, credential, allowed_hostnames, optional, mappings }
+    TunnelAgentSpec { class_name, suspend, credential, allowed_hostnames, optional, hold, mappings }
     AgentCredential { secret_name => Secret }
-    AgentMapping { name, hostname, target, tls, enabled, description, limits, rate_limit, access }
-    MappingTls { insecure_skip_verify, server_name }
+    AgentMapping { name, hostname, target, protocol, proxy_protocol, tls, enabled, description, limits, rate_limit, access }
+    MappingTls { insecure_skip_verify, server_name, ca_secret_name => Secret, ca_config_map_name => ConfigMap }
     AcmeIssuerSpec { default, class_name, directory, staging_directory, contact, terms_of_service_agreed, profile, key_type, external_account_binding, account_secret_name, ca_secret_name => Secret, renewal_information_source, fallback_issuer => Issuer, solvers, notifications }
     ExternalAccountBinding { key_id, key_secret_ref }
     SecretKeyRef { name => Secret, key }
@@ -198,6 +198,23 @@ fn rows() -> Vec<Row> {
         credential,
         Reason::SecretNotFound,
     ));
+    for (field, member, reason) in [
+        (
+            "MappingTls.ca_secret_name",
+            "caSecretName",
+            Reason::SecretNotFound,
+        ),
+        (
+            "MappingTls.ca_config_map_name",
+            "caConfigMapName",
+            Reason::ConfigMapNotFound,
+        ),
+    ] {
+        let spec = format!(
+            "{{credential: {{secretName: NAME}}, allowedHostnames: [a.example.com], mappings: [{{name: a, hostname: a.example.com, target: 'https://nas', tls: {{{member}: NAME}}}}]}}"
+        );
+        all.push((field, "TunnelAgent", spec, reason));
+    }
     let key = "secretRef: {name: NAME, key: token}";
     let sender = "name: a, events: [Failing]";
     for (field, spec) in [
@@ -296,14 +313,16 @@ fn inputs(row: &Row) -> Inputs {
 }
 
 /// Everything of that name and of every kind, in that namespace.
-fn add_everything(inputs: &mut Inputs, namespace: &str) {
+fn add_everything(inputs: &mut Inputs, namespace: &str, named: bool) {
+    // Only where one is named: of others there would be more to tell.
+    let class = if named { "" } else { "className: another, " };
     for text in [
         format!("{{kind: TestCertificate, names: [a.example.com], secret: {namespace}/{TARGET}}}"),
         format!(
             "{{kind: TestService, name: {namespace}/{TARGET}, ports: [{{port: 80, ready: ['10.66.6.6:80']}}]}}"
         ),
         format!(
-            "{{kind: TunnelAgent, metadata: {{name: {TARGET}, namespace: {namespace}}}, spec: {{className: another, credential: {{secretName: a}}}}}}"
+            "{{kind: TunnelAgent, metadata: {{name: {TARGET}, namespace: {namespace}}}, spec: {{{class}credential: {{secretName: {TARGET}}}}}}}"
         ),
     ] {
         for document in input::documents(&text) {
@@ -372,7 +391,8 @@ fn only_the_own_namespace_is_looked_at() {
         );
         for namespace in NAMESPACES {
             let mut inputs = inputs(&row);
-            add_everything(&mut inputs, namespace);
+            let named = *field == "AgentRef.name" && namespace == "own";
+            add_everything(&mut inputs, namespace, named);
             let found = translate(&inputs, now());
             for reference in &found.references {
                 let asked = &*reference.name.namespace;
@@ -401,7 +421,7 @@ fn standalone_says_where_a_secret_is() {
         .unwrap();
     let mut inputs = inputs(&row);
     inputs.environment.services = ServiceResolution::Dns;
-    add_everything(&mut inputs, "foreign");
+    add_everything(&mut inputs, "foreign", false);
     let text = told(&translate(&inputs, now()));
     assert!(
         text.contains("Secret foreign/the-named-one exists"),

@@ -1,11 +1,12 @@
 //! Renders a translation for people: statuses, then hosts with their entries, then clusters.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 use tidegate_model::{
-    Action, AddressParameters, Certificate, Cluster, Filters, HostPattern, Limits, PathMatch,
-    RequestMatch, RouteEntry, Snapshot, Timeouts, TlsMode, ValueMatch, VirtualHost,
+    Action, AddressParameters, Agent, Certificate, Cluster, Filters, HostPattern, Limits,
+    PathMatch, RequestMatch, RouteEntry, Snapshot, Timeouts, TlsMode, ValueMatch, VirtualHost,
 };
 
 use crate::translate::Translation;
@@ -72,6 +73,12 @@ pub(super) fn render(translation: &Translation) -> String {
     if !services.is_empty() {
         out.insert("7 services".to_owned(), services.into());
     }
+    if !translation.snapshot.agents.is_empty() {
+        let agents = translation.snapshot.agents.iter();
+        let agents = agents.map(|(id, agent)| (id.to_string(), agent_of(agent)));
+        let agents: Map<String, Value> = agents.collect();
+        out.insert("8 agents".to_owned(), agents.into());
+    }
     without_fingerprints(&serde_saphyr::to_string(&out).unwrap())
 }
 
@@ -107,6 +114,43 @@ fn status_of<T: serde::Serialize>(status: &T) -> Value {
         *fingerprint = "(sha256)".into();
     }
     value
+}
+
+fn agent_of(agent: &Agent) -> Value {
+    let mappings = agent.mappings.iter().map(|mapping| {
+        let mut text = format!(
+            "{} {} {:?} for {}",
+            mapping.id,
+            mapping.target,
+            mapping.protocol,
+            mapping.names.join(", ")
+        );
+        if let Some(tls) = &mapping.tls {
+            let cas = tls.ca_der.len();
+            write!(
+                text,
+                "; tls {:?}, {cas} CAs, insecure {}",
+                tls.server_name, tls.insecure_skip_verify
+            )
+            .unwrap();
+        }
+        if let Some(version) = mapping.proxy_protocol {
+            write!(text, "; PROXY {version:?}").unwrap();
+        }
+        text
+    });
+    let mappings: Vec<_> = mappings.collect();
+    let verdicts = agent.verdicts.iter();
+    let verdicts =
+        verdicts.map(|it| format!("{} {} {}: {}", it.name, it.accepted, it.reason, it.message));
+    let verdicts: Vec<_> = verdicts.collect();
+    json!({
+        "1 keys": agent.keys.len(),
+        "2 suspended": agent.suspended,
+        "3 hold": format!("{:?}", agent.hold),
+        "4 mappings": mappings,
+        "5 verdicts": verdicts,
+    })
 }
 
 fn hosts(snapshot: &Snapshot) -> Value {
