@@ -284,6 +284,10 @@ fn troubleshooting_names_every_reason_that_asks_for_a_person() {
         "TransparentRelay",
         "ProxyProtocol",
         "BackendsReady",
+        "CredentialReady",
+        "Connected",
+        "Redundant",
+        "MappingsAccepted",
         "Registered",
         "NoticesDelivered",
     ];

@@ -79,7 +79,23 @@ pub(super) fn render(translation: &Translation) -> String {
         let agents: Map<String, Value> = agents.collect();
         out.insert("8 agents".to_owned(), agents.into());
     }
-    without_fingerprints(&serde_saphyr::to_string(&out).unwrap())
+    let mut text = serde_saphyr::to_string(&out).unwrap();
+    // A CA is part of what the identity follows from.
+    for mapping in translation
+        .snapshot
+        .agents
+        .values()
+        .flat_map(|it| &it.mappings)
+    {
+        if mapping
+            .tls
+            .as_ref()
+            .is_some_and(|tls| !tls.ca_der.is_empty())
+        {
+            text = text.replace(mapping.id.as_str(), "(with CA)");
+        }
+    }
+    without_fingerprints(&text)
 }
 
 /// Certificates are made anew for each run.
@@ -120,8 +136,8 @@ fn agent_of(agent: &Agent) -> Value {
     let mappings = agent.mappings.iter().map(|mapping| {
         let mut text = format!(
             "{} {} {:?} for {}",
-            mapping.id,
             mapping.target,
+            mapping.id,
             mapping.protocol,
             mapping.names.join(", ")
         );
@@ -139,7 +155,8 @@ fn agent_of(agent: &Agent) -> Value {
         }
         text
     });
-    let mappings: Vec<_> = mappings.collect();
+    let mut mappings: Vec<_> = mappings.collect();
+    mappings.sort();
     let verdicts = agent.verdicts.iter();
     let verdicts =
         verdicts.map(|it| format!("{} {} {}: {}", it.name, it.accepted, it.reason, it.message));
