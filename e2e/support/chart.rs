@@ -98,6 +98,7 @@ pub(crate) struct Permissions {
     helm: PathBuf,
     kubectl: Kubectl,
     release: String,
+    extra: Vec<String>,
 }
 
 impl Permissions {
@@ -114,6 +115,7 @@ impl Permissions {
             helm: helm.to_owned(),
             kubectl: kubectl.clone(),
             release: namespace.to_owned(),
+            extra: Vec::new(),
         };
         permissions.apply(watched);
         permissions
@@ -125,13 +127,21 @@ impl Permissions {
         self.apply(&[]);
     }
 
+    /// Adds what this value of the chart brings, for these namespaces.
+    #[track_caller]
+    pub(crate) fn add(&mut self, value: &str, watched: &[&str]) {
+        self.extra.push(value.to_owned());
+        self.apply(watched);
+    }
+
     #[track_caller]
     fn apply(&self, watched: &[&str]) {
         let name = format!("fullnameOverride={}", Self::account());
         let watched = format!("watchNamespaces={{{}}}", watched.join(","));
         // An empty list in braces would be a list of one empty name.
         let watched = Some(&*watched).filter(|it| !it.contains("{}"));
-        let set: Vec<&str> = [Some(&*name), watched].into_iter().flatten().collect();
+        let mut set: Vec<&str> = [Some(&*name), watched].into_iter().flatten().collect();
+        set.extend(self.extra.iter().map(String::as_str));
         let objects = render(&self.helm, &self.release, &self.release, &set);
         let kinds = [
             "ServiceAccount",

@@ -13,7 +13,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -137,6 +137,16 @@ impl<'a> Deployment<'a> {
         self.args.clear();
         self.permissions.widen();
         self
+    }
+
+    /// Who may use the API, by this file; and what it needs may be done.
+    #[track_caller]
+    pub(crate) fn accounts(mut self, file: &Path) -> Self {
+        let namespace = self.namespace.clone();
+        self.permissions
+            .add("api.accountsSecret=accounts", &[&namespace]);
+        let file = file.display().to_string();
+        self.args(&["--accounts", &file])
     }
 
     /// Adds arguments for every replica.

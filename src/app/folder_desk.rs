@@ -17,7 +17,7 @@ use crate::rest::desk::{AgentRecord, Desk, Event};
 use crate::rest::problem::Problem;
 use crate::standalone::edit::{EditError, Editor};
 use crate::standalone::{Identity, ObjectKind};
-use crate::translate::{Inputs, Kind, Statuses, translate};
+use crate::translate::{Inputs, Kind, Severity, Statuses, translate};
 
 /// A folder whose objects may be changed.
 #[derive(Debug)]
@@ -108,7 +108,7 @@ fn status_of(statuses: &Statuses, agent: &ObjectName) -> Json {
 }
 
 /// What a schema cannot say: that hostnames are hostnames and allowed, targets targets.
-fn judged(object: &Json, at: Option<usize>) -> Result<(), Problem> {
+pub(super) fn judged(object: &Json, at: Option<usize>) -> Result<(), Problem> {
     // What does not fit the schema is told field by field after this.
     let Ok(agent) = serde_json::from_value::<TunnelAgent>(object.clone()) else {
         return Ok(());
@@ -119,7 +119,7 @@ fn judged(object: &Json, at: Option<usize>) -> Result<(), Problem> {
     };
     let found = translate(&inputs, SystemTime::now()).problems.into_iter();
     let errors: Vec<_> = found
-        .filter(|problem| problem.object.kind == Kind::TunnelAgent)
+        .filter(|it| it.object.kind == Kind::TunnelAgent && it.severity() == Severity::Error)
         .map(|it| {
             let reason = it.reason.to_string();
             field_error(at, &it.field, &reason, &it.message, it.hint.as_deref())

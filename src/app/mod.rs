@@ -4,6 +4,7 @@
 mod acme;
 pub mod certs;
 pub mod check;
+mod cluster_desk;
 pub mod control;
 pub mod doctor;
 pub mod explain;

@@ -54,7 +54,12 @@ impl Opening {
         admin: Admin,
         (stop, tasks): (&CancellationToken, &TaskTracker),
     ) -> Result<Self, RunError> {
-        process::serve_admin_here(state, admin.clone(), stop);
+        // Who may open the state folder may see everything.
+        let here = Admin {
+            gate: None,
+            ..admin.clone()
+        };
+        process::serve_admin_here(state, here, stop);
         let store = Arc::clone(&admin.store);
         let (ports, listeners, admin_address) = if let Some(handover) = handover {
             (Ports::Shared(handover), configured(settings), admin_address)

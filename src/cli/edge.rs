@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -40,6 +41,16 @@ pub(super) struct EdgeArgs {
     /// Name under which the admin listener may be asked, besides localhost and addresses.
     #[arg(long, env = "TIDEGATE_ADMIN_HOST", value_name = "NAME", value_delimiter = ',', value_parser = host_name, help_heading = "Listeners")]
     admin_host: Vec<HostName>,
+
+    /// File of those who may use the API of the admin listener; see `tidegate account`. With it the listener asks who
+    /// is there.
+    #[arg(
+        long,
+        env = "TIDEGATE_ACCOUNTS",
+        value_name = "FILE",
+        help_heading = "Listeners"
+    )]
+    accounts: Option<PathBuf>,
 
     /// Networks of load balancers in front whose X-Forwarded-For, Forwarded and PROXY headers are believed.
     #[arg(long, env = "TIDEGATE_TRUSTED_PROXIES", value_name = "CIDR", value_delimiter = ',', value_parser = network, help_heading = "Client address")]
@@ -258,6 +269,11 @@ impl EdgeArgs {
     /// Names under which the admin listener may be asked.
     pub(super) fn admin_hosts(&self) -> Vec<HostName> {
         self.admin_host.clone()
+    }
+
+    /// Who may use the API.
+    pub(super) fn accounts(&self) -> Option<PathBuf> {
+        self.accounts.clone()
     }
 
     /// Life of certificates of the internal CA.

@@ -222,6 +222,7 @@ impl OperatorArgs {
             settings: self.edge.settings(),
             admin: self.edge.admin(),
             admin_hosts: self.edge.admin_hosts(),
+            accounts: self.edge.accounts(),
             certificate_lifetime: self.edge.certificate_lifetime(),
             surroundings: self.edge.surroundings(),
         })?;

@@ -53,15 +53,6 @@ pub(super) struct RunArgs {
     #[command(flatten)]
     state: StateArgs,
 
-    /// File of those who may use the API of the admin listener; see `tidegate account`. With it the listener asks who is there.
-    #[arg(
-        long,
-        env = "TIDEGATE_ACCOUNTS",
-        value_name = "FILE",
-        help_heading = "Listeners"
-    )]
-    accounts: Option<PathBuf>,
-
     #[command(flatten)]
     edge: EdgeArgs,
 }
@@ -80,7 +71,7 @@ impl RunArgs {
             admin_hosts: self.edge.admin_hosts(),
             certificate_lifetime: self.edge.certificate_lifetime(),
             surroundings: self.edge.surroundings(),
-            accounts: self.accounts,
+            accounts: self.edge.accounts(),
             objects,
         };
         let greeting = self.to.clone().map(|to| (to, self.host.clone()));

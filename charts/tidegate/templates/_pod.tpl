@@ -58,6 +58,9 @@ spec:
     - --http={{ include "tidegate.listen" (dict "root" . "ports" (prepend .Values.listeners.http.extraPorts (include "tidegate.http" .))) }}
     - --https={{ include "tidegate.listen" (dict "root" . "ports" (list (include "tidegate.https" .))) }}
     - --admin={{ .Values.containerPorts.admin }}
+    {{- if .Values.api.accountsSecret }}
+    - --accounts=/etc/tidegate-accounts/accounts.yaml
+    {{- end }}
     - --public-https-port={{ include "tidegate.public" . }}
     - --lease={{ include "tidegate.fullname" . }}
     {{- /* At the addresses of its pods an edge with chosen ones is not reached. */}}
@@ -197,6 +200,9 @@ spec:
     {{- if .Values.defaultIssuer.enabled }}
     - {name: issuer, mountPath: /etc/tidegate, readOnly: true}
     {{- end }}
+    {{- if .Values.api.accountsSecret }}
+    - {name: accounts, mountPath: /etc/tidegate-accounts, readOnly: true}
+    {{- end }}
     {{- with .Values.extraVolumeMounts }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
@@ -208,6 +214,10 @@ spec:
   {{- if .Values.defaultIssuer.enabled }}
   - name: issuer
     configMap: {name: {{ include "tidegate.fullname" . }}-issuer}
+  {{- end }}
+  {{- with .Values.api.accountsSecret }}
+  - name: accounts
+    secret: {secretName: {{ . }}}
   {{- end }}
   {{- with .Values.extraVolumes }}
   {{- toYaml . | nindent 2 }}

@@ -28,17 +28,20 @@ use tokio_util::task::TaskTracker;
 
 use self::leading::Leader;
 use super::acme::Acme;
+use super::cluster_desk::ClusterDesk;
 use super::control;
 use super::handover::Handover;
+use super::happenings::Happenings;
 use super::opening::Opening;
 use super::operator_desk::OperatorDesk;
 use super::process::{self, RunError};
 use super::publish::Tracked;
 use super::report::Process;
 use super::signals::{Asked, Signals};
-use crate::admin::{Admin, ControlView, HostGuard, Readiness};
+use crate::admin::{Admin, ControlView, Gate, HostGuard, Readiness};
 use crate::operator::default_issuer::DefaultIssuerFile;
 use crate::operator::documents::DocumentStore;
+use crate::operator::edit::AgentEditor;
 use crate::operator::internal_ca;
 use crate::operator::lease::{Elector, Leadership, Tenure};
 use crate::operator::memory;
@@ -46,6 +49,8 @@ use crate::operator::published::{Publications, PublishedSecrets};
 use crate::operator::relay::Relay;
 use crate::operator::trackers::TrackerServices;
 use crate::operator::{Cluster, ClusterOptions, Source, World};
+use crate::rest::accounts::Accounts;
+use crate::rest::{ApiGate, Rest};
 use crate::source::state::StateFolder;
 use crate::source::{InternalIssuer, Refreshed};
 use crate::translate::{
@@ -105,6 +110,8 @@ pub struct OperatorOptions {
     pub admin: Option<SocketAddr>,
     /// Host headers that the admin listener answers besides `localhost` and addresses.
     pub admin_hosts: Vec<HostName>,
+    /// Who may use the API, if anybody.
+    pub accounts: Option<PathBuf>,
     /// Life of certificates of the internal CA.
     pub certificate_lifetime: Duration,
     /// How ACME authorities see this edge, and whom it asks about names.
@@ -189,6 +196,17 @@ impl Running {
         let admin_stop = CancellationToken::new();
         let edge = Arc::<OnceLock<RunningEdge>>::default();
         let udp = UdpRelays::new(options.handover);
+        let gate = match &options.accounts {
+            None => None,
+            Some(path) => {
+                let accounts = Accounts::open(path)?;
+                let logged = options.settings.access_log.enabled;
+                let happenings = Happenings::follow(control_receiver.clone(), logged);
+                let editor = AgentEditor::new(cluster.clone());
+                let desk = Arc::new(ClusterDesk::new(editor, happenings));
+                Some(Arc::new(ApiGate(Rest::new(accounts, desk))) as Arc<dyn Gate>)
+            }
+        };
         let admin = Admin {
             readiness: readiness.clone(),
             control: control_receiver,
@@ -197,7 +215,7 @@ impl Running {
             store: Arc::clone(&store),
             udp: udp.clone(),
             hosts: HostGuard::new(options.admin_hosts.iter().cloned()),
-            gate: None,
+            gate,
         };
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let handover = (options.handover).then(|| Handover::of(&cluster.namespace, &options.lease));

@@ -72,7 +72,11 @@ fn ask(edge: &Edge, method: &str, path: &str, headers: &[(&str, &str)], body: &s
     }
     if !body.is_empty() {
         let length = body.len();
-        write!(request, "Content-Type: application/json\r\nContent-Length: {length}\r\n").unwrap();
+        write!(
+            request,
+            "Content-Type: application/json\r\nContent-Length: {length}\r\n"
+        )
+        .unwrap();
     }
     write!(stream, "{request}\r\n{body}").unwrap();
     let mut reply = String::new();
