@@ -331,8 +331,17 @@ impl EdgeArgs {
                 redacted_query,
                 mask_client: self.mask_client_ip,
             },
+            replica: replica().unwrap_or(defaults.replica),
+            replicas: defaults.replicas,
         }
     }
+}
+
+/// What tells this process from others of the same edge: the name of the machine, which in Kubernetes is the pod's.
+fn replica() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    let name = name.trim();
+    (!name.is_empty()).then(|| name.to_owned())
 }
 
 fn addresses(listen: &[Listen]) -> Vec<SocketAddr> {

@@ -13,6 +13,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tidegate_model::{HostName, VirtualHost};
 
+use crate::agents::{self, Binding};
 use crate::body::ClientBody;
 use crate::forwarded::{self, ClientAddress};
 use crate::http as phases;
@@ -34,6 +35,8 @@ pub(crate) struct ConnectionFacts {
     pub(crate) local: SocketAddr,
     /// None on plain HTTP.
     pub(crate) tls: Option<TlsFacts>,
+    /// On a connection of an agent, which is for nothing else: what its proof is bound to.
+    pub(crate) binding: Option<Box<Binding>>,
     /// Its place among the open connections.
     pub(crate) _open: OpenConnection,
 }
@@ -175,9 +178,18 @@ async fn serve_http1(
             let upgrade = request
                 .headers()
                 .contains_key(header::UPGRADE)
-                .then(|| ClientUpgrade::Http1(hyper::upgrade::on(&mut request)));
+                .then(|| hyper::upgrade::on(&mut request));
+            let link = agents::is_for_agents(&connection, &request, upgrade.is_some());
             let request = request.map(ClientBody::Http1);
-            async move { Ok::<_, Infallible>(phases::handle(connection, request, upgrade, None).await) }
+            async move {
+                let response = if link {
+                    agents::answer(&connection, &request, upgrade)
+                } else {
+                    let upgrade = upgrade.map(ClientUpgrade::Http1);
+                    phases::handle(connection, request, upgrade, None).await
+                };
+                Ok::<_, Infallible>(response)
+            }
         }
     });
     let io = TokioIo::new(ClientStream::new(

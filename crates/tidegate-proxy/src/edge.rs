@@ -12,17 +12,20 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tidegate_model::{ListenerState, Observed, ObservedListener, SnapshotStore};
+use tidegate_tunnel::hub::{Hub, HubSettings, Requested};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::Settings;
+use crate::agents;
 use crate::filters::basic_auth::Authenticator;
 use crate::filters::rate_limit::RateLimits;
 use crate::listener::{self, ListenerKind};
 use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::tls::TlsConfigs;
-use crate::upstream::watch::{self, Clusters};
+use crate::upstream::watch::{Clusters, watch as watch_clusters};
 use crate::upstream::{REAP_INTERVAL, Upstreams};
 use crate::worker::{Shared, Worker};
 
@@ -47,6 +50,13 @@ pub enum StartError {
     #[error("start a worker thread")]
     Worker(#[source] io::Error),
 }
+
+/// How long agents have to connect elsewhere once nobody needs their links here: longer than a handshake takes,
+/// and not so long that ending without a successor is a nuisance.
+const MOVE_WITHIN: Duration = Duration::from_secs(3);
+
+/// How long links may take to end.
+const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 
 /// Connections the kernel keeps for us between accepts.
 const BACKLOG: i32 = 4096;
@@ -154,10 +164,16 @@ impl Edge {
                 .find(|(name, _)| *name == "https")
                 .map(|(_, address)| address.port())
         });
+        let hub = Hub::new(HubSettings {
+            replica: settings.replica.clone(),
+            replicas: settings.replicas,
+            version: env!("CARGO_PKG_VERSION"),
+        });
         let shared = Arc::new(Shared {
             tls: TlsConfigs::new(Arc::clone(&store)),
-            clusters: Arc::new(Clusters::default()),
-            metrics: Metrics::new(),
+            clusters: Arc::new(Clusters::new(hub.clone())),
+            metrics: Metrics::new(&hub),
+            hub,
             peers: Peers::default(),
             https_port,
             rate_limits: RateLimits::new(std::time::Instant::now()),
@@ -167,6 +183,7 @@ impl Edge {
             draining: CancellationToken::new(),
             cut: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            links: TaskTracker::new(),
             settings,
             store,
         });
@@ -191,14 +208,16 @@ impl Edge {
             addresses,
             handles,
         } = self;
+        shared.hub.apply(&shared.store.load_full().snapshot.agents);
         let mut threads = Vec::new();
         let watcher = Arc::clone(&shared);
         threads.push(spawn_thread("edge-watch".to_owned(), async move {
             let stop = watcher.cut.clone();
             let clusters = Arc::clone(&watcher.clusters);
             tokio::select! {
-                () = watch::watch(clusters, Arc::clone(&watcher.store), stop) => {}
+                () = watch_clusters(clusters, Arc::clone(&watcher.store), stop) => {}
                 () = forget_unused_limits(&watcher) => {}
+                () = agents::follow(&watcher) => {}
             }
         })?);
         for (index, sockets) in sockets.into_iter().enumerate() {
@@ -282,7 +301,11 @@ async fn serve(worker: Arc<Worker>, sockets: Vec<Bound>) {
         }
     };
     tokio::select! {
-        () = async { accepting.wait().await; worker.shared.tasks.wait().await } => {}
+        () = async {
+            accepting.wait().await;
+            worker.shared.tasks.wait().await;
+            worker.shared.links.wait().await;
+        } => {}
         () = async { cut.cancelled().await; cut_grace().await } => {}
         () = reaper => {}
     }
@@ -333,7 +356,7 @@ impl RunningEdge {
             connections: u64::try_from(shared.metrics.connections.get()).unwrap_or_default(),
             requests: u64::try_from(shared.metrics.in_flight.get()).unwrap_or_default(),
             peers: shared.peers.observe(),
-            agents: Vec::new(),
+            agents: shared.hub.observe(),
         }
     }
 
@@ -361,14 +384,21 @@ impl RunningEdge {
         }
         let shared = &self.running.shared;
         self.handles().clear();
+        // Told first: whoever comes from now on is refused and goes to whom others go.
+        let jitter = shared.hub.begin_drain(deadline);
         shared.draining.cancel();
         shared.tasks.close();
-        let drained = tokio::time::timeout(deadline, shared.tasks.wait()).await;
-        let left = if drained.is_ok() {
-            0
-        } else {
-            shared.tasks.len()
-        };
+        shared.links.close();
+        let drained = tokio::time::timeout(deadline, async {
+            shared.tasks.wait().await;
+            // Nobody needs the links any more; agents get the time to be somewhere else before.
+            let moved = shared.hub.until_moved();
+            let _ = tokio::time::timeout(jitter + MOVE_WITHIN, moved).await;
+        });
+        let drained = drained.await.is_ok() || shared.tasks.is_empty();
+        shared.hub.close();
+        let _ = tokio::time::timeout(CLOSE_WITHIN, shared.links.wait()).await;
+        let left = if drained { 0 } else { shared.tasks.len() };
         shared.cut.cancel();
         let threads = std::mem::take(
             &mut *self
@@ -388,6 +418,11 @@ impl RunningEdge {
             tracing::error!("the workers could not be joined");
         }
         left
+    }
+
+    /// What agents ask for, now and from now on.
+    pub fn agent_requests(&self) -> watch::Receiver<Requested> {
+        self.running.shared.hub.requested()
     }
 
     /// Counts from now on who connects: the way here was changed.

@@ -48,12 +48,94 @@ pub(crate) enum ProxyError {
     BodyTimeout { limit: Duration },
     #[error("read the request body: the client broke off")]
     BodyAborted,
+    #[error("find a link to agent {agent}: it is not connected")]
+    AgentNotConnected {
+        agent: String,
+        retry_after: Duration,
+    },
+    #[error("use the link {endpoint}: too many of its visitors do not read")]
+    LinkBusy { endpoint: String },
+    #[error("use the link {endpoint}: {detail}")]
+    LinkLost { endpoint: String, detail: String },
+    #[error("exchange a request over the link {endpoint}: {detail}")]
+    LinkBroke { endpoint: String, detail: String },
+    #[error("get an answer from the agent at {endpoint}: {detail}")]
+    Agent {
+        endpoint: String,
+        failure: AgentFailure,
+        detail: String,
+    },
     #[error("set up TLS to {endpoint}")]
     UpstreamTls {
         endpoint: String,
         #[source]
         source: rustls::Error,
     },
+}
+
+/// What an agent failed of, as it says itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AgentFailure {
+    /// The agent has, or takes, no such mapping.
+    UnknownMapping,
+    ConnectFailed,
+    ConnectTimeout,
+    TlsFailed,
+    BadResponse,
+    /// Something that later agents say, with their status.
+    Other(StatusCode),
+}
+
+impl AgentFailure {
+    pub(crate) fn parse(word: &[u8], status: StatusCode) -> Self {
+        match word {
+            b"UnknownMapping" => Self::UnknownMapping,
+            b"ConnectFailed" => Self::ConnectFailed,
+            b"ConnectTimeout" => Self::ConnectTimeout,
+            b"TlsFailed" => Self::TlsFailed,
+            b"BadResponse" => Self::BadResponse,
+            _ => Self::Other(status),
+        }
+    }
+
+    const fn reason(self) -> &'static str {
+        match self {
+            Self::UnknownMapping => "AgentUnknownMapping",
+            Self::ConnectFailed => "AgentConnectFailed",
+            Self::ConnectTimeout => "AgentConnectTimeout",
+            Self::TlsFailed => "AgentTlsFailed",
+            Self::BadResponse => "AgentBadResponse",
+            Self::Other(_) => "AgentFailed",
+        }
+    }
+
+    const fn status(self) -> StatusCode {
+        match self {
+            Self::UnknownMapping | Self::Other(StatusCode::SERVICE_UNAVAILABLE) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::ConnectTimeout | Self::Other(StatusCode::GATEWAY_TIMEOUT) => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
+            _ => StatusCode::BAD_GATEWAY,
+        }
+    }
+
+    /// Whether the service did not come so far as to read a request.
+    const fn nothing_sent(self) -> bool {
+        matches!(
+            self,
+            Self::UnknownMapping | Self::ConnectFailed | Self::ConnectTimeout | Self::TlsFailed
+        )
+    }
+
+    /// Whether another instance of the agent may do better.
+    pub(crate) const fn blames_target(self) -> bool {
+        matches!(
+            self,
+            Self::ConnectFailed | Self::ConnectTimeout | Self::TlsFailed
+        )
+    }
 }
 
 /// What an exchange failed of, by protocol.
@@ -89,17 +171,27 @@ impl ProxyError {
             Self::BodyTimeout { .. } => "BodyTimeout",
             Self::BodyAborted => "BodyAborted",
             Self::UpstreamTls { .. } => "UpstreamTls",
+            Self::AgentNotConnected { .. } => "AgentNotConnected",
+            Self::LinkBusy { .. } => "AgentLinkBusy",
+            Self::LinkLost { .. } | Self::LinkBroke { .. } => "AgentLinkLost",
+            Self::Agent { failure, .. } => failure.reason(),
         }
     }
 
     /// What the client is told.
     pub(crate) fn status(&self) -> StatusCode {
         match self {
-            Self::Resolve { .. } | Self::CircuitOpen { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Resolve { .. }
+            | Self::CircuitOpen { .. }
+            | Self::AgentNotConnected { .. }
+            | Self::LinkBusy { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Agent { failure, .. } => failure.status(),
             Self::Connect { .. }
             | Self::Handshake { .. }
             | Self::Exchange { .. }
             | Self::BadResponse { .. }
+            | Self::LinkLost { .. }
+            | Self::LinkBroke { .. }
             | Self::UpstreamTls { .. } => StatusCode::BAD_GATEWAY,
             Self::ConnectTimeout { .. }
             | Self::FirstByteTimeout { .. }
@@ -118,6 +210,15 @@ impl ProxyError {
         )
     }
 
+    /// When it may be better, where that can be said.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::AgentNotConnected { retry_after, .. } => Some(*retry_after),
+            Self::LinkBusy { .. } => Some(Duration::from_secs(1)),
+            _ => None,
+        }
+    }
+
     /// Whether nothing of the request can have reached a backend.
     pub(crate) fn nothing_sent(&self) -> bool {
         matches!(
@@ -126,7 +227,10 @@ impl ProxyError {
                 | Self::Connect { .. }
                 | Self::ConnectTimeout { .. }
                 | Self::Handshake { .. }
-        )
+                | Self::AgentNotConnected { .. }
+                | Self::LinkBusy { .. }
+                | Self::LinkLost { .. }
+        ) || matches!(self, Self::Agent { failure, .. } if failure.nothing_sent())
     }
 
     /// Whether the failure speaks against the endpoint (and not against the client).

@@ -27,8 +27,7 @@ use crate::stop::{PageWish, Stop, empty, stopped};
 use crate::upgrade::ClientUpgrade;
 use crate::upstream::cluster::ActiveRequest;
 use crate::upstream::connect::ProxiedAddresses;
-use crate::upstream::http1::Upgraded;
-use crate::upstream::{self, Answer, SendOptions};
+use crate::upstream::{self, Answer, SendOptions, Upgraded};
 use crate::worker::Worker;
 use crate::{balance, redirect, rewrite, static_files, upgrade};
 

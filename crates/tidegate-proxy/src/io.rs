@@ -284,6 +284,8 @@ const READ_IN_A_ROW: usize = 32 * 1024;
 pub(crate) enum Ahead {
     Http1(RequestLines),
     Http2(FrameBudget),
+    /// Nothing: HTTP has ended here.
+    Nothing,
 }
 
 /// The two kinds of transport.
@@ -299,6 +301,18 @@ impl ClientStream {
             clock,
             ahead,
             in_a_row: 0,
+        }
+    }
+
+    /// The connection goes on as something else.
+    pub(crate) fn end_http(&mut self) {
+        self.ahead = Ahead::Nothing;
+    }
+
+    pub(crate) fn tcp(&self) -> &TcpStream {
+        match &self.inner {
+            Transport::Plain(socket) => &socket.tcp,
+            Transport::Tls(tls) => &tls.get_ref().0.tcp,
         }
     }
 }
@@ -347,6 +361,7 @@ impl AsyncRead for ClientStream {
                     frames.account(read)?;
                     this.in_a_row += read.len();
                 }
+                Ahead::Nothing => {}
             }
         }
         Poll::Ready(Ok(()))

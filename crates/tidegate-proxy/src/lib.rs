@@ -13,6 +13,7 @@
 //! [`Snapshot`](tidegate_model::Snapshot).
 
 mod access_log;
+mod agents;
 mod balance;
 mod body;
 mod challenge;

@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
 use crate::ProxyProtocolMode;
+use crate::agents;
 use crate::connection::{self, ConnectionFacts};
 use crate::filters::concurrency::InFlightGuard;
 use crate::forwarded;
@@ -226,6 +227,7 @@ async fn begin_protocol(
         client,
         local,
         tls: None,
+        binding: None,
         _open: open,
     };
     // What a trusted proxy is asked for is told by header fields.
@@ -370,6 +372,7 @@ async fn begin_tls(
                 .map_err(TlsError::Handshake)?;
             shared.metrics.handshakes.inc();
             let session = stream.get_ref().1;
+            facts.binding = agents::binding(session);
             let version = match session.alpn_protocol() {
                 Some(b"h2") => Version::HTTP_2,
                 _ => Version::HTTP_11,

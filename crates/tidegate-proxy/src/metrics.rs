@@ -12,7 +12,10 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use tidegate_model::RouteId;
+use tidegate_tunnel::hub::Hub;
 
+use crate::agents::AgentMetrics;
+use crate::body::Body;
 use crate::tracker::{TrackerFamilies, TrackerMetrics};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -63,6 +66,8 @@ pub(crate) struct Metrics {
     requests: Family<RouteClassLabels, Counter>,
     durations: Family<RouteLabels, Histogram, fn() -> Histogram>,
     routes: RwLock<HashMap<RouteId, Arc<RouteMetrics>>>,
+    /// Handshakes and ends of agents.
+    pub(crate) agents: AgentMetrics,
     trackers: TrackerFamilies,
     tracker_rules: RwLock<HashMap<RouteId, HashMap<String, Arc<TrackerMetrics>>>>,
     accepted: Family<ListenerLabels, Counter>,
@@ -91,12 +96,13 @@ fn histogram() -> Histogram {
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(hub: &Hub<Body>) -> Self {
         let mut registry = Registry::with_prefix("tidegate");
         let this = Self {
             requests: Family::default(),
             durations: Family::new_with_constructor(histogram),
             routes: RwLock::default(),
+            agents: AgentMetrics::default(),
             trackers: TrackerFamilies::default(),
             tracker_rules: RwLock::default(),
             accepted: Family::default(),
@@ -185,6 +191,7 @@ impl Metrics {
             this.sent_bytes.clone(),
         );
         this.trackers.register(r);
+        this.agents.register(r, hub);
         Self { registry, ..this }
     }
 

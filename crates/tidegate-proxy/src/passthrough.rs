@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use crate::io::Socket;
 use crate::upgrade;
 use crate::upstream::connect::ProxiedAddresses;
-use crate::upstream::{self, SendOptions};
+use crate::upstream::{self, Opened, SendOptions};
 use crate::worker::Worker;
 
 /// No byte for this long ends a passed-through connection; the edge cannot see what it carries.
@@ -41,7 +41,11 @@ pub(crate) async fn run(
     metrics.passthrough.inc();
     let client = Socket::new(tcp, hello, worker.shared.settings.timeouts.write_stall);
     let (stream, _active) = backend;
-    let ended = upgrade::copy(client, stream, Some(IDLE), worker.shared.cut.clone()).await;
+    let cut = worker.shared.cut.clone();
+    let ended = match stream {
+        Opened::Socket(stream) => upgrade::copy(client, stream, Some(IDLE), cut).await,
+        Opened::Link(stream) => upgrade::copy(client, stream, Some(IDLE), cut).await,
+    };
     metrics.passthrough.dec();
     tracing::debug!(client = %proxied.client, ?ended, "passthrough ended");
 }

@@ -29,6 +29,10 @@ pub struct Settings {
     pub timeouts: EdgeTimeouts,
     /// The access log.
     pub access_log: AccessLogSettings,
+    /// Name of this replica, which agents and statuses tell links apart by.
+    pub replica: String,
+    /// How many replicas serve the same, this one included.
+    pub replicas: u32,
 }
 
 impl Default for Settings {
@@ -44,6 +48,8 @@ impl Default for Settings {
             limits: EdgeLimits::default(),
             timeouts: EdgeTimeouts::default(),
             access_log: AccessLogSettings::default(),
+            replica: "edge".to_owned(),
+            replicas: 1,
         }
     }
 }

@@ -1,6 +1,8 @@
 //! How a phase ends a request before its rule's action has answered it, and the only place that turns a
 //! failure into a response.
 
+use std::time::Duration;
+
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 
 use crate::body::Body;
@@ -66,6 +68,8 @@ impl From<ProxyError> for Stop {
 pub(crate) struct PageWish {
     pub(crate) version: Version,
     head_only: bool,
+    /// A browser may ask again by itself.
+    repeatable: bool,
     accept: Option<HeaderValue>,
     language: Option<HeaderValue>,
 }
@@ -75,16 +79,40 @@ impl PageWish {
         Self {
             version: request.version(),
             head_only: request.method() == Method::HEAD,
+            repeatable: matches!(*request.method(), Method::GET | Method::HEAD),
             accept: request.headers().get(header::ACCEPT).cloned(),
             language: request.headers().get(header::ACCEPT_LANGUAGE).cloned(),
         }
     }
 
     fn page(&self, status: StatusCode, reason: &str, guard: &RequestGuard) -> Response<Body> {
+        self.page_again(status, reason, guard, None)
+    }
+
+    /// The page of what may be better after that time.
+    fn page_again(
+        &self,
+        status: StatusCode,
+        reason: &str,
+        guard: &RequestGuard,
+        again: Option<Duration>,
+    ) -> Response<Body> {
         let id = guard.request_id();
         let (accept, language) = (self.accept.as_ref(), self.language.as_ref());
-        let mut response =
-            respond::error_page(status, reason, &id, accept, language, self.head_only);
+        let reload = again.filter(|_| self.repeatable);
+        let mut response = respond::error_page(
+            status,
+            reason,
+            &id,
+            accept,
+            language,
+            self.head_only,
+            reload,
+        );
+        if let Some(again) = again {
+            let seconds = HeaderValue::from(again.as_secs().max(1));
+            response.headers_mut().insert(header::RETRY_AFTER, seconds);
+        }
         // For clients that show no body; the same id is in the page and in the access log.
         if let Ok(id) = HeaderValue::try_from(id) {
             response.headers_mut().insert(X_REQUEST_ID, id);
@@ -122,7 +150,8 @@ pub(crate) fn stopped(stop: Stop, wish: &PageWish, guard: &mut RequestGuard) -> 
         }
         Stop::Failed(error) => {
             guard.failed(&error);
-            let mut response = wish.page(error.status(), error.reason(), guard);
+            let again = error.retry_after();
+            let mut response = wish.page_again(error.status(), error.reason(), guard, again);
             if error.leaves_body_unread() {
                 close_after(&mut response, wish.version);
             }

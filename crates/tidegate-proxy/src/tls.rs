@@ -18,6 +18,7 @@ use tidegate_model::{
     Certificate, ClientAuth, ClientAuthMode, Fingerprint, HostName, Snapshot, SnapshotStore,
     TlsMode, TlsPolicy, TlsVersion, VirtualHost,
 };
+use tidegate_tunnel::handshake;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -225,7 +226,8 @@ pub(crate) fn decide(
             if policy.certificate.is_none() {
                 return Err(TlsError::NoCertificate(asked.to_owned()));
             }
-            let config = configs.config(policy.min_version, policy.client_auth.as_ref())?;
+            let agents = !snapshot.agents.is_empty();
+            let config = configs.config(policy.min_version, policy.client_auth.as_ref(), agents)?;
             let facts = PendingFacts {
                 server_name: Some(name),
                 certificate: policy.certificate.clone(),
@@ -248,7 +250,8 @@ fn without_name(
         && let TlsMode::Terminate(policy) = &host.tls
         && let Some(certificate) = &policy.certificate
     {
-        let config = configs.config(policy.min_version, policy.client_auth.as_ref())?;
+        let agents = !snapshot.agents.is_empty();
+        let config = configs.config(policy.min_version, policy.client_auth.as_ref(), agents)?;
         let mut config = ServerConfig::clone(&config);
         config.cert_resolver = Arc::new(challenge::Single(Arc::clone(&certificate.key)));
         let facts = PendingFacts {
@@ -263,7 +266,7 @@ fn without_name(
     if certificate.is_none() {
         return Err(TlsError::NoCertificate(String::new()));
     }
-    let config = configs.config(TlsVersion::Tls12, None)?;
+    let config = configs.config(TlsVersion::Tls12, None, !snapshot.agents.is_empty())?;
     let facts = PendingFacts {
         server_name: None,
         certificate,
@@ -272,7 +275,8 @@ fn without_name(
     Ok(Decision::Terminate { config, facts })
 }
 
-type PolicyKey = (TlsVersion, Option<(Fingerprint, ClientAuthMode)>);
+/// The last says whether agents may connect.
+type PolicyKey = (TlsVersion, Option<(Fingerprint, ClientAuthMode)>, bool);
 
 /// The server configurations in use, by policy. Session tickets are shared by all workers and by all
 /// hosts of one policy, and where the snapshot has keys by all edges that have them too; never across two
@@ -297,8 +301,10 @@ impl TlsConfigs {
         &self,
         min_version: TlsVersion,
         client_auth: Option<&Arc<ClientAuth>>,
+        agents: bool,
     ) -> Result<Arc<ServerConfig>, TlsError> {
-        let key = (min_version, identity(client_auth.map(|auth| &**auth)));
+        let identity = identity(client_auth.map(|auth| &**auth));
+        let key = (min_version, identity, agents);
         let mut configs = self.configs.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(config) = configs.get(&key) {
             return Ok(Arc::clone(config));
@@ -306,10 +312,13 @@ impl TlsConfigs {
         if configs.len() >= MAX_POLICIES {
             configs.clear();
         }
-        let config = Arc::new(
-            self.build(min_version, client_auth)
-                .map_err(TlsError::Config)?,
-        );
+        let mut config = self
+            .build(min_version, client_auth)
+            .map_err(TlsError::Config)?;
+        if agents {
+            config.alpn_protocols.push(handshake::ALPN.to_vec());
+        }
+        let config = Arc::new(config);
         configs.insert(key, Arc::clone(&config));
         Ok(config)
     }

@@ -4,10 +4,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use tidegate_model::SnapshotStore;
+use tidegate_tunnel::hub::Hub;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::Settings;
+use crate::body::Body;
 use crate::filters::basic_auth::Authenticator;
 use crate::filters::concurrency::InFlight;
 use crate::filters::rate_limit::RateLimits;
@@ -23,6 +25,8 @@ pub(crate) struct Shared {
     pub(crate) store: Arc<SnapshotStore>,
     pub(crate) tls: TlsConfigs,
     pub(crate) clusters: Arc<Clusters>,
+    /// Agents and their links.
+    pub(crate) hub: Hub<Body>,
     pub(crate) metrics: Metrics,
     /// The port that clients use for HTTPS; None without such a listener.
     pub(crate) https_port: Option<u16>,
@@ -40,6 +44,8 @@ pub(crate) struct Shared {
     pub(crate) cut: CancellationToken,
     /// Connections and upgraded streams of all workers.
     pub(crate) tasks: TaskTracker,
+    /// Links of agents, which live as long as something else may need them.
+    pub(crate) links: TaskTracker,
 }
 
 impl fmt::Debug for Shared {

@@ -133,7 +133,7 @@ impl Upgrade {
     }
 
     /// `Sec-WebSocket-Accept`, RFC 6455 §4.2.2.
-    fn accept(key: &HeaderValue) -> Option<HeaderValue> {
+    pub fn accept(key: &HeaderValue) -> Option<HeaderValue> {
         let mut text = key.as_bytes().to_vec();
         text.extend_from_slice(ACCEPT_SUFFIX.as_bytes());
         let hash = digest(&SHA1_FOR_LEGACY_USE_ONLY, &text);

@@ -8,8 +8,11 @@
 //! `docs/tunnel-protocol.md` is the protocol; ADR 0044 tells why. This crate knows no targets, no routes and no
 //! Kubernetes; it neither dials nor listens.
 
+pub mod admission;
+pub mod credential;
 pub mod datagram;
 pub mod handshake;
+pub mod hub;
 pub mod link;
 pub mod settings;
 pub mod websocket;

@@ -5,6 +5,8 @@
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
+use tidegate_tunnel::handshake::FIELD_PREFIX;
+
 use super::{Refusal, has_underscore};
 
 /// Tokens that `Connection` may list; honest peers send one to three.
@@ -40,6 +42,18 @@ pub(super) fn is_connection_specific(name: &HeaderName) -> bool {
             | header::UPGRADE
     ) || matches!(name.as_str(), "keep-alive" | "http2-settings")
         || name.as_str().starts_with("proxy-")
+}
+
+/// Whether only the edge may say this, to an agent, or an agent to the edge.
+pub(super) fn is_tunnel(name: &HeaderName) -> bool {
+    name.as_str().starts_with(FIELD_PREFIX)
+}
+
+/// Removes what visitors cannot say. An agent would take it for the edge's word.
+pub(crate) fn remove_tunnel(headers: &mut HeaderMap) {
+    while let Some(name) = headers.keys().find(|name| is_tunnel(name)).cloned() {
+        headers.remove(name);
+    }
 }
 
 /// Names that `Connection` cannot take away.
@@ -139,6 +153,7 @@ fn is_allowed_trailer(name: &HeaderName) -> bool {
     !(is_connection_specific(name)
         || is_protected(text)
         || has_underscore(name)
+        || is_tunnel(name)
         || text.starts_with("if-")
         || NAMES.contains(&text))
 }

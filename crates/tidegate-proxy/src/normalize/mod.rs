@@ -17,7 +17,7 @@ mod hop_by_hop;
 mod response;
 
 pub(crate) use authority::{Authority, authority};
-pub(crate) use hop_by_hop::trailers;
+pub(crate) use hop_by_hop::{remove_tunnel, trailers};
 pub(crate) use response::{Reuse, response, strip_connection_fields};
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -110,6 +110,9 @@ pub(crate) fn request(
     {
         normalized.upgrade = upgrade(headers);
     }
+    if seen.tunnel {
+        remove_tunnel(headers);
+    }
     if seen.cookies > 1 {
         join_cookies(headers);
     }
@@ -125,6 +128,7 @@ struct Seen {
     bytes: usize,
     cookies: usize,
     underscore: bool,
+    tunnel: bool,
     connection: bool,
     content_length: bool,
     transfer_encoding: bool,
@@ -148,7 +152,10 @@ impl Seen {
                 header::UPGRADE => seen.upgrade = true,
                 header::EXPECT => seen.expect = true,
                 _ if hop_by_hop::is_connection_specific(name) => seen.other_hop_by_hop = true,
-                _ => seen.underscore |= has_underscore(name),
+                _ => {
+                    seen.underscore |= has_underscore(name);
+                    seen.tunnel |= hop_by_hop::is_tunnel(name);
+                }
             }
         }
         seen

@@ -73,12 +73,14 @@ impl Language {
     }
 }
 
-/// The words for a status; its class stands in for one without a row.
-pub(super) fn words(status: StatusCode, language: Language) -> Words {
+/// The words for a reason that has some of its own, else for the status; its class stands in for one without a row.
+pub(super) fn words(status: StatusCode, reason: &str, language: Language) -> Words {
     let code = status.as_u16();
+    let own = REASONS.iter().find(|(of, _)| *of == reason);
+    let own = own.map(|(_, texts)| texts);
     let row = ROWS.iter().find(|(row, _)| *row == code);
-    let texts = match row {
-        Some((_, texts)) => texts,
+    let texts = match own.or(row.map(|(_, texts)| texts)) {
+        Some(texts) => texts,
         None if status.is_client_error() => &CLIENT_ERROR,
         None => &SERVER_ERROR,
     };
@@ -122,6 +124,29 @@ const SERVER_ERROR: Texts = [
         "Le serveur n’a pas pu répondre à cette requête. Réessayez dans un instant.",
     ),
 ];
+
+/// Reasons of which people can be told more than their status says.
+const REASONS: &[(&str, Texts)] = &[(
+    "AgentNotConnected",
+    [
+        (
+            "This service is offline",
+            "The place where it runs is not connected right now. This page tries again by itself.",
+        ),
+        (
+            "Dieser Dienst ist offline",
+            "Der Ort, an dem er läuft, ist gerade nicht verbunden. Diese Seite versucht es von selbst wieder.",
+        ),
+        (
+            "Este servicio no está en línea",
+            "El lugar donde funciona no está conectado ahora mismo. Esta página lo vuelve a intentar sola.",
+        ),
+        (
+            "Ce service est hors ligne",
+            "L’endroit où il fonctionne n’est pas connecté pour le moment. Cette page réessaie d’elle-même.",
+        ),
+    ],
+)];
 
 const ROWS: &[(u16, Texts)] = &[
     (

@@ -8,6 +8,7 @@ mod catalog;
 
 use std::fmt::Write as _;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -19,6 +20,9 @@ use crate::body::Body;
 
 use catalog::{Language, Words};
 
+/// Seconds after which a page that reloads itself does so at the latest.
+const MOST_RELOAD: u64 = 10;
+
 /// Forms of an error page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
@@ -28,7 +32,8 @@ enum Form {
 }
 
 /// An error page. `reason` is the word that log and metrics have for it; `head_only` leaves the body out and
-/// keeps its length, as an answer to HEAD must.
+/// keeps its length, as an answer to HEAD must. With `reload` a browser asks again after that time, until
+/// there is another answer.
 pub(crate) fn error_page(
     status: StatusCode,
     reason: &str,
@@ -36,9 +41,10 @@ pub(crate) fn error_page(
     accept: Option<&HeaderValue>,
     accept_language: Option<&HeaderValue>,
     head_only: bool,
+    reload: Option<Duration>,
 ) -> Response<Body> {
     let language = language(accept_language);
-    let words = catalog::words(status, language);
+    let words = catalog::words(status, reason, language);
     let form = form(accept);
     let (content_type, body) = match form {
         Form::Text => (
@@ -47,7 +53,7 @@ pub(crate) fn error_page(
         ),
         Form::Html => (
             "text/html; charset=utf-8",
-            html(status, reason, request_id, language, words),
+            html(status, reason, request_id, language, words, reload),
         ),
         Form::Json => (
             "application/problem+json",
@@ -249,6 +255,7 @@ fn html(
     request_id: &str,
     language: Language,
     words: Words,
+    reload: Option<Duration>,
 ) -> String {
     let mut page = String::with_capacity(STYLE.len() + 1024);
     let code = status.as_u16();
@@ -260,9 +267,15 @@ fn html(
         language.tag()
     );
     html_escape(&mut page, words.title);
+    page.push_str("</title>");
+    if let Some(reload) = reload {
+        // Not by a script: the page may run none, and not every browser does.
+        let seconds = reload.as_secs().clamp(1, MOST_RELOAD);
+        let _ = write!(page, "<meta http-equiv=\"refresh\" content=\"{seconds}\">");
+    }
     let _ = write!(
         page,
-        "</title><style>{STYLE}</style></head><body><main><p class=\"s\">{code}</p><h1>"
+        "<style>{STYLE}</style></head><body><main><p class=\"s\">{code}</p><h1>"
     );
     html_escape(&mut page, words.title);
     page.push_str("</h1><p>");

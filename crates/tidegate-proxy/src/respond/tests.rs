@@ -18,6 +18,7 @@ fn page(status: u16, accept: &str, language: &str) -> (http::response::Parts, St
         Some(&accept),
         Some(&language),
         false,
+        None,
     );
     let (parts, body) = page.into_parts();
     let Body::Full(Some(bytes)) = body else {
@@ -115,6 +116,7 @@ fn nothing_from_outside_reaches_a_page_unescaped() {
             Some(&accept),
             None,
             false,
+            None,
         );
         match response.into_body() {
             Body::Full(Some(bytes)) => String::from_utf8(bytes.to_vec()).unwrap(),
@@ -129,8 +131,8 @@ fn nothing_from_outside_reaches_a_page_unescaped() {
 
 #[test]
 fn an_answer_to_head_has_the_length_and_no_body() {
-    let full = error_page(StatusCode::NOT_FOUND, "R", "id", None, None, false);
-    let head = error_page(StatusCode::NOT_FOUND, "R", "id", None, None, true);
+    let full = error_page(StatusCode::NOT_FOUND, "R", "id", None, None, false, None);
+    let head = error_page(StatusCode::NOT_FOUND, "R", "id", None, None, true, None);
     assert_eq!(full.headers(), head.headers());
     assert!(head.body().is_end_stream() && !full.body().is_end_stream());
 }
@@ -144,7 +146,7 @@ fn every_status_of_the_edge_has_words_in_every_language() {
         let status = StatusCode::from_u16(code).unwrap();
         let all: Vec<_> = Language::ALL
             .iter()
-            .map(|language| catalog::words(status, *language))
+            .map(|language| catalog::words(status, "", *language))
             .collect();
         for (i, words) in all.iter().enumerate() {
             assert!(

@@ -2,6 +2,7 @@
 //! test says byte for byte what the other side does.
 
 mod abuse;
+mod agents;
 mod bodies;
 mod endpoints;
 mod extended_connect;

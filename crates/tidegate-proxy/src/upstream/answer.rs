@@ -1,15 +1,21 @@
-//! The body of a backend's response, whichever protocol it came by, with what it holds of its connection.
+//! The body of a backend's response, whichever way it came, with what it holds of its connection.
 
+use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
+use tidegate_tunnel::hub::Traffic;
+use tidegate_tunnel::link::edge::{LinkIncoming, LinkTunnel};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::http1::{ResponseBody, Upgraded};
+use super::http1::{self, ResponseBody};
 use super::pool::StreamCount;
-use crate::body::BodyError;
+use crate::body::{Body, BodyError};
 
 /// A response body as it comes from the backend. Dropped before its end it gives the connection, or the
 /// stream, up.
@@ -19,9 +25,20 @@ pub(crate) enum AnswerBody {
         incoming: Incoming,
         _stream: StreamCount,
     },
+    /// Of an agent.
+    Link {
+        incoming: LinkIncoming,
+        meter: Meter,
+    },
+    /// What an agent has made of a stream. It has no body any more.
+    Switched(Box<LinkStream>),
 }
 
 impl AnswerBody {
+    pub(super) fn switched(io: LinkTunnel, meter: Meter) -> Self {
+        Self::Switched(Box::new(LinkStream { io, meter }))
+    }
+
     /// The message had two readings: its connection carries no other one.
     pub(crate) fn forbid_reuse(&mut self) {
         if let Self::Http1(body) = self {
@@ -33,15 +50,24 @@ impl AnswerBody {
     pub(crate) fn take_whole(&mut self) -> Option<Bytes> {
         match self {
             Self::Http1(body) => body.take_whole(),
-            Self::Http2 { .. } => None,
+            Self::Http2 { .. } | Self::Link { .. } | Self::Switched(_) => None,
         }
     }
 
     /// The connection that a 101 has made of it; None over HTTP/2, which has no 101.
     pub(crate) fn into_upgraded(self) -> Option<Upgraded> {
         match self {
-            Self::Http1(body) => body.into_upgraded(),
-            Self::Http2 { .. } => None,
+            Self::Http1(body) => body.into_upgraded().map(Upgraded::Http1),
+            Self::Switched(stream) => Some(Upgraded::Link(stream)),
+            Self::Http2 { .. } | Self::Link { .. } => None,
+        }
+    }
+
+    /// The stream of an agent, if it agreed to one.
+    pub(super) fn into_link(self) -> Option<LinkStream> {
+        match self {
+            Self::Switched(stream) => Some(*stream),
+            _ => None,
         }
     }
 }
@@ -57,6 +83,14 @@ impl HttpBody for AnswerBody {
         match self.get_mut() {
             Self::Http1(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
             Self::Http2 { incoming, .. } => Pin::new(incoming).poll_frame(cx).map_err(Into::into),
+            Self::Link { incoming, meter } => {
+                let frame = ready!(Pin::new(incoming).poll_frame(cx));
+                if let Some(Ok(frame)) = &frame {
+                    meter.received(frame.data_ref().map_or(0, Bytes::len));
+                }
+                Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+            }
+            Self::Switched(_) => Poll::Ready(None),
         }
     }
 
@@ -64,6 +98,8 @@ impl HttpBody for AnswerBody {
         match self {
             Self::Http1(body) => body.is_end_stream(),
             Self::Http2 { incoming, .. } => incoming.is_end_stream(),
+            Self::Link { incoming, .. } => incoming.is_end_stream(),
+            Self::Switched(_) => true,
         }
     }
 
@@ -71,6 +107,156 @@ impl HttpBody for AnswerBody {
         match self {
             Self::Http1(body) => body.size_hint(),
             Self::Http2 { incoming, .. } => incoming.size_hint(),
+            Self::Link { incoming, .. } => incoming.size_hint(),
+            Self::Switched(_) => SizeHint::with_exact(0),
+        }
+    }
+}
+
+/// A backend's side of an upgraded connection.
+pub(crate) enum Upgraded {
+    Http1(http1::Upgraded),
+    Link(Box<LinkStream>),
+}
+
+/// A stream of a link that carries bytes.
+pub(crate) struct LinkStream {
+    io: LinkTunnel,
+    meter: Meter,
+}
+
+macro_rules! on_upgraded {
+    ($self:ident, $io:ident => $body:expr) => {
+        match $self.get_mut() {
+            Upgraded::Http1($io) => $body,
+            Upgraded::Link($io) => $body,
+        }
+    };
+}
+
+impl AsyncRead for Upgraded {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        on_upgraded!(self, io => Pin::new(io).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Upgraded {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        on_upgraded!(self, io => Pin::new(io).poll_write(cx, buf))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        on_upgraded!(self, io => Pin::new(io).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        on_upgraded!(self, io => Pin::new(io).poll_shutdown(cx))
+    }
+}
+
+impl AsyncRead for LinkStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+        self.meter.received(buf.filled().len() - before);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for LinkStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.io).poll_write(cx, buf))?;
+        self.meter.sent(written);
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+/// A request body whose bytes are counted as sent.
+pub(super) fn counted(body: Body, meter: Meter) -> Body {
+    if body.is_end_stream() {
+        return body;
+    }
+    Body::boxed(Counted { body, meter })
+}
+
+struct Counted {
+    body: Body,
+    meter: Meter,
+}
+
+impl HttpBody for Counted {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame {
+            self.meter.sent(frame.data_ref().map_or(0, Bytes::len));
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Counts what passes, for the link and for the mapping.
+#[derive(Debug, Clone)]
+pub(crate) struct Meter {
+    pub(super) link: Arc<Traffic>,
+    pub(super) mapping: Arc<Traffic>,
+}
+
+impl Meter {
+    pub(super) fn request(&self) {
+        for traffic in [&self.link, &self.mapping] {
+            traffic.requests.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn sent(&self, bytes: usize) {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        for traffic in [&self.link, &self.mapping] {
+            traffic.sent.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    fn received(&self, bytes: usize) {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        for traffic in [&self.link, &self.mapping] {
+            traffic.received.fetch_add(bytes, Ordering::Relaxed);
         }
     }
 }

@@ -8,12 +8,17 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tidegate_model::{Cluster, EndpointState, ObservedCluster, Target};
+use tidegate_tunnel::hub::LiveLink;
 use tokio::sync::{Notify, watch};
+
+use crate::body::Body;
 
 /// One address.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     pub(crate) address: SocketAddr,
+    /// The way to a service behind an agent, whose connection this address is.
+    pub(crate) link: Option<LiveLink<Body>>,
     /// Requests in flight there, from all workers.
     pub(crate) active: AtomicU32,
     consecutive_failures: AtomicU32,
@@ -24,9 +29,10 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
-    fn new(address: SocketAddr) -> Arc<Self> {
+    fn new(address: SocketAddr, link: Option<LiveLink<Body>>) -> Arc<Self> {
         Arc::new(Self {
             address,
+            link,
             active: AtomicU32::new(0),
             consecutive_failures: AtomicU32::new(0),
             ejected_until: AtomicU64::new(0),
@@ -85,6 +91,8 @@ pub(crate) struct ClusterState {
     /// Asks the watcher to resolve at once.
     pub(crate) refresh: Notify,
     pub(crate) active: AtomicU32,
+    /// Requests that wait for an agent.
+    pub(crate) held: AtomicU32,
     /// Set when no snapshot has the cluster any more: nobody resolves or probes it.
     pub(crate) retired: AtomicBool,
     start: Instant,
@@ -106,6 +114,7 @@ impl ClusterState {
             resolved: watch::Sender::new(false),
             refresh: Notify::new(),
             active: AtomicU32::new(0),
+            held: AtomicU32::new(0),
             retired: AtomicBool::new(false),
             start: Instant::now(),
         };
@@ -147,7 +156,7 @@ impl ClusterState {
                 .into_iter()
                 .map(|address| {
                     let kept = before.endpoints.iter().find(|kept| kept.address == address);
-                    kept.map_or_else(|| Endpoint::new(address), Arc::clone)
+                    kept.map_or_else(|| Endpoint::new(address, None), Arc::clone)
                 })
                 .collect();
             self.addresses.store(Arc::new(Addresses {
@@ -157,6 +166,40 @@ impl ClusterState {
             }));
         }
         self.resolved.send_replace(true);
+    }
+
+    /// Takes the links of the cluster's agent that are good for its mapping, as [`Self::set_addresses`] does addresses.
+    pub(crate) fn set_links(&self, links: &[LiveLink<Body>]) {
+        let Target::Agent { mapping, .. } = &self.cluster.target else {
+            return;
+        };
+        let before = self.addresses.load();
+        let is_of = |endpoint: &Endpoint, link: &LiveLink<Body>| {
+            let its = endpoint.link.as_ref().map(|link| link.session);
+            its == Some(link.session)
+        };
+        let good = links.iter().filter(|link| link.ready.contains_key(mapping));
+        let endpoints = good.map(|link| {
+            let mut known = before.endpoints.iter();
+            let kept = known.find(|endpoint| is_of(endpoint, link));
+            kept.map_or_else(
+                || Endpoint::new(link.address, Some(link.clone())),
+                Arc::clone,
+            )
+        });
+        self.addresses.store(Arc::new(Addresses {
+            endpoints: endpoints.collect(),
+            resolved: true,
+            error: None,
+        }));
+        self.resolved.send_replace(true);
+    }
+
+    /// Waits until the addresses are as wanted.
+    pub(crate) async fn until(&self, wanted: impl Fn(&Addresses) -> bool) {
+        let mut news = self.resolved.subscribe();
+        // The sender lives in self, so this cannot end early.
+        let _ = news.wait_for(|_| wanted(&self.addresses())).await;
     }
 
     /// Resolution failed: the addresses known so far stay in use.

@@ -6,6 +6,7 @@
 //! is sent again whatever it is; one that may have left only when it has no body and is idempotent
 //! (RFC 9110 §9.2.2). Failures to connect try another address.
 
+mod agent;
 mod answer;
 pub(crate) mod cluster;
 pub(crate) mod connect;
@@ -21,13 +22,13 @@ use std::time::Duration;
 
 use http::{HeaderValue, Request, Response, Uri, Version, header, request};
 use hyper::client::conn::http2;
-use tidegate_model::{Cluster, LoadBalancing};
+use tidegate_model::{Cluster, LoadBalancing, Target};
 
 use crate::balance::{self, EndpointView};
 use crate::body::{Body, BodyWatch};
 use crate::error::{ExchangeError, ProxyError};
 use crate::exchange::EarlyHints;
-pub(crate) use answer::AnswerBody;
+pub(crate) use answer::{AnswerBody, Upgraded};
 use cluster::{ActiveRequest, ClusterState, Endpoint};
 use connect::{HttpConnection, ProxiedAddresses};
 use http1::{Http1Error, Terms};
@@ -95,6 +96,10 @@ pub(crate) async fn send(
             return Err(SendError { error, unsent });
         }
     };
+    if let Some(behind) = behind(upstreams, cluster) {
+        // Boxed: the way to most backends has no need of its room.
+        return Box::pin(agent::send(behind, &worker, active, request, options)).await;
+    }
     until_resolved(state).await;
 
     let mut attempt = Attempt::new(request);
@@ -137,6 +142,18 @@ pub(crate) async fn send(
             }
         }
     }
+}
+
+/// The agent that a cluster is behind, if it is.
+fn behind<'a>(upstreams: &'a Upstreams, cluster: &'a Cluster) -> Option<agent::Behind<'a>> {
+    let Target::Agent { agent, mapping } = &cluster.target else {
+        return None;
+    };
+    Some(agent::Behind {
+        hub: upstreams.hub(),
+        agent,
+        mapping,
+    })
 }
 
 /// Counts a request as in flight, unless the cluster's limit is reached.
@@ -423,23 +440,8 @@ fn copy_head(request: &Request<Body>) -> Request<Body> {
 /// Gives target and Host the form of the protocol: origin-form and Host, or absolute and no Host.
 fn prepare(request: &mut Request<Body>, h2: bool, cluster: &Cluster) {
     if h2 {
-        *request.version_mut() = Version::HTTP_2;
-        if request.uri().authority().is_some() {
-            return;
-        }
-        if let Some(host) = request.headers_mut().remove(header::HOST) {
-            let scheme = if cluster.tls.is_some() {
-                "https"
-            } else {
-                "http"
-            };
-            let mut parts = std::mem::take(request.uri_mut()).into_parts();
-            parts.scheme = scheme.parse().ok();
-            parts.authority = http::uri::Authority::try_from(host.as_bytes()).ok();
-            if let Ok(uri) = Uri::from_parts(parts) {
-                *request.uri_mut() = uri;
-            }
-        }
+        let tls = cluster.tls.is_some();
+        to_http2(request, if tls { "https" } else { "http" });
     } else {
         *request.version_mut() = Version::HTTP_11;
         if request.uri().authority().is_some() {
@@ -458,6 +460,21 @@ fn prepare(request: &mut Request<Body>, h2: bool, cluster: &Cluster) {
     }
 }
 
+fn to_http2(request: &mut Request<Body>, scheme: &'static str) {
+    *request.version_mut() = Version::HTTP_2;
+    if request.uri().authority().is_some() {
+        return;
+    }
+    if let Some(host) = request.headers_mut().remove(header::HOST) {
+        let mut parts = std::mem::take(request.uri_mut()).into_parts();
+        parts.scheme = scheme.parse().ok();
+        parts.authority = http::uri::Authority::try_from(host.as_bytes()).ok();
+        if let Ok(uri) = Uri::from_parts(parts) {
+            *request.uri_mut() = uri;
+        }
+    }
+}
+
 /// Builds the request to a backend from the client's head.
 pub(crate) fn request(parts: Box<request::Parts>, body: Body) -> Box<Request<Body>> {
     let mut parts = *parts;
@@ -466,15 +483,26 @@ pub(crate) fn request(parts: Box<request::Parts>, body: Body) -> Box<Request<Bod
     Box::new(Request::from_parts(parts, body))
 }
 
+/// Bytes to a backend, for passthrough.
+pub(crate) enum Opened {
+    Socket(connect::UpstreamStream),
+    Link(answer::LinkStream),
+}
+
 /// Opens a bare connection to one of the cluster's addresses, for passthrough.
 pub(crate) async fn open(
     upstreams: &Upstreams,
     cluster: &Arc<Cluster>,
     options: &SendOptions,
-) -> Result<(connect::UpstreamStream, ActiveRequest), ProxyError> {
+) -> Result<(Opened, ActiveRequest), ProxyError> {
     let worker = upstreams.cluster(cluster);
     let state = &worker.state;
     let mut active = begin(state)?;
+    if let Some(behind) = behind(upstreams, cluster) {
+        let opening = Box::pin(agent::open(behind, &worker, active, options));
+        let (stream, active) = opening.await?;
+        return Ok((Opened::Link(stream), active));
+    }
     until_resolved(state).await;
     let mut tried = Vec::new();
     loop {
@@ -483,7 +511,7 @@ pub(crate) async fn open(
         match connect::transport(cluster, endpoint.address, options.proxied, true).await {
             Ok(stream) => {
                 endpoint.succeeded();
-                return Ok((stream, active));
+                return Ok((Opened::Socket(stream), active));
             }
             Err(error) => {
                 state.failed(&endpoint, tidegate_telemetry::chain(&error).to_string());

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use hyper::client::conn::http2;
 use tidegate_model::{Cluster, ClusterKey, LoadBalancing, UpstreamProtocol};
+use tidegate_tunnel::hub::Hub;
 
 use super::SendOptions;
 use super::cluster::ClusterState;
@@ -58,6 +59,10 @@ impl Upstreams {
                 recent: vec![None; RECENT],
             }),
         }
+    }
+
+    pub(super) fn hub(&self) -> &Hub<Body> {
+        &self.clusters.hub
     }
 
     pub(crate) fn cluster(&self, cluster: &Arc<Cluster>) -> Arc<WorkerCluster> {

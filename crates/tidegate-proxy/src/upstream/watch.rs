@@ -12,6 +12,7 @@ use http::{HeaderValue, Request, header};
 use tidegate_model::{
     ActiveHealthCheck, Cluster, ClusterKey, ObservedCluster, Reach, SnapshotStore, Target,
 };
+use tidegate_tunnel::hub::Hub;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -31,12 +32,21 @@ const RESOLVE_RETRY: Duration = Duration::from_secs(2);
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// All clusters in use, by key.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Clusters {
     states: RwLock<HashMap<ClusterKey, Arc<ClusterState>>>,
+    /// Who knows the addresses of those behind agents.
+    pub(super) hub: Hub<Body>,
 }
 
 impl Clusters {
+    pub(crate) fn new(hub: Hub<Body>) -> Self {
+        Self {
+            states: RwLock::default(),
+            hub,
+        }
+    }
+
     /// The state for a cluster, made on first use: a request may be faster than the watcher.
     pub(crate) fn state(&self, cluster: &Arc<Cluster>) -> Arc<ClusterState> {
         if let Some(state) = self
@@ -91,7 +101,8 @@ pub(crate) async fn watch(
                 state.set_addresses(addresses);
             }
             tasks.entry(cluster.key.clone()).or_insert_with(|| {
-                AbortOnDropHandle::new(tokio::spawn(follow(state, Arc::clone(&store))))
+                let following = follow(state, Arc::clone(&store), clusters.hub.clone());
+                AbortOnDropHandle::new(tokio::spawn(following))
             });
         }
         clusters.retain(&tasks);
@@ -102,8 +113,27 @@ pub(crate) async fn watch(
     }
 }
 
-async fn follow(state: Arc<ClusterState>, store: Arc<SnapshotStore>) {
-    tokio::join!(resolve_forever(&state, &store), probe_forever(&state));
+async fn follow(state: Arc<ClusterState>, store: Arc<SnapshotStore>, hub: Hub<Body>) {
+    tokio::join!(
+        resolve_forever(&state, &store),
+        follow_links(&state, &hub),
+        probe_forever(&state)
+    );
+}
+
+/// The addresses of a cluster behind an agent are the agent's links.
+async fn follow_links(state: &ClusterState, hub: &Hub<Body>) {
+    let Target::Agent { agent, .. } = &state.cluster.target else {
+        return;
+    };
+    let mut links = hub.links(agent);
+    loop {
+        let known = links.borrow_and_update().clone();
+        state.set_links(&known);
+        if links.changed().await.is_err() {
+            links = hub.links(agent);
+        }
+    }
 }
 
 async fn resolve_forever(state: &ClusterState, store: &SnapshotStore) {
@@ -230,14 +260,22 @@ async fn probe(state: &ClusterState, endpoint: &Endpoint) -> Result<(), String> 
         .unwrap_or_else(|_| Err(format!("no answer within {:?}", check.timeout)))
 }
 
+fn words(error: &(dyn std::error::Error + 'static)) -> String {
+    tidegate_telemetry::chain(error).to_string()
+}
+
 async fn ask(
     cluster: &Cluster,
     endpoint: &Endpoint,
     check: &ActiveHealthCheck,
 ) -> Result<(), String> {
-    let connected = connect::transport(cluster, endpoint.address, None, false)
-        .await
-        .map_err(|error| tidegate_telemetry::chain(&error).to_string())?;
+    let connected = if endpoint.link.is_some() {
+        // That the link lives is known; whether there is more is up to the agent.
+        None
+    } else {
+        let connecting = connect::transport(cluster, endpoint.address, None, false);
+        Some(connecting.await.map_err(|error| words(&error))?)
+    };
     let Some(path) = &check.path else {
         return Ok(());
     };
@@ -262,11 +300,16 @@ async fn ask(
     for (name, value) in &check.headers {
         headers.insert(name.clone(), value.clone());
     }
-    let status = connect::exchange_once(cluster, connected, request)
-        .await
-        .map_err(|error| tidegate_telemetry::chain(&error).to_string())?
-        .status()
-        .as_u16();
+    let status = match connected {
+        Some(stream) => connect::exchange_once(cluster, stream, request)
+            .await
+            .map_err(|error| words(&error))?
+            .status(),
+        None => super::agent::probe(cluster, endpoint, request)
+            .await
+            .map_err(|error| words(&error))?,
+    };
+    let status = status.as_u16();
     let (lowest, highest) = check.expected_status;
     if (lowest..=highest).contains(&status) {
         Ok(())
@@ -282,6 +325,8 @@ mod tests {
     use tidegate_model::{
         CircuitLimits, LoadBalancing, PassiveHealthCheck, Snapshot, UpstreamProtocol,
     };
+
+    use tidegate_tunnel::hub::HubSettings;
 
     use super::*;
 
@@ -342,7 +387,8 @@ mod tests {
             ..Snapshot::default()
         });
         let state = named("localhost");
-        let following = tokio::spawn(follow(Arc::clone(&state), store));
+        let hub = Hub::new(HubSettings::default());
+        let following = tokio::spawn(follow(Arc::clone(&state), store, hub));
         state.until_resolved().await;
         following.abort();
         assert!(addresses(&state).is_empty());

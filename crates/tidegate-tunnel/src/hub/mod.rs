@@ -1,0 +1,492 @@
+//! Which agents are connected, by which links, and what they and the edge tell each other.
+//!
+//! ```text
+//! snapshot ─► apply ─► sessions: Mappings, Verdicts, Bye          handshake ─► admit ─► serve ─► session
+//! session ─► links ─► endpoints of clusters                       session ─► requested ─► translate
+//! ```
+//!
+//! Requests never come here: they find their link in the endpoints of their cluster, which follow [`Hub::links`]. All
+//! locks are held for a moment and never across a wait. Several sessions of one agent are a pool; none evicts another.
+
+mod session;
+mod told;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use http_body::Body;
+use tidegate_model::{Agent, AgentId, Mapping, MappingId, ObservedAgent, RequestedMapping};
+use tokio::sync::watch;
+
+use crate::admission::{Admission, Admitted, Attempt, Denial, Refused};
+use crate::link::edge::EdgeLink;
+use session::Session;
+pub use session::{Arrival, Ended};
+
+/// Requests wait for an agent that was connected less than this ago.
+pub const LATELY: Duration = Duration::from_secs(60);
+
+/// Links of one agent at a time: some instances with two each, old ones and their replacements.
+const MOST_SESSIONS: usize = 64;
+
+/// Who this edge is.
+#[derive(Debug, Clone, Default)]
+pub struct HubSettings {
+    /// Name of this replica.
+    pub replica: String,
+    /// How many replicas there are.
+    pub replicas: u32,
+    /// Version of the edge's program.
+    pub version: &'static str,
+}
+
+/// A link that requests may take.
+pub struct LiveLink<B: Body + 'static> {
+    /// Its session, unique for the life of the hub.
+    pub session: u64,
+    /// What its endpoint is called: the agent's address as the edge sees it. Unique among the agent's links.
+    pub address: SocketAddr,
+    /// The link.
+    pub link: EdgeLink<B>,
+    /// Mappings that the agent has and has said so, with what passes for them over all links.
+    pub ready: Arc<BTreeMap<MappingId, Arc<Traffic>>>,
+    /// What passes over it.
+    pub traffic: Arc<Traffic>,
+}
+
+impl<B: Body + 'static> Clone for LiveLink<B> {
+    fn clone(&self) -> Self {
+        Self {
+            session: self.session,
+            address: self.address,
+            link: self.link.clone(),
+            ready: Arc::clone(&self.ready),
+            traffic: Arc::clone(&self.traffic),
+        }
+    }
+}
+
+impl<B: Body + 'static> std::fmt::Debug for LiveLink<B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LiveLink")
+            .field("session", &self.session)
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The links of an agent at one moment, oldest first.
+pub type Links<B> = Arc<[LiveLink<B>]>;
+
+/// What has passed over a link.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// Requests, tunnels included.
+    pub requests: AtomicU64,
+    /// Bytes of bodies and tunnels towards the agent.
+    pub sent: AtomicU64,
+    /// Bytes of bodies and tunnels from it.
+    pub received: AtomicU64,
+}
+
+/// What has passed for a mapping of an agent, over all links.
+#[derive(Debug)]
+pub struct MappingTraffic {
+    /// The agent.
+    pub agent: AgentId,
+    /// The mapping.
+    pub mapping: Arc<Mapping>,
+    /// What has passed.
+    pub traffic: Arc<Traffic>,
+}
+
+/// What every agent asks for itself, as far as it was heard.
+pub type Requested = Arc<BTreeMap<AgentId, Vec<RequestedMapping>>>;
+
+/// All agents of an edge. Cheap to clone. `B` is the body of requests.
+pub struct Hub<B: Body + 'static>(Arc<Inner<B>>);
+
+struct Inner<B: Body + 'static> {
+    settings: HubSettings,
+    started: Instant,
+    admission: Admission,
+    next_session: AtomicU64,
+    /// Makes the ids of sessions unique for good.
+    process: u64,
+    table: Mutex<BTreeMap<AgentId, Entry<B>>>,
+    requested: watch::Sender<Requested>,
+    orders: watch::Sender<Orders>,
+    /// Sessions that live and, while the edge drains, have not said that they are replaced.
+    attached: watch::Sender<usize>,
+}
+
+/// What the whole edge asks of all sessions.
+#[derive(Debug, Clone, Default)]
+struct Orders {
+    drain: Option<Drain>,
+    close: bool,
+}
+
+/// When agents have to have moved.
+#[derive(Debug, Clone)]
+struct Drain {
+    deadline: Instant,
+    /// Within which each begins at a moment of its own.
+    jitter: Duration,
+}
+
+/// What is known of an agent, connected or not.
+struct Entry<B: Body + 'static> {
+    /// As the snapshot has it; None when it has it no more.
+    agent: watch::Sender<Option<Arc<Agent>>>,
+    links: watch::Sender<Links<B>>,
+    /// Oldest first.
+    sessions: Vec<Arc<Session<B>>>,
+    /// What the newest session asked for, kept when it goes.
+    requested: Vec<RequestedMapping>,
+    left: Option<(Instant, SystemTime)>,
+    /// Of mappings that the agent has.
+    traffic: BTreeMap<MappingId, Arc<Traffic>>,
+}
+
+impl<B: Body + 'static> Clone for Hub<B> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<B: Body + 'static> std::fmt::Debug for Hub<B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hub")
+            .field("settings", &self.0.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<B: Body + 'static> Default for Entry<B> {
+    fn default() -> Self {
+        Self {
+            agent: watch::Sender::new(None),
+            links: watch::Sender::new(Arc::new([])),
+            sessions: Vec::new(),
+            requested: Vec::new(),
+            left: None,
+            traffic: BTreeMap::new(),
+        }
+    }
+}
+
+// === what the edge calls ===
+
+impl<B: Body + 'static> Hub<B> {
+    /// A hub without agents.
+    pub fn new(settings: HubSettings) -> Self {
+        let now = Instant::now();
+        Self(Arc::new(Inner {
+            settings,
+            started: now,
+            admission: Admission::new(now, SystemTime::now()),
+            next_session: AtomicU64::new(1),
+            process: fastrand::u64(..),
+            table: Mutex::default(),
+            requested: watch::Sender::default(),
+            orders: watch::Sender::default(),
+            attached: watch::Sender::default(),
+        }))
+    }
+
+    /// Takes the agents of a new snapshot: sessions are told what concerns them, those that may no longer be end.
+    pub fn apply(&self, agents: &BTreeMap<AgentId, Arc<Agent>>) {
+        let mut table = self.table();
+        for (id, agent) in agents {
+            let entry = table.entry(id.clone()).or_default();
+            entry.agent.send_if_modified(|known| {
+                let news = known.as_ref() != Some(agent);
+                if news {
+                    *known = Some(Arc::clone(agent));
+                }
+                news
+            });
+            entry.traffic.retain(|id, _| agent.mapping(id).is_some());
+        }
+        let mut gone = false;
+        table.retain(|id, entry| {
+            if agents.contains_key(id) {
+                return true;
+            }
+            entry.agent.send_if_modified(|known| known.take().is_some());
+            gone |= !std::mem::take(&mut entry.requested).is_empty();
+            // Whoever follows the links of an agent goes on to do so if it comes back.
+            !entry.sessions.is_empty() || entry.links.receiver_count() > 0
+        });
+        if gone {
+            self.publish_requested(&table);
+        }
+    }
+
+    /// Judges a handshake against the agents of the current snapshot.
+    ///
+    /// # Errors
+    /// Says what to answer, and what to log.
+    pub fn admit(
+        &self,
+        agents: &BTreeMap<AgentId, Arc<Agent>>,
+        attempt: &Attempt<'_>,
+        now: SystemTime,
+    ) -> Result<Admitted, Refused> {
+        if self.0.orders.borrow().drain.is_some() {
+            return Err(Refused {
+                denial: Denial::Draining,
+                why: "Draining",
+            });
+        }
+        let admission = &self.0.admission;
+        let admitted = admission.judge(agents, attempt, Instant::now(), now)?;
+        let table = self.table();
+        let entry = table.get(&admitted.agent.id);
+        if entry.is_some_and(|entry| entry.sessions.len() >= MOST_SESSIONS) {
+            return Err(Refused {
+                denial: Denial::TooMany {
+                    retry_after: Duration::from_secs(30),
+                },
+                why: "TooManyLinks",
+            });
+        }
+        Ok(admitted)
+    }
+
+    /// The links of an agent, now and from now on. Draining ones are not among them.
+    pub fn links(&self, agent: &AgentId) -> watch::Receiver<Links<B>> {
+        let mut table = self.table();
+        let entry = table.entry(agent.clone()).or_default();
+        entry.links.subscribe()
+    }
+
+    /// How long a request may wait for the agent; None when it was not here lately.
+    pub fn patience(&self, agent: &AgentId) -> Option<Duration> {
+        let table = self.table();
+        let entry = table.get(agent);
+        let lately = |(left, _): (Instant, _)| left.elapsed() < LATELY;
+        let here = entry.is_some_and(|it| !it.sessions.is_empty() || it.left.is_some_and(lately));
+        // It may have been connected to the process before this one.
+        if !here && self.0.started.elapsed() >= LATELY {
+            return None;
+        }
+        entry?.agent.borrow().as_ref().map(|agent| agent.hold)
+    }
+
+    /// What agents ask for.
+    pub fn requested(&self) -> watch::Receiver<Requested> {
+        self.0.requested.subscribe()
+    }
+
+    /// Live sessions of all agents.
+    pub fn sessions(&self) -> usize {
+        self.table().values().map(|it| it.sessions.len()).sum()
+    }
+
+    /// Everything that is known of agents that are connected or were, sorted by id.
+    pub fn observe(&self) -> Vec<ObservedAgent> {
+        let now = SystemTime::now();
+        let table = self.table();
+        let known = table
+            .iter()
+            .filter(|(_, entry)| !entry.sessions.is_empty() || entry.left.is_some());
+        known
+            .map(|(id, entry)| ObservedAgent {
+                id: id.clone(),
+                sessions: entry.sessions.iter().map(|it| it.observe()).collect(),
+                requested: entry.requested.clone(),
+                last_seen: if entry.sessions.is_empty() {
+                    entry.left.map(|(_, at)| at)
+                } else {
+                    Some(now)
+                },
+            })
+            .collect()
+    }
+
+    /// How many links of each connected agent take no requests, because too many of their visitors do not read.
+    pub fn full(&self) -> Vec<(AgentId, usize)> {
+        let table = self.table();
+        let connected = table.iter().filter(|(_, it)| !it.sessions.is_empty());
+        connected
+            .map(|(id, entry)| {
+                let full = entry.sessions.iter().filter(|it| it.is_full());
+                (id.clone(), full.count())
+            })
+            .collect()
+    }
+
+    /// What has passed for each mapping that an agent has taken.
+    pub fn traffic(&self) -> Vec<MappingTraffic> {
+        let table = self.table();
+        let mut all = Vec::new();
+        for (id, entry) in &*table {
+            let Some(agent) = entry.agent.borrow().clone() else {
+                continue;
+            };
+            let known = agent.mappings.iter().filter_map(|mapping| {
+                let traffic = entry.traffic.get(&mapping.id)?;
+                Some(MappingTraffic {
+                    agent: id.clone(),
+                    mapping: Arc::clone(mapping),
+                    traffic: Arc::clone(traffic),
+                })
+            });
+            all.extend(known);
+        }
+        all
+    }
+
+    /// Asks every agent to connect elsewhere, or to the next process, before the deadline. New handshakes are
+    /// refused. Links stay in use until [`Hub::close`].
+    ///
+    /// Returns within what time agents begin to do so.
+    pub fn begin_drain(&self, within: Duration) -> Duration {
+        let agents = u32::try_from(self.sessions()).unwrap_or(u32::MAX);
+        // Fifty a second, but never so late that the last ones have no time.
+        let jitter = (Duration::from_secs(1) / 50 * agents)
+            .min(Duration::from_secs(10))
+            .min(within / 2);
+        self.0.orders.send_modify(|orders| {
+            orders.drain.get_or_insert(Drain {
+                deadline: Instant::now() + within,
+                jitter,
+            });
+        });
+        jitter
+    }
+
+    /// After [`Hub::begin_drain`]: waits until every agent has said that it is connected elsewhere, or has gone.
+    pub async fn until_moved(&self) {
+        let mut attached = self.0.attached.subscribe();
+        // The sender lives in self.
+        let _ = attached.wait_for(|attached| *attached == 0).await;
+    }
+
+    /// Ends every session; agents come back at once, to whoever serves then.
+    pub fn close(&self) {
+        self.0.orders.send_modify(|orders| orders.close = true);
+    }
+
+    fn table(&self) -> MutexGuard<'_, BTreeMap<AgentId, Entry<B>>> {
+        self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === what sessions call ===
+
+impl<B: Body + 'static> Hub<B> {
+    /// Takes a session in, unless its key was taken back meanwhile. Its endpoint's address is made unique.
+    fn enter(
+        &self,
+        admitted: &Admitted,
+        mut address: SocketAddr,
+        make: impl FnOnce(SocketAddr) -> Session<B>,
+    ) -> Entered<B> {
+        let mut table = self.table();
+        let entry = table.entry(admitted.agent.id.clone()).or_default();
+        if entry.agent.borrow().is_none() {
+            // The snapshot that the handshake saw is newer than what was applied.
+            entry.agent.send_replace(Some(Arc::clone(&admitted.agent)));
+        }
+        while entry.sessions.iter().any(|it| it.address == address) {
+            address.set_port(address.port().wrapping_add(1));
+        }
+        let session = Arc::new(make(address));
+        entry.sessions.push(Arc::clone(&session));
+        self.0.attached.send_modify(|attached| *attached += 1);
+        Entered {
+            session,
+            agent: entry.agent.subscribe(),
+        }
+    }
+
+    fn leave(&self, session: &Session<B>) {
+        let mut table = self.table();
+        let Some(entry) = table.get_mut(&session.agent) else {
+            return;
+        };
+        entry.sessions.retain(|it| it.id != session.id);
+        entry.left = Some((Instant::now(), SystemTime::now()));
+        entry.publish_links();
+        if session.detach() {
+            self.0.attached.send_modify(|attached| *attached -= 1);
+        }
+    }
+
+    /// The session's agent is connected elsewhere too.
+    fn moved(&self, session: &Session<B>) {
+        if session.detach() {
+            self.0.attached.send_modify(|attached| *attached -= 1);
+        }
+    }
+
+    /// What a session is good for has changed.
+    fn changed(&self, session: &Session<B>) {
+        if let Some(entry) = self.table().get(&session.agent) {
+            entry.publish_links();
+        }
+    }
+
+    fn asked(&self, session: &Session<B>, wishes: Vec<RequestedMapping>) {
+        let mut table = self.table();
+        let Some(entry) = table.get_mut(&session.agent) else {
+            return;
+        };
+        if entry.requested != wishes {
+            entry.requested = wishes;
+            self.publish_requested(&table);
+        }
+    }
+
+    fn publish_requested(&self, table: &BTreeMap<AgentId, Entry<B>>) {
+        let wishes = table.iter().filter(|(_, it)| !it.requested.is_empty());
+        let wishes: BTreeMap<_, _> = wishes
+            .map(|(id, entry)| (id.clone(), entry.requested.clone()))
+            .collect();
+        self.0.requested.send_if_modified(|known| {
+            let news = **known != wishes;
+            if news {
+                *known = Arc::new(wishes);
+            }
+            news
+        });
+    }
+
+    fn next_session(&self) -> (u64, String) {
+        let id = self.0.next_session.fetch_add(1, Ordering::Relaxed);
+        (id, format!("{:016x}-{id}", self.0.process))
+    }
+
+    /// The counters of the mappings that a session is good for.
+    fn traffic_of(
+        &self,
+        session: &Session<B>,
+        mappings: &[Arc<Mapping>],
+    ) -> BTreeMap<MappingId, Arc<Traffic>> {
+        let mut table = self.table();
+        let entry = table.entry(session.agent.clone()).or_default();
+        let counted = mappings.iter().map(|mapping| {
+            let traffic = entry.traffic.entry(mapping.id.clone()).or_default();
+            (mapping.id.clone(), Arc::clone(traffic))
+        });
+        counted.collect()
+    }
+}
+
+struct Entered<B: Body + 'static> {
+    session: Arc<Session<B>>,
+    agent: watch::Receiver<Option<Arc<Agent>>>,
+}
+
+impl<B: Body + 'static> Entry<B> {
+    fn publish_links(&self) {
+        let live = self.sessions.iter().filter_map(|it| it.live());
+        self.links.send_replace(live.collect());
+    }
+}
