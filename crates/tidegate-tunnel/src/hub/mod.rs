@@ -147,6 +147,8 @@ struct Entry<B: Body + 'static> {
     sessions: Vec<Arc<Session<B>>>,
     /// What the newest session asked for, kept when it goes.
     requested: Vec<RequestedMapping>,
+    /// A snapshot had the agent, and the last one has it no more.
+    gone: bool,
     left: Option<(Instant, SystemTime)>,
     /// Of mappings that the agent has.
     traffic: BTreeMap<MappingId, Arc<Traffic>>,
@@ -173,6 +175,7 @@ impl<B: Body + 'static> Default for Entry<B> {
             links: watch::Sender::new(Arc::new([])),
             sessions: Vec::new(),
             requested: Vec::new(),
+            gone: false,
             left: None,
             traffic: BTreeMap::new(),
         }
@@ -203,6 +206,7 @@ impl<B: Body + 'static> Hub<B> {
         let mut table = self.table();
         for (id, agent) in agents {
             let entry = table.entry(id.clone()).or_default();
+            entry.gone = false;
             entry.agent.send_if_modified(|known| {
                 let news = known.as_ref() != Some(agent);
                 if news {
@@ -217,7 +221,7 @@ impl<B: Body + 'static> Hub<B> {
             if agents.contains_key(id) {
                 return true;
             }
-            entry.agent.send_if_modified(|known| known.take().is_some());
+            entry.gone |= entry.agent.send_if_modified(|known| known.take().is_some());
             gone |= !std::mem::take(&mut entry.requested).is_empty();
             // Whoever follows the links of an agent goes on to do so if it comes back.
             !entry.sessions.is_empty() || entry.links.receiver_count() > 0
@@ -275,7 +279,15 @@ impl<B: Body + 'static> Hub<B> {
         if !here && self.0.started.elapsed() >= LATELY {
             return None;
         }
-        entry?.agent.borrow().as_ref().map(|agent| agent.hold)
+        let Some(entry) = entry else {
+            // A request may be faster than those who look at a new snapshot.
+            return Some(Agent::HOLD);
+        };
+        let agent = entry.agent.borrow();
+        match agent.as_ref() {
+            None if entry.gone => None,
+            agent => Some(agent.map_or(Agent::HOLD, |it| it.hold)),
+        }
     }
 
     /// What agents ask for.

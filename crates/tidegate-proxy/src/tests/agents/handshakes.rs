@@ -14,12 +14,12 @@ fn told(rig: &Rig, way: Way, change: impl FnOnce(&mut Authorization)) -> (u16, S
         };
         let request = handshake::request(HOST, &upgrade, &authorization).unwrap();
         let answered = shake(&mut io, &request).await;
-        let mut body = String::new();
+        let mut body = Vec::new();
         if answered.status() != 101 {
             // The end may come without a farewell.
-            let _ = io.read_to_string(&mut body).await;
+            let _ = io.read_to_end(&mut body).await;
         }
-        (answered.status().as_u16(), body)
+        (answered.status().as_u16(), String::from_utf8(body).unwrap())
     })
 }
 
