@@ -425,3 +425,181 @@ pub mod reason {
     /// 503, with `Retry-After`.
     pub const DRAINING: &str = "Draining";
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn authorization() -> Authorization {
+        Authorization {
+            edge: "edge.example.com:8443".to_owned(),
+            agent: "default/homelab".to_owned(),
+            instance: "0123456789abcdef".repeat(2),
+            link: 1,
+            time: 1_795_300_000,
+            nonce: "bm9uY2U".to_owned(),
+            proof: Secret::new("cHJvb2Y_-".to_owned()),
+        }
+    }
+
+    #[test]
+    fn each_end_understands_the_other() {
+        for upgrade in [Upgrade::Direct, Upgrade::websocket()] {
+            let sent = request("edge.example.com", &upgrade, &authorization()).unwrap();
+            assert!(!format!("{sent:?}").contains("cHJvb2Y"), "{sent:?}");
+            assert_eq!(Upgrade::of(&sent).as_ref(), Some(&upgrade));
+            assert_eq!(choose_version(sent.headers()), Some(1));
+            let read = Authorization::parse(&sent.headers()[header::AUTHORIZATION]);
+            assert_eq!(read, Some(Ok(authorization())));
+            assert_eq!(check_answer(&upgrade, &accepted(&upgrade, 1)), Ok(1));
+        }
+    }
+
+    /// The example of RFC 6455 §1.3.
+    #[test]
+    fn the_websocket_key_is_answered_as_the_standard_says() {
+        let key = HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ==");
+        assert_eq!(
+            Upgrade::accept(&key).unwrap(),
+            "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+        );
+    }
+
+    #[test]
+    fn what_is_no_handshake_is_not_taken_for_one() {
+        let upgrade = Upgrade::websocket();
+        let fine = || request("edge.example.com", &upgrade, &authorization()).unwrap();
+        let without = |name: HeaderName| {
+            let mut request = fine();
+            request.headers_mut().remove(name);
+            request
+        };
+        let mut others = vec![
+            without(header::CONNECTION),
+            without(header::UPGRADE),
+            without(header::SEC_WEBSOCKET_KEY),
+            without(header::SEC_WEBSOCKET_VERSION),
+            without(header::SEC_WEBSOCKET_PROTOCOL),
+        ];
+        let change = |change: &dyn Fn(&mut Request<()>)| {
+            let mut request = fine();
+            change(&mut request);
+            request
+        };
+        others.push(change(&|it| *it.method_mut() = Method::POST));
+        others.push(change(&|it| *it.version_mut() = Version::HTTP_10));
+        others.push(change(&|it| {
+            *it.uri_mut() = "/.tunnel/v1?token=x".parse().unwrap();
+        }));
+        others.push(change(&|it| *it.uri_mut() = "/.tunnel/v2".parse().unwrap()));
+        let short = HeaderValue::from_static("c2hvcnQ=");
+        let two = |it: &mut Request<()>| {
+            it.headers_mut()
+                .append(header::SEC_WEBSOCKET_KEY, short.clone());
+        };
+        others.push(change(&two));
+        others.push(change(&|it| {
+            it.headers_mut()
+                .insert(header::SEC_WEBSOCKET_KEY, short.clone());
+        }));
+        for other in others {
+            assert_eq!(Upgrade::of(&other), None, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_of_somebody_else_is_refused() {
+        let upgrade = Upgrade::websocket();
+        for (name, value) in [
+            (header::UPGRADE, "h2c"),
+            (header::SEC_WEBSOCKET_ACCEPT, "x"),
+            (header::SEC_WEBSOCKET_PROTOCOL, "chat"),
+            (VERSION, "2"),
+        ] {
+            let mut answer = accepted(&upgrade, 1);
+            answer
+                .headers_mut()
+                .insert(name.clone(), HeaderValue::from_static(value));
+            assert_eq!(
+                check_answer(&upgrade, &answer),
+                Err(AnswerError::Field(name.clone()))
+            );
+            answer.headers_mut().remove(&name);
+            assert_eq!(
+                check_answer(&upgrade, &answer),
+                Err(AnswerError::Field(name))
+            );
+        }
+        let mut answer = accepted(&upgrade, 1);
+        *answer.status_mut() = StatusCode::OK;
+        let refused = Err(AnswerError::Status(StatusCode::OK));
+        assert_eq!(check_answer(&upgrade, &answer), refused);
+        let refusal = Refusal {
+            reason: reason::DRAINING.to_owned(),
+            message: "soon".to_owned(),
+        };
+        assert_eq!(Refusal::parse(&refusal.body()), Some(refusal));
+        assert_eq!(Refusal::parse(b"<html>"), None);
+    }
+
+    #[test]
+    fn the_best_common_version_is_chosen() {
+        for (offered, chosen) in [
+            ("1", Some(1)),
+            ("3, 2, 1", Some(1)),
+            ("2, one, 1.5", None),
+            ("", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(VERSIONS, HeaderValue::from_static(offered));
+            assert_eq!(choose_version(&headers), chosen, "{offered}");
+        }
+        assert_eq!(choose_version(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn parameters_of_the_future_are_passed_over_and_the_rest_must_be_right() {
+        let fine = authorization().value().unwrap();
+        let fine = fine.to_str().unwrap();
+        let read = |text: &str| Authorization::parse(&HeaderValue::from_str(text).unwrap());
+        let future = format!("{fine}, key=2,  colour=\"red\"");
+        assert_eq!(read(&future), Some(Ok(authorization())));
+        assert_eq!(
+            read(&fine.replace("Tidegate ", "tidegate ")),
+            Some(Ok(authorization()))
+        );
+        for other in ["Bearer x", "Tidegates x", "Tide", "Tidegate"] {
+            assert_eq!(read(other), None, "{other}");
+        }
+        for (from, to) in [
+            ("link=1", "link=256"),
+            ("link=1", "link=+1"),
+            ("link=1", "link"),
+            ("link=1, ", ""),
+            ("time=1795300000", "time=-1"),
+            ("0123456789abcdef0", "0123456789ABCDEF0"),
+            ("nonce=\"bm9uY2U\"", "nonce=\"\""),
+            ("nonce=\"bm9uY2U\"", "nonce=\"bm9uY2U"),
+            ("nonce=\"bm9uY2U\"", "nonce=\"bm9 uY2U\""),
+            ("nonce=\"bm9uY2U\"", "nonce=\"a\" \"b\""),
+            ("agent=", "edge="),
+        ] {
+            let text = fine.replace(from, to);
+            assert_ne!(text, fine);
+            assert!(read(&text).unwrap().is_err(), "{text}");
+        }
+        let long = format!("{fine}, x={}", "x".repeat(1000));
+        assert_eq!(read(&long), Some(Err(AuthorizationError::TooLong)));
+    }
+
+    proptest! {
+        #[test]
+        fn no_field_is_too_strange(text in "(Tidegate )?[ -~\\t]{0,200}") {
+            if let Ok(value) = HeaderValue::from_str(&text) {
+                let _ = Authorization::parse(&value);
+            }
+        }
+    }
+}

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::body::{LinkBody, SteadyBody};
 use super::control::{self, Reader};
 use super::lifeline::{CutOnDrop, Lifeline, Watched};
-use super::stall::{Flows, Ticket, lock};
+use super::stall::{Flows, Patience, Ticket, lock};
 use super::{CONTROL_PATH, CONTROL_QUEUE, LinkError};
 use crate::settings;
 use crate::wire::{FromAgent, FromEdge, Hello, Pong};
@@ -107,7 +107,7 @@ where
 {
     let (io, lifeline) = Watched::new(io);
     let link = AgentLink {
-        flows: Flows::new(),
+        flows: Flows::new(Patience::default()),
         line: Arc::clone(&lifeline),
         finish: CancellationToken::new(),
     };

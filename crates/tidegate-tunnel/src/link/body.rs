@@ -238,6 +238,10 @@ where
         match self.get_mut() {
             Self::Upload(body, flow) => {
                 flow.0.upload_taken();
+                flow.0.feeder.register(cx.waker());
+                if flow.0.is_reset() {
+                    return Poll::Ready(Some(Err("the visitor has left".into())));
+                }
                 let polled = Pin::new(body).poll_frame(cx).map_err(Into::into);
                 if let Poll::Ready(Some(Ok(_))) = &polled {
                     flow.0.upload_given();

@@ -20,12 +20,12 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tidegate_model::ObjectName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout, timeout_at};
 
 use super::body::{LinkBody, SteadyBody, UploadMark};
 use super::control::{self, Reader};
 use super::lifeline::{CutOnDrop, Lifeline, Watched};
-use super::stall::{Flows, Held, Watch, lock};
+use super::stall::{Flows, Held, Patience, Watch, lock};
 use super::{CONTROL_PATH, CONTROL_QUEUE, LinkError};
 use crate::settings;
 use crate::wire::{Bye, FromAgent, FromEdge, Hello, Ping};
@@ -152,11 +152,34 @@ where
     B: Body<Data = Bytes> + Unpin + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Unpin + Send,
 {
+    open_with(io, facts, Patience::default()).await
+}
+
+/// [`open`] with another patience.
+pub(super) async fn open_with<I, B>(
+    io: I,
+    facts: LinkFacts,
+    patience: Patience,
+) -> Result<
+    (
+        EdgeLink<B>,
+        EdgeControl,
+        impl Future<Output = LinkError> + Send + use<I, B>,
+    ),
+    LinkError,
+>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    B: Body<Data = Bytes> + Unpin + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Unpin + Send,
+{
     let (io, line) = Watched::new(io);
     let cut = CutOnDrop(Arc::clone(&line));
     let broken = |error: hyper::Error| LinkError::Http2(error.into());
+    let deadline = Instant::now() + settings::HELLO_WITHIN;
     let handshake = settings::edge().handshake(TokioIo::new(io));
-    let (mut sender, connection) = handshake.await.map_err(broken)?;
+    let handshake = timeout_at(deadline, handshake).await;
+    let (mut sender, connection) = handshake.map_err(|_| LinkError::NoHello)?.map_err(broken)?;
     let mut connection: Pin<Box<Connection<_, LinkBody<B>, TokioExecutor>>> = Box::pin(connection);
 
     let (bytes, body) = control::body();
@@ -183,14 +206,14 @@ where
     let greeted = tokio::select! {
         greeted = greet => greeted?,
         ended = &mut connection => return Err(ended.err().map_or(LinkError::Closed, broken)),
-        () = tokio::time::sleep(settings::HELLO_WITHIN) => return Err(LinkError::NoHello),
+        () = sleep_until(deadline) => return Err(LinkError::NoHello),
     };
     let (reader, hello) = greeted;
 
     let (forward, from_agent) = mpsc::channel(CONTROL_QUEUE);
     let shared = Arc::new(Shared {
         facts,
-        flows: Flows::new(),
+        flows: Flows::new(patience),
         line,
         to_agent: to_agent.clone(),
         closing: AtomicBool::new(false),
@@ -473,12 +496,22 @@ fn unwrap_body<B: Body<Data = Bytes>>(request: Request<LinkBody<B>>) -> Option<R
     Some(Request::from_parts(head, body.into_inner()?))
 }
 
+#[cfg(test)]
+impl<B: Body + 'static> EdgeLink<B> {
+    pub(super) fn look_by_hand(&self) {
+        self.shared.flows.look_by_hand();
+    }
+
+    pub(super) fn look(&self) {
+        self.shared.flows.look();
+    }
+}
+
 /// Body of an agent's answer.
 #[derive(Debug)]
 pub struct LinkIncoming {
     watch: Watch,
     hint: SizeHint,
-    ended: bool,
 }
 
 /// Why an answer's body broke off.
@@ -493,10 +526,11 @@ pub enum IncomingError {
 }
 
 impl LinkIncoming {
-    fn new(body: hyper::body::Incoming, watch: Watch) -> Self {
-        let (hint, ended) = (body.size_hint(), body.is_end_stream());
+    fn new(body: hyper::body::Incoming, mut watch: Watch) -> Self {
+        let hint = body.size_hint();
+        watch.ended = body.is_end_stream();
         *lock(&watch.flow.held) = Held::Body(body);
-        Self { watch, hint, ended }
+        Self { watch, hint }
     }
 }
 
@@ -508,41 +542,41 @@ impl Body for LinkIncoming {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, IncomingError>>> {
-        let this = self.get_mut();
-        if this.ended {
+        let Self { watch, hint } = self.get_mut();
+        if watch.ended {
             return Poll::Ready(None);
         }
-        let flow = &*this.watch.flow;
+        let flow = &watch.flow;
         flow.download_taken();
         let mut held = lock(&flow.held);
         let Held::Body(body) = &mut *held else {
-            this.ended = true;
+            watch.ended = true;
             return Poll::Ready(Some(Err(IncomingError::Stalled)));
         };
         flow.reader.register(cx.waker());
         let polled = ready!(Pin::new(&mut *body).poll_frame(cx));
-        this.hint = body.size_hint();
+        *hint = body.size_hint();
         match polled {
             Some(Ok(frame)) => {
-                this.ended = body.is_end_stream();
-                if !this.ended {
+                watch.ended = body.is_end_stream();
+                if !watch.ended {
                     flow.download_given();
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => {
-                this.ended = true;
+                watch.ended = true;
                 Poll::Ready(Some(Err(IncomingError::Http2(error))))
             }
             None => {
-                this.ended = true;
+                watch.ended = true;
                 Poll::Ready(None)
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.ended
+        self.watch.ended
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -563,7 +597,8 @@ pub struct LinkTunnel {
 /// The answer is no agreement, or the stream is gone.
 pub async fn upgrade(mut response: Response<LinkIncoming>) -> Result<LinkTunnel, hyper::Error> {
     let upgraded = hyper::upgrade::on(&mut response).await?;
-    let watch = response.into_body().watch;
+    let mut watch = response.into_body().watch;
+    watch.ended = false;
     *lock(&watch.flow.held) = Held::Tunnel(TokioIo::new(upgraded));
     Ok(LinkTunnel { watch })
 }

@@ -22,13 +22,26 @@ use tokio::time::Instant;
 pub(super) const REFUSE_ABOVE: usize = 64;
 /// More stalled streams than this and those stalled longest are reset.
 pub(super) const RESET_ABOVE: usize = 128;
-/// A chunk that nobody comes back from for so long.
-pub(super) const STALLED_AFTER: Duration = Duration::from_secs(5);
-/// The same for crowds: four times as many streams that wait at least so long count as well. A slow visitor is
-/// patient; hundreds that stop at once are none.
-pub(super) const CROWD_AFTER: Duration = Duration::from_millis(500);
-/// How many times more.
+/// Crowds are judged earlier: so many times as many streams that wait at least [`Patience::crowd`] count as well.
 pub(super) const CROWD: usize = 4;
+
+/// How long a stream may wait before it counts as stalled.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// A chunk that nobody comes back from for so long. Slow visitors take longer over nothing but a full buffer.
+    pub(super) stalled: Duration,
+    /// The same where hundreds wait at once, because it is their number that costs memory.
+    pub(super) crowd: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            stalled: Duration::from_secs(5),
+            crowd: Duration::from_millis(500),
+        }
+    }
+}
 
 /// Time between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -39,6 +52,7 @@ const SHARDS: usize = 8;
 #[derive(Debug)]
 pub(super) struct Flows {
     start: Instant,
+    patience: Patience,
     in_flight: AtomicUsize,
     total: AtomicU64,
     shards: [Mutex<Vec<Arc<Flow>>>; SHARDS],
@@ -64,6 +78,8 @@ pub(super) struct Flow {
     reset: AtomicBool,
     /// Of whoever waits for the answer or reads it.
     pub(super) reader: AtomicWaker,
+    /// Of whoever takes the visitor's body.
+    pub(super) feeder: AtomicWaker,
 }
 
 /// The receiving half of a stream.
@@ -88,9 +104,10 @@ fn millis(start: Instant) -> u64 {
 }
 
 impl Flows {
-    pub(super) fn new() -> Arc<Self> {
+    pub(super) fn new(patience: Patience) -> Arc<Self> {
         Arc::new(Self {
             start: Instant::now(),
+            patience,
             in_flight: AtomicUsize::new(0),
             total: AtomicU64::new(0),
             shards: Default::default(),
@@ -139,12 +156,17 @@ impl Flows {
             held: Mutex::default(),
             reset: AtomicBool::new(false),
             reader: AtomicWaker::new(),
+            feeder: AtomicWaker::new(),
         });
         let mut all = lock(&self.shards[shard]);
         flow.place.store(all.len(), Ordering::Relaxed);
         all.push(Arc::clone(&flow));
         drop(all);
-        Watch { flow, ticket }
+        Watch {
+            flow,
+            ended: false,
+            ticket,
+        }
     }
 
     fn remove(&self, flow: &Flow) {
@@ -177,11 +199,17 @@ impl Flows {
         self.refusing.load(Ordering::Relaxed)
     }
 
+    /// From now on only when a test says so.
+    #[cfg(test)]
+    pub(super) fn look_by_hand(&self) {
+        self.look_at.store(u64::MAX, Ordering::Relaxed);
+    }
+
     /// Counts stalled streams and resets those stalled longest when there are far too many.
     pub(super) fn look(&self) {
         let now = millis(self.start);
         let mut waiting: Vec<(u64, Arc<Flow>)> = Vec::new();
-        let crowd = u64::try_from(CROWD_AFTER.as_millis()).unwrap_or_default();
+        let crowd = u64::try_from(self.patience.crowd.as_millis()).unwrap_or_default();
         for shard in &self.shards {
             for flow in lock(shard).iter() {
                 let since = flow.waits_since();
@@ -191,7 +219,7 @@ impl Flows {
             }
         }
         waiting.sort_unstable_by_key(|(since, _)| *since);
-        let patience = u64::try_from(STALLED_AFTER.as_millis()).unwrap_or_default();
+        let patience = u64::try_from(self.patience.stalled.as_millis()).unwrap_or_default();
         let stalled = waiting.partition_point(|(since, _)| now.saturating_sub(*since) >= patience);
         let over = |limit: usize| {
             let patient = stalled.saturating_sub(limit);
@@ -247,12 +275,14 @@ impl Flow {
         self.reset.load(Ordering::Acquire)
     }
 
-    /// Drops what the stream holds, which tells the agent, and whoever reads it.
+    /// Drops what the stream holds, and tells whoever reads it and whoever feeds it. hyper tells the agent as soon as
+    /// neither half is in use.
     fn reset(&self) {
         self.reset.store(true, Ordering::Release);
         let held = std::mem::take(&mut *lock(&self.held));
         drop(held);
         self.reader.wake();
+        self.feeder.wake();
     }
 }
 
@@ -260,12 +290,18 @@ impl Flow {
 #[derive(Debug)]
 pub(super) struct Watch {
     pub(super) flow: Arc<Flow>,
+    /// The answer is there as a whole.
+    pub(super) ended: bool,
     ticket: Ticket,
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
         self.ticket.0.remove(&self.flow);
+        // After the whole answer, the rest of an upload may go on.
+        if !self.ended {
+            self.flow.reset();
+        }
     }
 }
 

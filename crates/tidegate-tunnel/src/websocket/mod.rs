@@ -163,10 +163,9 @@ impl<I> WebSocketStream<I> {
         }
     }
 
-    fn fail(&mut self, error: ProtocolError) -> io::Error {
+    fn fail(&mut self, error: ProtocolError) {
         self.reading = Reading::Failed(error);
         self.close(Some(error.close_code()));
-        io::Error::new(io::ErrorKind::InvalidData, error)
     }
 }
 
@@ -266,7 +265,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncRead for WebSocketStream<I> {
                 match this.decoder.decode(&mut this.ahead, buf) {
                     Ok(Some(event)) => this.answer(event),
                     Ok(None) => break,
-                    Err(error) => return Poll::Ready(Err(this.fail(error))),
+                    // What came before it is fine, and is handed out first.
+                    Err(error) => this.fail(error),
                 }
                 if this.reading != Reading::Frames {
                     break;

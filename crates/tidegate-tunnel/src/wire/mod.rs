@@ -8,11 +8,13 @@
 //! known is passed over; a new field is optional for ever, and what it says may be ignored. Nothing here is checked
 //! beyond its form: names, addresses and identifiers are the other end's words.
 
+mod convert;
 mod frame;
 mod message;
 #[cfg(test)]
 mod tests;
 
+pub use convert::{UnknownMapping, mappings};
 pub use frame::{FrameReader, MAX_FRAME};
 pub use message::{
     AgentDrain, AgentTls, Bye, Drain, DrainDone, Hello, MAX_ITEMS, Mapping, MappingCount, Mappings,

@@ -1,10 +1,20 @@
 //! What a link carries.
 
+use bytes::BytesMut;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Incoming;
+use hyper::ext::Protocol;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::watch;
 
 use super::support::*;
+use crate::link::CONTROL_PATH;
+use crate::link::agent::Busy;
+use crate::link::edge::{LinkTunnel, upgrade};
+use crate::{datagram, handshake};
 
 #[tokio::test]
 async fn a_request_with_trailers_passes() {
@@ -62,4 +72,137 @@ async fn an_end_that_goes_is_noticed_by_the_other() {
         .unwrap_err();
     assert_eq!(failed.error.reason(), "LinkClosed");
     assert!(failed.unsent.is_some());
+}
+
+/// The edge's control stream is the first request; a visitor's is one as any other.
+#[tokio::test]
+async fn a_visitor_may_ask_for_the_path_of_the_control_stream() {
+    let pair = pair(echo).await;
+    let uri = format!("http://a.example{CONTROL_PATH}");
+    let request = Request::post(uri).body(full("a visitor's")).unwrap();
+    let answer = within(pair.edge.try_send(request)).await.unwrap();
+    let body = within(answer.into_body().collect()).await.unwrap();
+    assert_eq!(body.to_bytes(), "a visitor's");
+}
+
+/// Also when the visitor's own body has not ended, as with calls that stream both ways.
+#[tokio::test]
+async fn a_visitor_who_leaves_in_the_middle_is_noticed_by_the_agent() {
+    let (taken, _) = watch::channel(0);
+    let pair = pair(move |request| {
+        let taken = taken.clone();
+        async move {
+            // Reads what comes, and answers without end.
+            tokio::spawn(request.into_body().collect());
+            Response::new(Endless(taken).boxed_unsync())
+        }
+    })
+    .await;
+    let open = StreamBody::new(futures_util::stream::pending()).boxed_unsync();
+    let request = Request::post("http://a.example/").body(open).unwrap();
+    let mut answer = within(pair.edge.try_send(request))
+        .await
+        .unwrap()
+        .into_body();
+    within(answer.frame()).await.unwrap().unwrap();
+    assert_eq!(pair.agent.link.in_flight(), 1);
+    drop(answer);
+    assert_eq!(pair.edge.in_flight(), 0);
+    within(pair.agent.link.idle()).await;
+}
+
+/// Answers CONNECT with an echo of its bytes.
+async fn tunnels(mut request: Request<Incoming>) -> Response<TestBody> {
+    assert_eq!(request.method(), "CONNECT");
+    let protocol = request.extensions().get::<Protocol>().unwrap();
+    let protocol = protocol.as_str().to_owned();
+    let busy = request.extensions().get::<Busy>().cloned();
+    let upgrade = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        let (mut read, mut write) = tokio::io::split(TokioIo::new(upgrade.await.unwrap()));
+        tokio::io::copy(&mut read, &mut write).await.unwrap();
+        write.shutdown().await.unwrap();
+        drop(busy);
+    });
+    Response::builder()
+        .header("protocol", protocol)
+        .body(full(""))
+        .unwrap()
+}
+
+async fn connect(pair: &Pair, protocol: &'static str) -> LinkTunnel {
+    let request = Request::connect("http://app.example.com/path")
+        .extension(Protocol::from_static(protocol))
+        .body(full(""));
+    let answer = within(pair.edge.try_send(request.unwrap())).await.unwrap();
+    assert_eq!(
+        (answer.status().as_u16(), &answer.headers()["protocol"]),
+        (200, &HeaderValue::from_static(protocol))
+    );
+    within(upgrade(answer)).await.unwrap()
+}
+
+#[tokio::test]
+async fn upgrades_and_tcp_are_streams_of_bytes() {
+    let pair = pair(tunnels).await;
+    for protocol in ["websocket", handshake::PROTOCOL_TCP] {
+        let mut tunnel = connect(&pair, protocol).await;
+        let sent: Vec<u8> = (0..3_000_000_u32).map(|n| n.to_le_bytes()[1]).collect();
+        let expected = sent.clone();
+        let (mut read, mut write) = tokio::io::split(&mut tunnel);
+        let writes = async {
+            write.write_all(&sent).await.unwrap();
+            write.shutdown().await.unwrap();
+        };
+        let mut found = Vec::new();
+        let reads = async { read.read_to_end(&mut found).await.unwrap() };
+        within(async { tokio::join!(writes, reads) }).await;
+        assert!(found == expected);
+        // It is a stream of the link for as long as somebody holds it.
+        assert_eq!(pair.edge.in_flight(), 1);
+        drop(tunnel);
+        assert_eq!(pair.edge.in_flight(), 0);
+        within(pair.agent.link.idle()).await;
+    }
+}
+
+#[tokio::test]
+async fn datagrams_keep_their_borders() {
+    let pair = pair(tunnels).await;
+    let mut tunnel = connect(&pair, handshake::PROTOCOL_UDP).await;
+    let longest = vec![3; 65_535];
+    let datagrams = [&b"one"[..], b"", &longest];
+    let mut sent = BytesMut::new();
+    for it in datagrams {
+        datagram::encode(it, &mut sent).unwrap();
+    }
+    within(tunnel.write_all(&sent)).await.unwrap();
+    let mut read = BytesMut::new();
+    for expected in datagrams {
+        let found = loop {
+            match datagram::decode(&mut read) {
+                Some(found) => break found,
+                None => assert!(within(tunnel.read_buf(&mut read)).await.unwrap() > 0),
+            }
+        };
+        assert!(found == expected);
+    }
+}
+
+/// Refused by the target: no tunnel, and an answer with a body.
+#[tokio::test]
+async fn a_refused_upgrade_is_an_answer() {
+    let pair = pair(|_| async { Response::builder().status(403).body(full("no")).unwrap() }).await;
+    let request = Request::connect("http://app.example.com/path")
+        .extension(Protocol::from_static("websocket"))
+        .body(full(""));
+    let answer = within(pair.edge.try_send(request.unwrap())).await.unwrap();
+    assert_eq!(answer.status(), 403);
+    assert_eq!(
+        within(answer.into_body().collect())
+            .await
+            .unwrap()
+            .to_bytes(),
+        "no"
+    );
 }
