@@ -208,7 +208,11 @@ impl Edge {
             addresses,
             handles,
         } = self;
-        shared.hub.apply(&shared.store.load_full().snapshot.agents);
+        let published = shared.store.load_full();
+        shared
+            .hub
+            .apply(published.revision, &published.snapshot.agents);
+        drop(published);
         let mut threads = Vec::new();
         let watcher = Arc::clone(&shared);
         threads.push(spawn_thread("edge-watch".to_owned(), async move {

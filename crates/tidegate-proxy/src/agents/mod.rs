@@ -59,7 +59,11 @@ pub(crate) async fn follow(shared: &Shared) {
     let mut revisions = shared.store.subscribe();
     loop {
         revisions.mark_unchanged();
-        shared.hub.apply(&shared.store.load_full().snapshot.agents);
+        let published = shared.store.load_full();
+        shared
+            .hub
+            .apply(published.revision, &published.snapshot.agents);
+        drop(published);
         if revisions.changed().await.is_err() {
             // The store lives in `shared`, so this is never reached; the watch must not end for it.
             std::future::pending::<()>().await;
@@ -177,7 +181,8 @@ fn judge<B>(
         proof: &proof,
     };
     let hub = &connection.worker.shared.hub;
-    let admitted = hub.admit(&snapshot.agents, &attempt, SystemTime::now())?;
+    let now = SystemTime::now();
+    let admitted = hub.admit(published.revision, &snapshot.agents, &attempt, now)?;
     Ok(Accepted {
         admitted,
         authorization,

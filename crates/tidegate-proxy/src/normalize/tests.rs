@@ -109,6 +109,23 @@ fn wire_passed(raw: &str, left: &str) {
 }
 
 #[test]
+fn what_only_the_edge_may_say_to_agents_is_taken_from_visitors() {
+    let mut parts = Request::get("/")
+        .header("tidegate-tunnel-mapping", "a")
+        .header("Tidegate-Tunnel-Client", "b")
+        .header("tidegate-tunnel-client", "c")
+        .header("tidegate-tunnel-later", "d")
+        .header("tidegate-tunne", "kept")
+        .body(())
+        .unwrap()
+        .into_parts()
+        .0;
+    request(&mut parts, (1000, 100, 1000)).unwrap();
+    let left: Vec<_> = parts.headers.keys().map(HeaderName::as_str).collect();
+    assert_eq!(left, ["tidegate-tunne"]);
+}
+
+#[test]
 fn rule_1_exactly_one_valid_host() {
     wire_passed("GET / HTTP/1.1\nHost: a.example\n\n", "host: a.example");
     wire_passed(

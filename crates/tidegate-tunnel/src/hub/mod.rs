@@ -140,6 +140,8 @@ struct Drain {
 
 /// What is known of an agent, connected or not.
 struct Entry<B: Body + 'static> {
+    /// Of the snapshot that told of it last.
+    revision: u64,
     /// As the snapshot has it; None when it has it no more.
     agent: watch::Sender<Option<Arc<Agent>>>,
     links: watch::Sender<Links<B>>,
@@ -171,6 +173,7 @@ impl<B: Body + 'static> std::fmt::Debug for Hub<B> {
 impl<B: Body + 'static> Default for Entry<B> {
     fn default() -> Self {
         Self {
+            revision: 0,
             agent: watch::Sender::new(None),
             links: watch::Sender::new(Arc::new([])),
             sessions: Vec::new(),
@@ -201,26 +204,21 @@ impl<B: Body + 'static> Hub<B> {
         }))
     }
 
-    /// Takes the agents of a new snapshot: sessions are told what concerns them, those that may no longer be end.
-    pub fn apply(&self, agents: &BTreeMap<AgentId, Arc<Agent>>) {
+    /// Takes the agents of a snapshot, of which `revision` counts: sessions are told what concerns them, those that
+    /// may no longer be end.
+    pub fn apply(&self, revision: u64, agents: &BTreeMap<AgentId, Arc<Agent>>) {
         let mut table = self.table();
         for (id, agent) in agents {
             let entry = table.entry(id.clone()).or_default();
-            entry.gone = false;
-            entry.agent.send_if_modified(|known| {
-                let news = known.as_ref() != Some(agent);
-                if news {
-                    *known = Some(Arc::clone(agent));
-                }
-                news
-            });
+            entry.learn(revision, agent);
             entry.traffic.retain(|id, _| agent.mapping(id).is_some());
         }
         let mut gone = false;
         table.retain(|id, entry| {
-            if agents.contains_key(id) {
+            if agents.contains_key(id) || entry.revision > revision {
                 return true;
             }
+            entry.revision = revision;
             entry.gone |= entry.agent.send_if_modified(|known| known.take().is_some());
             gone |= !std::mem::take(&mut entry.requested).is_empty();
             // Whoever follows the links of an agent goes on to do so if it comes back.
@@ -231,12 +229,13 @@ impl<B: Body + 'static> Hub<B> {
         }
     }
 
-    /// Judges a handshake against the agents of the current snapshot.
+    /// Judges a handshake against the agents of the current snapshot, which may be newer than what was applied.
     ///
     /// # Errors
     /// Says what to answer, and what to log.
     pub fn admit(
         &self,
+        revision: u64,
         agents: &BTreeMap<AgentId, Arc<Agent>>,
         attempt: &Attempt<'_>,
         now: SystemTime,
@@ -249,9 +248,10 @@ impl<B: Body + 'static> Hub<B> {
         }
         let admission = &self.0.admission;
         let admitted = admission.judge(agents, attempt, Instant::now(), now)?;
-        let table = self.table();
-        let entry = table.get(&admitted.agent.id);
-        if entry.is_some_and(|entry| entry.sessions.len() >= MOST_SESSIONS) {
+        let mut table = self.table();
+        let entry = table.entry(admitted.agent.id.clone()).or_default();
+        entry.learn(revision, &admitted.agent);
+        if entry.sessions.len() >= MOST_SESSIONS {
             return Err(Refused {
                 denial: Denial::TooMany {
                     retry_after: Duration::from_secs(30),
@@ -393,7 +393,7 @@ impl<B: Body + 'static> Hub<B> {
 // === what sessions call ===
 
 impl<B: Body + 'static> Hub<B> {
-    /// Takes a session in, unless its key was taken back meanwhile. Its endpoint's address is made unique.
+    /// Takes a session in; it ends at once if its key was taken back meanwhile. Its endpoint's address is made unique.
     fn enter(
         &self,
         admitted: &Admitted,
@@ -402,10 +402,6 @@ impl<B: Body + 'static> Hub<B> {
     ) -> Entered<B> {
         let mut table = self.table();
         let entry = table.entry(admitted.agent.id.clone()).or_default();
-        if entry.agent.borrow().is_none() {
-            // The snapshot that the handshake saw is newer than what was applied.
-            entry.agent.send_replace(Some(Arc::clone(&admitted.agent)));
-        }
         while entry.sessions.iter().any(|it| it.address == address) {
             address.set_port(address.port().wrapping_add(1));
         }
@@ -497,6 +493,22 @@ struct Entered<B: Body + 'static> {
 }
 
 impl<B: Body + 'static> Entry<B> {
+    /// Takes the agent as a snapshot has it, unless a newer one is known.
+    fn learn(&mut self, revision: u64, agent: &Arc<Agent>) {
+        if revision < self.revision {
+            return;
+        }
+        self.revision = revision;
+        self.gone = false;
+        self.agent.send_if_modified(|known| {
+            let news = known.as_ref() != Some(agent);
+            if news {
+                *known = Some(Arc::clone(agent));
+            }
+            news
+        });
+    }
+
     fn publish_links(&self) {
         let live = self.sessions.iter().filter_map(|it| it.live());
         self.links.send_replace(live.collect());

@@ -189,8 +189,28 @@ fn mappings_and_verdicts_are_told_and_wishes_are_heard() {
 }
 
 #[test]
+fn a_token_is_rotated_with_an_overlap_and_without_a_gap() {
+    let mut rig = Rig::new();
+    let old = rig.token.stored_key();
+    let _first = rig.connect(Way::Direct, describe);
+    rig.token = Token::generate().unwrap();
+    let new = rig.token.stored_key();
+    // At once: an agent may be faster than whoever looks at a new snapshot.
+    rig.publish(Some(agent_with(vec![new, old])));
+    let second = rig.connect(Way::Direct, describe);
+    eventually("both are in", || rig.sessions() == 2);
+    rig.publish(Some(agent_with(vec![new])));
+    eventually("the old one is out", || rig.sessions() == 1);
+    assert_eq!(status_of(&rig.edge.exchange(&get("/"))), 200);
+    assert!(!second.ended.is_finished());
+}
+
+#[test]
 fn a_draining_edge_keeps_its_links_until_visitors_and_agents_have_gone() {
-    let rig = Rig::new();
+    let rig = Rig::with(forward_to(&[behind_agent()]), |settings| {
+        // Who has connected before may still ask once, however busy the machine is.
+        settings.timeouts.request_grace = PATIENCE;
+    });
     let (go, gate) = tokio::sync::watch::channel(false);
     let agent = rig.connect(Way::Direct, move |_| {
         let mut gate = gate.clone();
@@ -202,11 +222,21 @@ fn a_draining_edge_keeps_its_links_until_visitors_and_agents_have_gone() {
     let mut visitor = rig.edge.connect();
     visitor.write_all(get("/").as_bytes()).unwrap();
     eventually("it is on its way", || agent.link.in_flight() == 1);
+    let mut waiting = rig.runtime.block_on(rig.dial(Way::WebSocket));
     let draining = {
         let edge = rig.edge.edge.clone();
         rig.runtime.spawn(async move { edge.drain(PATIENCE).await })
     };
     agent.hears(|said| matches!(said, FromEdge::Drain(_)).then_some(()));
+    let late = rig.runtime.block_on(async {
+        let authorization = rig.authorization(b"");
+        let request = handshake::request(HOST, &Upgrade::websocket(), &authorization);
+        shake(&mut waiting, &request.unwrap()).await
+    });
+    assert_eq!(
+        (late.status().as_u16(), &late.headers()["retry-after"]),
+        (503, &"1".parse().unwrap())
+    );
     assert_eq!(rig.sessions(), 1, "though it has said that it is elsewhere");
     assert!(!draining.is_finished());
     go.send(true).unwrap();

@@ -1,5 +1,7 @@
 //! What lasts over links: WebSocket, TLS passed through, trailers, streams, uploads, and visitors who do not read.
 
+use std::sync::Mutex;
+
 use h2::ext::Protocol;
 use http::{HeaderMap, HeaderValue};
 use http_body::Frame;
@@ -210,6 +212,26 @@ fn visitors_who_do_not_read_leave_the_link_to_the_others() {
         let answer = rig.edge.exchange(&get("/small"));
         assert!(answer.ends_with("small"), "{answer}");
     }
-    drop(slow);
+    // So many of them that the link must not take more: who comes now is told, and those who read are not held up.
+    let more: Vec<TcpStream> = (0..60)
+        .map(|_| {
+            let mut visitor = rig.edge.connect();
+            visitor.write_all(get("/large").as_bytes()).unwrap();
+            visitor
+        })
+        .collect();
+    let told = Mutex::new(String::new());
+    eventually("new ones are refused", || {
+        let answer = rig.edge.exchange(&get("/small"));
+        let refused = status_of(&answer) == 503;
+        *told.lock().unwrap() = answer;
+        refused
+    });
+    let told = told.into_inner().unwrap();
+    assert!(
+        told.contains("AgentLinkBusy") && told.contains("retry-after: 1\r\n"),
+        "{told}"
+    );
+    drop((slow, more));
     eventually("they are forgotten", || agent.link.in_flight() == 0);
 }
