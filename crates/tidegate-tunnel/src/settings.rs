@@ -2,7 +2,7 @@
 //!
 //! hyper's defaults are made for strangers; between edge and agent they end a healthy link or let one visitor stop all
 //! others. What guards against strangers here is elsewhere: the edge's listeners, and the budget of `link::stall`.
-//! Each constant has a test in `link::tests` that fails with the default.
+//! Windows, streams, pending resets and header fields each have a test in `link::tests` that fails with the default.
 
 use std::io;
 use std::time::Duration;

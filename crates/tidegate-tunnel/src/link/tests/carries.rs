@@ -1,5 +1,7 @@
 //! What a link carries.
 
+use std::sync::Arc;
+
 use bytes::BytesMut;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Frame;
@@ -8,13 +10,16 @@ use hyper::body::Incoming;
 use hyper::ext::Protocol;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use super::support::*;
 use crate::link::CONTROL_PATH;
 use crate::link::agent::Busy;
 use crate::link::edge::{LinkTunnel, upgrade};
-use crate::{datagram, handshake};
+use crate::link::stall::Patience;
+use crate::websocket::{Role, WebSocketStream};
+use crate::{datagram, handshake, settings};
 
 #[tokio::test]
 async fn a_request_with_trailers_passes() {
@@ -83,6 +88,52 @@ async fn a_visitor_may_ask_for_the_path_of_the_control_stream() {
     let answer = within(pair.edge.try_send(request)).await.unwrap();
     let body = within(answer.into_body().collect()).await.unwrap();
     assert_eq!(body.to_bytes(), "a visitor's");
+}
+
+/// The same link in WebSocket frames over TCP, as it is behind another proxy; with all sockets set up.
+#[tokio::test]
+async fn a_link_runs_over_a_websocket() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let dialled = TcpStream::connect(listener.local_addr().unwrap())
+        .await
+        .unwrap();
+    let (accepted, _) = listener.accept().await.unwrap();
+    for socket in [&dialled, &accepted] {
+        settings::tune(socket).unwrap();
+        assert!(socket.nodelay().unwrap());
+        #[cfg(target_os = "linux")]
+        {
+            let socket = socket2::SockRef::from(socket);
+            let low_water = socket.tcp_notsent_lowat().unwrap();
+            assert_eq!(low_water, settings::NOT_SENT_LOW_WATER);
+            let timeout = socket.tcp_user_timeout().unwrap();
+            assert_eq!(timeout, Some(settings::USER_TIMEOUT));
+        }
+    }
+    let edge_io = WebSocketStream::new(accepted, Role::Server);
+    let agent_io = WebSocketStream::new(dialled, Role::Client);
+    let (gate, patience) = (Arc::new(Gate::default()), Patience::default());
+    let pair = pair_over(edge_io, agent_io, gate, patience, echo).await;
+    // Full in both directions at once, many times.
+    let sent: Vec<_> = (0..8_u8)
+        .map(|n| {
+            let content = vec![n; 8_000_000];
+            let request = Request::post("http://a.example/")
+                .body(full(content))
+                .unwrap();
+            let sent = pair.edge.try_send(request);
+            tokio::spawn(async move {
+                let answer = sent.await.unwrap().into_body().collect().await.unwrap();
+                let found = answer.to_bytes();
+                assert!(found.len() == 8_000_000 && found.iter().all(|byte| *byte == n));
+            })
+        })
+        .collect();
+    for request in sent {
+        within(request).await.unwrap();
+    }
+    pair.edge.cut();
+    within(pair.agent_end).await.unwrap();
 }
 
 /// Also when the visitor's own body has not ended, as with calls that stream both ways.

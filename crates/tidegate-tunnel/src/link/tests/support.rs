@@ -78,6 +78,23 @@ where
     let (edge_io, agent_io) = tokio::io::duplex(256 * 1024);
     let gate = Arc::new(Gate::default());
     let agent_io = Gated(agent_io, Arc::clone(&gate));
+    pair_over(edge_io, agent_io, gate, patience, answer).await
+}
+
+/// Over any two streams that are connected.
+pub(super) async fn pair_over<E, A, F, R>(
+    edge_io: E,
+    agent_io: A,
+    gate: Arc<Gate>,
+    patience: Patience,
+    answer: F,
+) -> Pair
+where
+    E: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    A: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    F: Fn(Request<Incoming>) -> R + Send + 'static,
+    R: Future<Output = Response<TestBody>> + Send + 'static,
+{
     let service = service_fn(move |request| {
         let answer = answer(request);
         async move { Ok::<_, Infallible>(answer.await) }
