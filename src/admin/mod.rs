@@ -31,8 +31,9 @@ pub use connections::{Listener, Peer};
 pub use host_guard::HostGuard;
 pub use readiness::Readiness;
 pub use views::{
-    BackendView, BoundView, CertificateView, ConditionView, ControlView, EndpointView, FindingView,
-    ListenerView, ObjectCount, ProblemView, RouteView, SeverityView, StatusView, rfc3339,
+    AgentView, BackendView, BoundView, CertificateView, ConditionView, ControlView, EndpointView,
+    FindingView, LinkView, ListenerView, ObjectCount, ProblemView, RouteView, SessionView,
+    SeverityView, StatusView, rfc3339,
 };
 
 /// Everything that the admin listener shows.
@@ -88,6 +89,7 @@ fn router(admin: Admin) -> Router {
         .route("/api/v1/routes", get(routes))
         .route("/api/v1/certificates", get(certificates))
         .route("/api/v1/backends", get(backends))
+        .route("/api/v1/links", get(links))
         .layer(middleware::from_fn(connections::refuse_bodies))
         .with_state(admin);
     let views = match gate {
@@ -119,7 +121,7 @@ impl Admin {
 }
 
 async fn index() -> &'static str {
-    "/healthz\n/readyz\n/metrics\n/api/v1/status\n/api/v1/listeners\n/api/v1/routes\n/api/v1/certificates\n/api/v1/backends\n"
+    "/healthz\n/readyz\n/metrics\n/api/v1/status\n/api/v1/listeners\n/api/v1/routes\n/api/v1/certificates\n/api/v1/backends\n/api/v1/links\n"
 }
 
 async fn ready(State(admin): Shared) -> Response {
@@ -148,6 +150,11 @@ async fn status(State(admin): Shared) -> Json<StatusView> {
         requests: observed.requests,
         control: (*control).clone(),
     })
+}
+
+async fn links(State(admin): Shared) -> Json<Vec<LinkView>> {
+    let agents = admin.observe().agents;
+    Json(agents.iter().flat_map(views::links).collect())
 }
 
 async fn listeners(State(admin): Shared) -> Json<Vec<ListenerView>> {

@@ -8,8 +8,8 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use tidegate_model::{
-    Certificate, CertificateOrigin, ListenerState, ObservedCluster, ObservedListener, Snapshot,
-    TlsMode,
+    Certificate, CertificateOrigin, ListenerState, ObservedAgent, ObservedCluster,
+    ObservedListener, Snapshot, TlsMode,
 };
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -57,6 +57,9 @@ pub struct ControlView {
     pub problems: Vec<ProblemView>,
     /// Every route with its conditions.
     pub routes: Vec<RouteView>,
+    /// Every agent with its conditions and sessions.
+    #[serde(default)]
+    pub agents: Vec<AgentView>,
 }
 
 /// A bound address.
@@ -139,6 +142,105 @@ pub struct RouteView {
     /// What to write into the DNS, as lines of a zone file.
     #[serde(default)]
     pub dns_records: Vec<String>,
+}
+
+/// An agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentView {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Hostnames that its mappings serve.
+    pub hostnames: Vec<String>,
+    /// Conditions of its status.
+    pub conditions: Vec<ConditionView>,
+    /// Links of the agent, at all replicas.
+    pub sessions: Vec<SessionView>,
+    /// When it was last connected, if it is not.
+    pub last_seen: Option<String>,
+    /// What to write into the DNS, as lines of a zone file.
+    pub dns_records: Vec<String>,
+}
+
+/// A link of an agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionView {
+    /// Given by the edge.
+    pub id: String,
+    /// The replica that holds it.
+    pub replica: Option<String>,
+    /// `Direct` or `WebSocket`.
+    pub carrier: Option<String>,
+    /// Address and port of the agent.
+    pub address: Option<String>,
+    /// Since when.
+    pub since: Option<String>,
+    /// Round trip, such as `12ms`, as it was when something else changed.
+    pub rtt: Option<String>,
+    /// Version of the agent's program.
+    pub version: Option<String>,
+    /// Whether it is about to end.
+    pub draining: bool,
+}
+
+/// A link that this replica holds, as it is at this moment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LinkView {
+    /// Namespace of the agent.
+    pub namespace: String,
+    /// Its name.
+    pub agent: String,
+    /// Given by the edge.
+    pub id: String,
+    /// The agent's process.
+    pub instance: String,
+    /// Which of its links, from 0.
+    pub link: u8,
+    /// `Direct` or `WebSocket`.
+    pub carrier: String,
+    /// Address and port of the agent.
+    pub address: String,
+    /// Since when.
+    pub since: String,
+    /// Milliseconds of the last round trip.
+    pub rtt_ms: Option<f64>,
+    /// Version of the agent's program.
+    pub version: String,
+    /// Whether it is about to end.
+    pub draining: bool,
+    /// Requests in flight.
+    pub in_flight: u64,
+    /// Requests so far.
+    pub requests: u64,
+    /// Bytes towards the agent so far.
+    pub bytes_sent: u64,
+    /// Bytes from the agent so far.
+    pub bytes_received: u64,
+}
+
+/// The links of an agent.
+pub(super) fn links(agent: &ObservedAgent) -> impl Iterator<Item = LinkView> + '_ {
+    agent.sessions.iter().map(|one| LinkView {
+        namespace: agent.id.namespace.to_string(),
+        agent: agent.id.name.to_string(),
+        id: one.id.clone(),
+        instance: one.instance.clone(),
+        link: one.link,
+        carrier: one.carrier.name().to_owned(),
+        address: one.address.to_string(),
+        since: rfc3339(one.since),
+        rtt_ms: one.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
+        version: one.version.clone(),
+        draining: one.draining,
+        in_flight: one.in_flight,
+        requests: one.requests,
+        bytes_sent: one.bytes_sent,
+        bytes_received: one.bytes_received,
+    })
 }
 
 /// What was looked at before an order.

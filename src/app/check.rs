@@ -59,6 +59,7 @@ pub fn check(folder: &Path, addresses: Vec<IpAddr>, now: SystemTime) -> CheckRep
         .iter()
         .filter(|problem| problem.severity == SeverityView::Error)
         .count();
+    let agents = refreshed.translation.statuses.agents.iter();
     CheckReport {
         ok: errors == 0,
         folder: folder.display().to_string(),
@@ -73,8 +74,10 @@ pub fn check(folder: &Path, addresses: Vec<IpAddr>, now: SystemTime) -> CheckRep
             .statuses
             .routes
             .iter()
-            .filter(|(_, status)| !status.dns_records.is_empty())
-            .map(|(id, status)| (id.to_string(), status.dns_records.clone()))
+            .map(|(id, status)| (id, &status.dns_records))
+            .chain(agents.map(|(id, status)| (id, &status.dns_records)))
+            .filter(|(_, records)| !records.is_empty())
+            .map(|(id, records)| (id.to_string(), records.clone()))
             .collect(),
     }
 }

@@ -9,14 +9,15 @@ use std::time::SystemTime;
 
 use http::{HeaderMap, Method, Uri};
 use tidegate_model::{
-    Action, Certificate, HeaderEdits, HostName, PlainHttp, RedirectPath, RouteEntry, Rule,
-    Snapshot, TlsMode, TlsVersion, UpstreamProtocol, VirtualHost,
+    Action, Certificate, HeaderEdits, HostName, PlainHttp, RedirectPath, RouteEntry, RouteId, Rule,
+    Snapshot, Target, TlsMode, TlsVersion, UpstreamProtocol, VirtualHost,
 };
 use tidegate_proxy::{ExplainRequest, Verdict};
 
 use super::report::problem_view;
 use crate::admin::{ProblemView, rfc3339};
 use crate::standalone::Source;
+use crate::translate::mapping_in_words;
 
 /// The request to explain.
 #[derive(Debug, Clone)]
@@ -82,8 +83,9 @@ fn decide(snapshot: &Snapshot, question: &Question, out: &mut Explanation) {
     out.sections.push((
         "host",
         vec![format!(
-            "{} belongs to TlsRoute {}",
-            virtual_host.pattern, virtual_host.route
+            "{} belongs to {}",
+            virtual_host.pattern,
+            owner(&virtual_host.route)
         )],
     ));
     if secure {
@@ -359,6 +361,11 @@ fn filters(rule: &Rule, question: &Question) -> Vec<String> {
     lines
 }
 
+/// The object that a route came from.
+fn owner(route: &RouteId) -> String {
+    mapping_in_words(route).unwrap_or_else(|| format!("TlsRoute {route}"))
+}
+
 fn path_change(path: &RedirectPath) -> String {
     match path {
         RedirectPath::Full(path) => format!("the path becomes {path}"),
@@ -383,6 +390,10 @@ fn action(action: &Action) -> Vec<String> {
                     let mut line = format!("backend {}", cluster.name);
                     if group.backends.len() > 1 {
                         let _ = write!(line, ", weight {} of {total}", backend.weight);
+                    }
+                    if matches!(cluster.target, Target::Agent { .. }) {
+                        line.push_str(", which the agent connects to");
+                        return line;
                     }
                     let _ = write!(line, ", {}", protocol(cluster.protocol));
                     if let Some(tls) = &cluster.tls {

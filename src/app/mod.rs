@@ -2,6 +2,7 @@
 //! source of objects and the data plane.
 
 mod acme;
+mod agents;
 pub mod certs;
 pub mod check;
 mod cluster_desk;

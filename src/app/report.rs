@@ -6,9 +6,10 @@ use std::time::SystemTime;
 use tidegate_model::{HostPattern, RouteId};
 
 use crate::admin::{
-    BoundView, ConditionView, ControlView, FindingView, ObjectCount, ProblemView, RouteView,
-    SeverityView, rfc3339,
+    AgentView, BoundView, ConditionView, ControlView, FindingView, ObjectCount, ProblemView,
+    RouteView, SessionView, SeverityView, rfc3339,
 };
+use crate::api::Condition;
 use crate::source::{Finding, Refreshed};
 use crate::translate::Severity;
 
@@ -55,6 +56,7 @@ pub(super) fn control_view(
             .collect(),
         problems: refreshed.findings.iter().map(problem_view).collect(),
         routes: routes(refreshed),
+        agents: agents(refreshed),
     }
 }
 
@@ -83,6 +85,44 @@ pub(super) fn problem_view(finding: &Finding) -> ProblemView {
     }
 }
 
+fn conditions(all: &[Condition]) -> Vec<ConditionView> {
+    all.iter()
+        .map(|condition| ConditionView {
+            type_: condition.type_.clone(),
+            status: condition.status.clone(),
+            reason: condition.reason.clone(),
+            message: condition.message.clone(),
+        })
+        .collect()
+}
+
+fn agents(refreshed: &Refreshed) -> Vec<AgentView> {
+    let all = refreshed.translation.statuses.agents.iter();
+    all.map(|(id, status)| AgentView {
+        namespace: id.namespace.to_string(),
+        name: id.name.to_string(),
+        hostnames: status.hostnames.clone(),
+        conditions: conditions(&status.conditions),
+        sessions: status
+            .sessions
+            .iter()
+            .map(|session| SessionView {
+                id: session.id.clone(),
+                replica: session.replica.clone(),
+                carrier: session.carrier.clone(),
+                address: session.address.clone(),
+                since: session.since.as_ref().map(|since| since.0.to_string()),
+                rtt: session.rtt.clone(),
+                version: session.version.clone(),
+                draining: session.draining == Some(true),
+            })
+            .collect(),
+        last_seen: status.last_seen.as_ref().map(|seen| seen.0.to_string()),
+        dns_records: status.dns_records.clone(),
+    })
+    .collect()
+}
+
 fn routes(refreshed: &Refreshed) -> Vec<RouteView> {
     let mut hostnames = BTreeMap::<&RouteId, Vec<&HostPattern>>::new();
     for host in refreshed.translation.snapshot.hosts.values() {
@@ -103,16 +143,7 @@ fn routes(refreshed: &Refreshed) -> Vec<RouteView> {
                 namespace: id.namespace.to_string(),
                 name: id.name.to_string(),
                 hostnames: served.iter().map(ToString::to_string).collect(),
-                conditions: status
-                    .conditions
-                    .iter()
-                    .map(|condition| ConditionView {
-                        type_: condition.type_.clone(),
-                        status: condition.status.clone(),
-                        reason: condition.reason.clone(),
-                        message: condition.message.clone(),
-                    })
-                    .collect(),
+                conditions: conditions(&status.conditions),
                 preflight: status
                     .preflight
                     .iter()

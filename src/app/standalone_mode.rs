@@ -24,6 +24,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::acme::Acme;
+use super::agents::AgentsWatch;
 use super::folder_desk::FolderDesk;
 use super::happenings::Happenings;
 use super::process::{self, RunError};
@@ -98,6 +99,7 @@ struct Running {
     signals: Signals,
     acme: Acme,
     probes: TrackerProbes,
+    agents: AgentsWatch,
     engine: watch::Sender<Option<Engine>>,
     udp: UdpRelays,
     tracked: Tracked,
@@ -163,6 +165,7 @@ impl Running {
         spawn_named("udp-relays", follow(udp.clone(), Arc::clone(&store)));
         let readiness = Readiness::default();
         let admin_stop = CancellationToken::new();
+        let running = Arc::new(OnceLock::from(edge.clone()));
         if let Some(listener) = admin_listener {
             let gate = accounts.map(|accounts| {
                 let control = control_receiver.clone();
@@ -171,7 +174,7 @@ impl Running {
             let admin = Admin {
                 readiness: readiness.clone(),
                 control: control_receiver,
-                edge: Arc::new(OnceLock::from(edge.clone())),
+                edge: Arc::clone(&running),
                 engine: engine.subscribe(),
                 store: Arc::clone(&store),
                 udp: udp.clone(),
@@ -206,6 +209,7 @@ impl Running {
             signals,
             acme,
             probes,
+            agents: AgentsWatch::new(running),
             engine,
             udp,
             tracked,
@@ -264,6 +268,7 @@ impl Running {
                     due = true;
                 }
                 () = self.probes.changed() => due = true,
+                () = self.agents.changed() => due = true,
                 () = tokio::time::sleep(pause) => due = SystemTime::now() >= self.next,
                 () = sleep_if(watchdog) => process::notify_manager(&[NotifyState::Watchdog]),
             }
@@ -273,10 +278,10 @@ impl Running {
     async fn reload(&mut self) {
         let source = Arc::clone(&self.source);
         let now = SystemTime::now();
-        source
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .set_tracker_reports(self.probes.reports());
+        let mut known = source.lock().unwrap_or_else(PoisonError::into_inner);
+        known.set_tracker_reports(self.probes.reports());
+        known.set_agents(&self.agents.seen(), self.agents.requests());
+        drop(known);
         let Ok(refreshed) = tokio::task::spawn_blocking(move || refresh(&source, now)).await else {
             tracing::error!("the refresh panicked; what was served before is still served");
             self.next = now + Duration::from_secs(60);

@@ -77,6 +77,7 @@ fn print(terminal: &mut Terminal, found: &Found, dns: bool) -> std::io::Result<(
         terminal.line(format_args!("  {:<6} {admin}", "admin"))?;
     }
     routes(terminal, last)?;
+    agents(terminal, last)?;
     records(terminal, last, dns)?;
     if !last.problems.is_empty() {
         terminal.line("")?;
@@ -88,7 +89,11 @@ fn print(terminal: &mut Terminal, found: &Found, dns: bool) -> std::io::Result<(
 
 fn routes(terminal: &mut Terminal, last: &ControlView) -> std::io::Result<()> {
     if last.routes.is_empty() {
-        return terminal.line("no routes");
+        // What agents map is told by them.
+        if last.agents.is_empty() {
+            terminal.line("no routes")?;
+        }
+        return Ok(());
     }
     terminal.line("")?;
     for route in &last.routes {
@@ -126,6 +131,63 @@ fn routes(terminal: &mut Terminal, last: &ControlView) -> std::io::Result<()> {
             if finding.state == "Blocking" {
                 blocking(terminal, finding)?;
             }
+        }
+    }
+    Ok(())
+}
+
+fn agents(terminal: &mut Terminal, last: &ControlView) -> std::io::Result<()> {
+    if !last.agents.is_empty() {
+        terminal.line("")?;
+    }
+    for agent in &last.agents {
+        let of = |type_: &str| agent.conditions.iter().find(|it| it.type_ == type_);
+        let ready = of("Ready");
+        let (look, state) = match ready {
+            Some(condition) if condition.status == "True" => (Look::Good, "ready"),
+            Some(condition) => (Look::Bad, condition.reason.as_str()),
+            None => (Look::Faint, "unknown"),
+        };
+        terminal.line(format_args!(
+            "TunnelAgent {}/{}  {}  {}",
+            agent.namespace,
+            agent.name,
+            terminal.paint(look, state),
+            agent.hostnames.join(", ")
+        ))?;
+        for line in ready
+            .iter()
+            .filter(|it| it.status != "True")
+            .flat_map(|it| it.message.lines())
+        {
+            terminal.line(format_args!("    {line}"))?;
+        }
+        for session in &agent.sessions {
+            let text = |part: &Option<String>| part.clone().unwrap_or_default();
+            let mut line = format!(
+                "link from {} over {} since {}",
+                text(&session.address),
+                text(&session.carrier),
+                text(&session.since)
+            );
+            for (before, part) in [
+                (", round trip ", &session.rtt),
+                (", version ", &session.version),
+                (", at ", &session.replica),
+            ] {
+                if let Some(part) = part {
+                    line.push_str(before);
+                    line.push_str(part);
+                }
+            }
+            if session.draining {
+                line.push_str(", about to end");
+            }
+            terminal.line(format_args!("    {}", terminal.paint(Look::Faint, line)))?;
+        }
+        if let Some(seen) = &agent.last_seen {
+            let line = format!("last connected at {seen}");
+            terminal.line(format_args!("    {}", terminal.paint(Look::Faint, line)))?;
         }
     }
     Ok(())

@@ -27,6 +27,7 @@ pub mod published;
 pub mod relay;
 pub mod replicas;
 mod services;
+pub mod sessions;
 mod source;
 pub mod status;
 pub mod tickets;

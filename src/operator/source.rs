@@ -19,6 +19,7 @@ use super::documents::Document;
 use super::objects::{Guarded, Ours, reference};
 use super::published::{Publications, PublishedSecrets};
 use super::replicas::SharedAnswers;
+use super::sessions::{Known, merged};
 use super::tickets::SharedKeys;
 use super::watch::World;
 use crate::source::yaml::schema::FieldProblem;
@@ -49,6 +50,8 @@ pub struct Source {
     refusals: Option<watch::Receiver<Arc<Refusals>>>,
     https_port: Option<u16>,
     udp_relays: Option<Arc<Vec<UdpRelayState>>>,
+    /// What this replica knows of agents, its name, and how many replicas there are.
+    agents: Option<(Known, String, usize)>,
 }
 
 /// A certificate's document as it was last read.
@@ -86,6 +89,7 @@ impl Source {
             refusals: None,
             https_port: None,
             udp_relays: None,
+            agents: None,
         }
     }
 
@@ -149,6 +153,11 @@ impl Source {
         self.udp_relays = Some(states);
     }
 
+    /// What this replica, which has this name, knows of agents, and how many replicas there are.
+    pub fn set_agents(&mut self, known: Known, identity: &str, replicas: usize) {
+        self.agents = Some((known, identity.to_owned(), replicas));
+    }
+
     /// Translates what is known now.
     pub fn refresh(&mut self, now: SystemTime) -> Refreshed {
         let mut inputs = Inputs {
@@ -173,6 +182,11 @@ impl Source {
         }
         if let Some(refusals) = &self.refusals {
             inputs.service_refusals = Arc::clone(&refusals.borrow());
+        }
+        if let Some((known, identity, replicas)) = &self.agents {
+            let (seen, requests) = merged(&self.world, identity, known, *replicas, now);
+            inputs.agents_seen = Some(Arc::new(seen));
+            inputs.agent_requests = Arc::new(requests);
         }
         inputs.published = PublishedSecrets::clone(&self.published.borrow());
         let mut findings = Vec::new();

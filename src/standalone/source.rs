@@ -15,7 +15,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tidegate_model::{HostPattern, RouteId, RuleId, UdpRelayState};
+use tidegate_model::{
+    AgentId, HostPattern, ObservedAgent, RequestedMapping, RouteId, RuleId, UdpRelayState,
+};
 
 use super::loader::{Loaded, Loader};
 use crate::api::TlsRoute;
@@ -27,7 +29,7 @@ use crate::source::{
     Finding, InternalIssuer, Issuance, Parsed, Place, Refreshed, next_moment, wanted,
 };
 use crate::translate::{
-    Environment, Kind, LastGood, ProbeReport, StaticFilesPolicy, Translation, translate,
+    Environment, Kind, LastGood, ProbeReport, SeenAgents, StaticFilesPolicy, Translation, translate,
 };
 
 /// Where the objects come from.
@@ -51,6 +53,8 @@ pub struct Source {
     udp_relays: Option<Arc<Vec<UdpRelayState>>>,
     last_good: Arc<LastGood>,
     tracker_reports: Arc<BTreeMap<RuleId, ProbeReport>>,
+    agents_seen: Option<Arc<SeenAgents>>,
+    agent_requests: Arc<BTreeMap<AgentId, Vec<RequestedMapping>>>,
 }
 
 impl Source {
@@ -84,6 +88,8 @@ impl Source {
             udp_relays: None,
             last_good: Arc::default(),
             tracker_reports: Arc::default(),
+            agents_seen: None,
+            agent_requests: Arc::default(),
         }
     }
 
@@ -123,6 +129,20 @@ impl Source {
         self.tracker_reports = reports;
     }
 
+    /// What the edge knows of agents, and what these ask for.
+    pub fn set_agents(
+        &mut self,
+        seen: &[ObservedAgent],
+        requests: Arc<BTreeMap<AgentId, Vec<RequestedMapping>>>,
+    ) {
+        let agents = seen.iter().map(|agent| (agent.id.clone(), agent.clone()));
+        self.agents_seen = Some(Arc::new(SeenAgents {
+            agents: agents.collect(),
+            replicas: 1,
+        }));
+        self.agent_requests = requests;
+    }
+
     /// Asks these name servers for the zones of challenges, instead of this machine's.
     #[must_use]
     pub fn with_name_servers(mut self, servers: Vec<SocketAddr>) -> Self {
@@ -160,6 +180,8 @@ impl Source {
         inputs.udp_relays.clone_from(&self.udp_relays);
         inputs.last_good = Arc::clone(&self.last_good);
         inputs.tracker_reports = Arc::clone(&self.tracker_reports);
+        inputs.agents_seen.clone_from(&self.agents_seen);
+        inputs.agent_requests = Arc::clone(&self.agent_requests);
         let mut rotation = None;
         if let Some(kept) = &mut self.ticket_keys {
             let (keys, next) = kept.at(now);

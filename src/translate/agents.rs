@@ -58,7 +58,7 @@ pub fn mapping_routes(id: &AgentId, agent: &TunnelAgent) -> Vec<RouteId> {
 }
 
 /// A route that stands for a mapping, as people know it.
-pub(super) fn in_words(id: &RouteId) -> Option<String> {
+pub fn in_words(id: &RouteId) -> Option<String> {
     let (agent, mapping) = id.name.split_once(SEPARATOR)?;
     Some(format!(
         "mapping {mapping} of TunnelAgent {}/{agent}",
@@ -257,6 +257,11 @@ impl ReadAgent {
             }
             self.look_at(&at, mapping);
             if self.wrong.count() > before || mapping.enabled == Some(false) {
+                // There is no route that would say so.
+                if let Err(error) = AgentTarget::parse(&mapping.target) {
+                    let message = format!("{}: {error}", mapping.name);
+                    self.wrong.invalid(at.at("target"), message, TARGET_HINT);
+                }
                 continue;
             }
             let mapped = self.mapped(mapping, index);

@@ -37,9 +37,7 @@ pub(super) fn keys(
     let Some(secret) = references.secret(report, &field, &wire.secret_name) else {
         if !inputs.environment.is_shared() {
             for problem in report.since(before) {
-                problem.hint = Some(format!(
-                    "make it with the key token; {HINT}, and with --secret NAME the whole Secret"
-                ));
+                problem.hint = Some(format!("make it with the key token; {HINT}"));
             }
         }
         return Vec::new();

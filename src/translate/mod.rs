@@ -51,7 +51,7 @@ mod words;
 #[cfg(test)]
 mod tests;
 
-pub use agents::mapping_routes;
+pub use agents::{in_words as mapping_in_words, mapping_routes};
 pub use assembly::translate;
 pub use certificates::{CertificateError, parse_certificate};
 pub use dns::PublicPlace;

@@ -28,6 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use self::leading::Leader;
 use super::acme::Acme;
+use super::agents::AgentsWatch;
 use super::cluster_desk::ClusterDesk;
 use super::control;
 use super::handover::Handover;
@@ -47,6 +48,7 @@ use crate::operator::lease::{Elector, Leadership, Tenure};
 use crate::operator::memory;
 use crate::operator::published::{Publications, PublishedSecrets};
 use crate::operator::relay::Relay;
+use crate::operator::sessions::{Herald, Known};
 use crate::operator::trackers::TrackerServices;
 use crate::operator::{Cluster, ClusterOptions, Source, World};
 use crate::rest::accounts::Accounts;
@@ -164,6 +166,8 @@ struct Running {
     leader: Option<Leader>,
     udp: UdpRelays,
     udp_states: watch::Receiver<Arc<Vec<UdpRelayState>>>,
+    agents: AgentsWatch,
+    agents_known: watch::Sender<Known>,
     next: SystemTime,
 }
 
@@ -279,6 +283,7 @@ impl Running {
                 ServiceKeeper::Person
             },
         };
+        let agents = AgentsWatch::new(Arc::clone(&edge));
         let published = watch::Sender::<Arc<PublishedSecrets>>::default();
         let tracker_services = TrackerServices::default();
         let mut source = Source::new(Arc::clone(&world), environment, published.subscribe());
@@ -329,6 +334,8 @@ impl Running {
             tenure,
             leader: None,
             udp_states: udp.states(),
+            agents,
+            agents_known: watch::Sender::default(),
             udp,
             next: started_at,
         })
@@ -359,6 +366,14 @@ impl Running {
             self.stop.clone(),
         );
         spawn_named("memory", self.tasks.track_future(keep));
+        let herald = Herald {
+            store: DocumentStore::new(self.cluster.client.clone(), self.cluster.namespace.clone()),
+            world: Arc::clone(&self.world),
+            identity: self.cluster.identity.clone(),
+            known: self.agents_known.subscribe(),
+        };
+        let herald = herald.run(self.stop.clone());
+        spawn_named("agents", self.tasks.track_future(herald));
         self.lead_or_not().await;
         loop {
             match self.woken(&mut changes).await {
@@ -508,6 +523,7 @@ impl Running {
             Ok(()) = self.published_seen.changed() => Woken::Refresh,
             Ok(()) = self.udp_states.changed() => Woken::Refresh,
             Ok(()) = self.services_refused.changed() => Woken::Refresh,
+            () = self.agents.changed() => Woken::Refresh,
             () = tokio::time::sleep(pause) => Woken::Refresh,
         }
     }
@@ -550,6 +566,7 @@ impl Running {
         self.lock_source().set_exposure(exposure);
         let relays = Arc::clone(&self.udp_states.borrow_and_update());
         self.lock_source().set_udp_relays(relays);
+        self.tell_of_agents();
         let reports = self.leader.as_ref().map(|leader| leader.probes.reports());
         self.lock_source()
             .set_tracker_reports(reports.unwrap_or_default());
@@ -571,6 +588,27 @@ impl Running {
             self.publish(refreshed, now);
         }
         known
+    }
+
+    /// What this replica knows of agents, for itself and for the others.
+    fn tell_of_agents(&self) {
+        let known = Known {
+            seen: self.agents.seen(),
+            requests: self.agents.requests(),
+        };
+        let service = self.options.replicas_service.as_ref();
+        let replicas = service.map_or(1, |name| {
+            let name = ObjectName::new(self.cluster.namespace.as_str(), name.as_str());
+            self.world.replicas(&name).len()
+        });
+        let identity = &self.cluster.identity;
+        self.lock_source()
+            .set_agents(known.clone(), identity, replicas);
+        self.agents_known.send_if_modified(|before| {
+            let changed = *before != known;
+            *before = known;
+            changed
+        });
     }
 
     /// How clients reach this replica, as far as it can see.
