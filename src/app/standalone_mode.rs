@@ -278,10 +278,10 @@ impl Running {
     async fn reload(&mut self) {
         let source = Arc::clone(&self.source);
         let now = SystemTime::now();
-        let mut known = source.lock().unwrap_or_else(PoisonError::into_inner);
-        known.set_tracker_reports(self.probes.reports());
-        known.set_agents(&self.agents.seen(), self.agents.requests());
-        drop(known);
+        self.lock_source()
+            .set_tracker_reports(self.probes.reports());
+        self.lock_source()
+            .set_agents(&self.agents.seen(), self.agents.requests());
         let Ok(refreshed) = tokio::task::spawn_blocking(move || refresh(&source, now)).await else {
             tracing::error!("the refresh panicked; what was served before is still served");
             self.next = now + Duration::from_secs(60);

@@ -12,6 +12,7 @@
 mod addresses;
 mod cache;
 pub mod cluster;
+pub mod credentials;
 pub mod default_issuer;
 pub mod documents;
 pub(crate) mod edit;

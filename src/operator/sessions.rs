@@ -52,7 +52,7 @@ struct Written {
     version: u32,
     /// By the clock of the replica.
     #[serde(with = "moment::rfc3339")]
-    written_at: SystemTime,
+    at: SystemTime,
     agents: Vec<WrittenAgent>,
 }
 
@@ -182,11 +182,12 @@ impl Herald {
         let now = SystemTime::now();
         for document in self.world.documents_of(KIND) {
             let read = serde_json::from_slice::<Written>(document.content.expose());
-            let old = read.is_ok_and(|it| it.written_at + FORGOTTEN < now);
-            if old && document.name != self.identity {
-                if let Err(error) = self.store.delete(KIND, &document.name).await {
-                    tracing::debug!(error = %chain(&error), "cannot remove what a replica has left");
-                }
+            let old = read.is_ok_and(|it| it.at + FORGOTTEN < now);
+            if old
+                && document.name != self.identity
+                && let Err(error) = self.store.delete(KIND, &document.name).await
+            {
+                tracing::debug!(error = %chain(&error), "cannot remove what a replica has left");
             }
         }
     }
@@ -214,7 +215,7 @@ impl Written {
         }
         Self {
             version: 1,
-            written_at: now,
+            at: now,
             agents: agents.into_values().collect(),
         }
     }
@@ -342,7 +343,7 @@ pub(super) fn merged(
 fn merge(all: Vec<Written>, replicas: usize, now: SystemTime) -> (SeenAgents, Requests) {
     let mut told: BTreeMap<ObjectName, Vec<Told>> = BTreeMap::new();
     for written in all {
-        let written_at = written.written_at;
+        let written_at = written.at;
         // Clocks differ: one that is ahead is not dead for it.
         let dead = now
             .duration_since(written_at)

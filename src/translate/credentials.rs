@@ -3,8 +3,8 @@
 //! A token is read here and nowhere else, and only what it is recognised by leaves this file; no message quotes
 //! what a Secret holds.
 
-use scram::{CredentialError, Token, parse_stored_key};
 use tidegate_model::{Agent, AgentId, StoredKey};
+use tidegate_tunnel::credential::{CredentialError, Token, parse_stored_key};
 
 use super::references::References;
 use super::report::{Field, Report};
@@ -109,57 +109,5 @@ pub(super) fn judge(conditions: &mut Conditions, report: &Report, keys: usize) {
             Reason::CredentialReady,
             format!("{count} tokens are valid"),
         ),
-    }
-}
-
-mod scram {
-    use base64::Engine as _;
-    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-    use sha2::{Digest, Sha256};
-    use tidegate_model::StoredKey;
-
-    #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-    pub(super) enum CredentialError {
-        #[error("a token is tga_ and 43 characters of base64url")]
-        Token,
-        #[error("the hash of a token is sha256: and 43 characters of base64url")]
-        Hash,
-    }
-
-    pub(super) struct Token([u8; 32]);
-
-    impl Token {
-        pub(super) fn parse(text: &str) -> Result<Self, CredentialError> {
-            let encoded = text.trim().strip_prefix("tga_");
-            encoded
-                .and_then(decode)
-                .map(Self)
-                .ok_or(CredentialError::Token)
-        }
-
-        pub(super) fn stored_key(&self) -> StoredKey {
-            let pad = |with: u8| {
-                let mut block = [with; 64];
-                for (at, byte) in block.iter_mut().zip(self.0) {
-                    *at ^= byte;
-                }
-                Sha256::new().chain_update(block)
-            };
-            let inner = pad(0x36).chain_update(b"Client Key").finalize();
-            let client = pad(0x5c).chain_update(inner).finalize();
-            StoredKey(Sha256::digest(client).into())
-        }
-    }
-
-    pub(super) fn parse_stored_key(text: &str) -> Result<StoredKey, CredentialError> {
-        let encoded = text.trim().strip_prefix("sha256:");
-        encoded
-            .and_then(decode)
-            .map(StoredKey)
-            .ok_or(CredentialError::Hash)
-    }
-
-    fn decode(text: &str) -> Option<[u8; 32]> {
-        URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok()
     }
 }

@@ -12,6 +12,7 @@ use super::Running;
 use crate::app::acme::Acme;
 use crate::app::operator_desk::answering;
 use crate::app::tracker_probes::TrackerProbes;
+use crate::operator::credentials::Credentials;
 use crate::operator::documents::DocumentStore;
 use crate::operator::inquiry::Inquiry;
 use crate::operator::published::Publisher;
@@ -109,6 +110,14 @@ impl Running {
             "ticket-keys",
             self.tasks.track_future(rotator.run(stop.clone())),
         );
+        let credentials = Credentials {
+            cluster: self.cluster.clone(),
+            world: Arc::clone(&self.world),
+            class: self.options.class.clone(),
+            tenure: self.tenure.clone(),
+        };
+        let credentials = credentials.run(stop.clone());
+        spawn_named("agent-credentials", self.tasks.track_future(credentials));
         if self.options.tracker_services {
             let keeper =
                 self.tracker_services
