@@ -282,10 +282,6 @@ impl ReadAgent {
                 format!("{host} is not covered by spec.allowedHostnames"),
                 "add the hostname or its wildcard there",
             );
-            // There will be no route to say the rest.
-            if let Err(error) = AgentTarget::parse(&mapping.target) {
-                report.invalid(at.at("target"), error.to_string(), TARGET_HINT);
-            }
         }
         if is_tcp(mapping) {
             report.forbid(
