@@ -11,7 +11,7 @@ use super::folder_desk::judged;
 use super::happenings::Happenings;
 use crate::operator::edit::{AgentEditor, EditError};
 use crate::rest::change::{Change, field_error};
-use crate::rest::desk::{AgentRecord, Desk, Event};
+use crate::rest::desk::{AgentRecord, Connection, Desk, Event};
 use crate::rest::problem::Problem;
 
 /// A cluster whose objects may be changed, as far as the roles allow.
@@ -59,6 +59,14 @@ impl Desk for ClusterDesk {
             judged(&object, at)
         });
         edited.await.map_err(|error| problem(error, at))
+    }
+
+    async fn reconnect(&self, agent: &ObjectName) -> Result<usize, Problem> {
+        self.happenings.reconnect(agent)
+    }
+
+    fn connections(&self) -> Vec<Connection> {
+        self.happenings.connections()
     }
 
     fn requests(&self) -> Option<Vec<Json>> {

@@ -13,7 +13,7 @@ use tokio::sync::{broadcast, watch};
 use super::happenings::Happenings;
 use crate::api::TunnelAgent;
 use crate::rest::change::{Change, field_error};
-use crate::rest::desk::{AgentRecord, Desk, Event};
+use crate::rest::desk::{AgentRecord, Connection, Desk, Event};
 use crate::rest::problem::Problem;
 use crate::standalone::edit::{EditError, Editor};
 use crate::standalone::{Identity, ObjectKind};
@@ -87,6 +87,14 @@ impl Desk for FolderDesk {
             }
         })
         .await?
+    }
+
+    async fn reconnect(&self, agent: &ObjectName) -> Result<usize, Problem> {
+        self.happenings.reconnect(agent)
+    }
+
+    fn connections(&self) -> Vec<Connection> {
+        self.happenings.connections()
     }
 
     fn requests(&self) -> Option<Vec<Json>> {

@@ -1,16 +1,20 @@
 //! What happened lately: the logs of connections and of requests, and who wants to hear of it at once.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
+use axum::http::StatusCode;
 use serde_json::{Map, Value as Json, json};
+use tidegate_model::ObjectName;
+use tidegate_proxy::{LinkChange, RunningEdge};
 use tidegate_telemetry::{AccessEntry, AccessValue, access_entries, spawn_named};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, watch};
 
 use crate::admin::{ControlView, rfc3339};
-use crate::rest::desk::{Event, EventKind};
+use crate::rest::desk::{Connection, Event, EventKind};
+use crate::rest::problem::Problem;
 
 /// Entries of a log.
 const KEPT: usize = 1000;
@@ -26,15 +30,21 @@ struct Inner {
     requests: Mutex<VecDeque<Json>>,
     events: broadcast::Sender<Event>,
     logged: bool,
+    edge: Arc<OnceLock<RunningEdge>>,
 }
 
 impl Happenings {
     /// Listens to the control side, and to the access log if there is one, from now on.
-    pub(super) fn follow(control: watch::Receiver<Arc<ControlView>>, logged: bool) -> Self {
+    pub(super) fn follow(
+        control: watch::Receiver<Arc<ControlView>>,
+        edge: Arc<OnceLock<RunningEdge>>,
+        logged: bool,
+    ) -> Self {
         let this = Self(Arc::new(Inner {
             requests: Mutex::default(),
             events: broadcast::Sender::new(BEHIND),
             logged,
+            edge,
         }));
         spawn_named("api-status", this.clone().follow_control(control));
         if logged {
@@ -44,13 +54,56 @@ impl Happenings {
     }
 
     async fn follow_control(self, mut control: watch::Receiver<Arc<ControlView>>) {
-        while control.changed().await.is_ok() {
+        let mut listens = false;
+        loop {
+            // There may be an edge only after the first publication.
+            if !listens && let Some(edge) = self.0.edge.get() {
+                listens = true;
+                let changes = edge.link_changes();
+                spawn_named("api-agents", self.clone().follow_agents(changes));
+            }
+            if control.changed().await.is_err() {
+                return;
+            }
             let revision = control.borrow_and_update().revision;
             self.tell(Event {
                 kind: EventKind::Status,
                 data: json!({"revision": revision}),
             });
         }
+    }
+
+    async fn follow_agents(self, mut changes: broadcast::Receiver<Arc<LinkChange>>) {
+        loop {
+            match changes.recv().await {
+                Ok(change) => self.tell(Event {
+                    kind: EventKind::Agent,
+                    data: json!(connection(&change)),
+                }),
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return,
+            }
+        }
+    }
+
+    /// The links that came and went, the newest last.
+    pub(super) fn connections(&self) -> Vec<Connection> {
+        let history = self.0.edge.get().map(RunningEdge::link_history);
+        let history = history.unwrap_or_default();
+        history.iter().map(|change| connection(change)).collect()
+    }
+
+    /// Makes an agent replace its links.
+    pub(super) fn reconnect(&self, agent: &ObjectName) -> Result<usize, Problem> {
+        let told = self
+            .0
+            .edge
+            .get()
+            .and_then(|edge| edge.reconnect_agent(agent));
+        told.filter(|links| *links > 0).ok_or_else(|| {
+            let detail = format!("agent {agent} is not connected to this edge");
+            Problem::new(StatusCode::CONFLICT, "AgentNotConnected", detail)
+        })
     }
 
     async fn follow_requests(self) {
@@ -107,4 +160,35 @@ fn shown(entry: &AccessEntry, now: SystemTime) -> Json {
     });
     let time = ("time".to_owned(), rfc3339(now).into());
     Json::Object([time].into_iter().chain(fields).collect::<Map<_, _>>())
+}
+
+fn connection(change: &LinkChange) -> Connection {
+    let (reason, duration, requests) = match &change.ended {
+        None => (None, None, None),
+        Some((ended, duration, requests)) => (
+            Some(ended.reason.to_owned()),
+            Some(duration.as_secs()),
+            Some(*requests),
+        ),
+    };
+    Connection {
+        time: rfc3339(change.time),
+        namespace: change.agent.namespace.to_string(),
+        agent: change.agent.name.to_string(),
+        event: if reason.is_some() {
+            "disconnected"
+        } else {
+            "connected"
+        }
+        .to_owned(),
+        session: change.session.clone(),
+        instance: change.instance.clone(),
+        carrier: change.carrier.name().to_owned(),
+        address: change.address.to_string(),
+        version: change.version.clone(),
+        link: change.link,
+        reason,
+        requests,
+        duration_seconds: duration,
+    }
 }

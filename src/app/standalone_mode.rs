@@ -169,7 +169,8 @@ impl Running {
         if let Some(listener) = admin_listener {
             let gate = accounts.map(|accounts| {
                 let control = control_receiver.clone();
-                new_gate(&options, accounts, control, statuses.subscribe())
+                let edge = Arc::new(OnceLock::from(edge.clone()));
+                new_gate(&options, accounts, (control, edge), statuses.subscribe())
             });
             let admin = Admin {
                 readiness: readiness.clone(),
@@ -413,10 +414,13 @@ fn check_folder(objects: &ObjectsFrom) -> Result<(), RunError> {
 fn new_gate(
     options: &RunOptions,
     accounts: Accounts,
-    control: watch::Receiver<Arc<ControlView>>,
+    (control, edge): (
+        watch::Receiver<Arc<ControlView>>,
+        Arc<OnceLock<RunningEdge>>,
+    ),
     statuses: watch::Receiver<Arc<Statuses>>,
 ) -> Arc<dyn Gate> {
-    let happenings = Happenings::follow(control, options.settings.access_log.enabled);
+    let happenings = Happenings::follow(control, edge, options.settings.access_log.enabled);
     let folder = match &options.objects {
         ObjectsFrom::Folder(folder) => Some(folder.as_path()),
         ObjectsFrom::Given(_) => None,

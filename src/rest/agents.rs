@@ -14,7 +14,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::Rest;
 use super::accounts::Scope;
-use super::desk::AgentRecord;
+use super::desk::{AgentRecord, Connection};
 use super::guard::Caller;
 use super::problem::Problem;
 
@@ -43,6 +43,13 @@ pub(super) struct AgentView {
     read_only: Option<String>,
 }
 
+/// How many links were told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub(super) struct Reconnected {
+    /// Links that end as soon as others stand in for them.
+    links: usize,
+}
+
 /// Which entries of a log are shown.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -54,10 +61,19 @@ pub(super) struct Entries {
     host: Option<String>,
 }
 
-impl Entries {
-    fn limit(&self) -> usize {
-        self.limit.unwrap_or(100).min(MOST)
-    }
+/// Which entries of the log of connections are shown.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Links {
+    /// How many of the newest; at most 1000. Default: 100.
+    limit: Option<usize>,
+    /// Only those of agents of this name.
+    agent: Option<String>,
+}
+
+fn bounded(limit: Option<usize>) -> usize {
+    limit.unwrap_or(100).min(MOST)
 }
 
 /// List agents
@@ -94,6 +110,47 @@ pub(super) async fn get(
         .ok_or_else(|| Problem::not_found("such agent"))
 }
 
+/// Make an agent connect anew
+///
+/// Each link is replaced before it ends: requests are not lost.
+#[utoipa::path(
+    post, path = "/agents/{namespace}/{name}/reconnect", tag = "agents",
+    params(("namespace" = String, Path), ("name" = String, Path)),
+    responses((status = 200, body = Reconnected), (status = 404, body = Problem))
+)]
+pub(super) async fn reconnect(
+    State(rest): State<Arc<Rest>>,
+    caller: Caller,
+    Path((namespace, name)): Path<(String, String)>,
+) -> Result<Json<Reconnected>, Problem> {
+    caller.needs(Scope::AgentsWrite)?;
+    let agent = ObjectName::new(namespace, name);
+    let links = rest.desk.reconnect(&agent).await?;
+    tracing::info!(user = caller.name, %agent, links, "agent told to connect anew");
+    Ok(Json(Reconnected { links }))
+}
+
+/// The log of connections
+///
+/// Links of agents that came and went, the newest last.
+#[utoipa::path(
+    get, path = "/connections", tag = "agents", params(Links),
+    responses((status = 200, body = Vec<Connection>), (status = 403, body = Problem))
+)]
+pub(super) async fn connections(
+    State(rest): State<Arc<Rest>>,
+    caller: Caller,
+    Query(links): Query<Links>,
+) -> Result<Json<Vec<Connection>>, Problem> {
+    caller.needs(Scope::LogsRead)?;
+    let mut all = rest.desk.connections();
+    if let Some(agent) = &links.agent {
+        all.retain(|entry| entry.agent == *agent);
+    }
+    all.drain(..all.len().saturating_sub(bounded(links.limit)));
+    Ok(Json(all))
+}
+
 /// The log of requests
 ///
 /// The newest requests of this edge, as its access log has them, the newest last. Kept in memory only.
@@ -115,7 +172,7 @@ pub(super) async fn requests(
     if let Some(host) = &entries.host {
         all.retain(|entry| entry["host"] == **host);
     }
-    all.drain(..all.len().saturating_sub(entries.limit()));
+    all.drain(..all.len().saturating_sub(bounded(entries.limit)));
     Ok(Json(all))
 }
 

@@ -31,7 +31,7 @@ pub struct AgentRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Event {
-    /// `status`, `mapping` or `request`.
+    /// `status`, `mapping`, `agent` or `request`.
     #[serde(rename = "type")]
     pub kind: EventKind,
     /// What, depending on the type.
@@ -47,6 +47,8 @@ pub enum EventKind {
     Status,
     /// A mapping was created, changed or deleted by the API: `{namespace, agent, name, change, by}`.
     Mapping,
+    /// A link of an agent came or went: an entry of the log of connections. Needs the scope `logs:read`.
+    Agent,
     /// A request was answered: an entry of the log of requests. Needs the scope `logs:read`.
     Request,
 }
@@ -57,9 +59,45 @@ impl EventKind {
         match self {
             Self::Status => "status",
             Self::Mapping => "mapping",
+            Self::Agent => "agent",
             Self::Request => "request",
         }
     }
+}
+
+/// A link of an agent that came or went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Connection {
+    /// RFC 3339.
+    pub time: String,
+    /// Namespace of the agent.
+    pub namespace: String,
+    /// Name of the agent.
+    pub agent: String,
+    /// `connected` or `disconnected`.
+    pub event: String,
+    /// Identity of the session.
+    pub session: String,
+    /// Identity of the agent's process.
+    pub instance: String,
+    /// `Direct` or `WebSocket`.
+    pub carrier: String,
+    /// Where it comes from.
+    pub address: String,
+    /// Version of the agent's program.
+    pub version: String,
+    /// Which of the process' links.
+    pub link: u8,
+    /// Why it ended, for one that went.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Requests that it carried, for one that went.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests: Option<u64>,
+    /// Seconds that it lived, for one that went.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration_seconds: Option<u64>,
 }
 
 /// The edge.
@@ -70,6 +108,12 @@ pub trait Desk: fmt::Debug + Send + Sync + 'static {
 
     /// Changes a mapping of an agent where it stands.
     async fn change(&self, agent: &ObjectName, change: &Change) -> Result<(), Problem>;
+
+    /// Makes an agent connect anew; how many links were told.
+    async fn reconnect(&self, agent: &ObjectName) -> Result<usize, Problem>;
+
+    /// The log of connections, the newest last.
+    fn connections(&self) -> Vec<Connection>;
 
     /// The log of requests, the newest last; None where none is kept.
     fn requests(&self) -> Option<Vec<Json>>;

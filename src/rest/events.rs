@@ -29,7 +29,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Wanted {
-    /// Types, separated by commas. `status`, `mapping` and `request`. Default: `status,mapping`.
+    /// Types, separated by commas. `status`, `mapping`, `agent` and `request`. Default: `status,mapping`.
     types: Option<String>,
 }
 
@@ -51,7 +51,7 @@ pub(super) async fn events(
         Some(types) => kinds(types)?,
         None => vec![EventKind::Status, EventKind::Mapping],
     };
-    if kinds.contains(&EventKind::Request) {
+    if kinds.contains(&EventKind::Request) || kinds.contains(&EventKind::Agent) {
         caller.needs(Scope::LogsRead)?;
     }
     let stream = stream(rest.desk.subscribe(), kinds);
@@ -59,12 +59,18 @@ pub(super) async fn events(
 }
 
 fn kinds(types: &str) -> Result<Vec<EventKind>, Problem> {
-    let all = [EventKind::Status, EventKind::Mapping, EventKind::Request];
+    let all = [
+        EventKind::Status,
+        EventKind::Mapping,
+        EventKind::Agent,
+        EventKind::Request,
+    ];
     let mut kinds = Vec::new();
     for word in types.split(',').map(str::trim) {
         let kind = all.into_iter().find(|kind| kind.as_str() == word);
         kinds.push(kind.ok_or_else(|| {
-            let message = format!("{word:?} is no type; there are status, mapping and request");
+            let message =
+                format!("{word:?} is no type; there are status, mapping, agent and request");
             Problem::invalid(vec![super::change::field_error(
                 None,
                 "types",

@@ -93,6 +93,8 @@ fn guarded() -> OpenApiRouter<Arc<Rest>> {
         .routes(routes!(mappings::enable))
         .routes(routes!(agents::list))
         .routes(routes!(agents::get))
+        .routes(routes!(agents::reconnect))
+        .routes(routes!(agents::connections))
         .routes(routes!(agents::requests))
         .routes(routes!(events::events))
 }

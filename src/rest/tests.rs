@@ -12,6 +12,8 @@ fn the_description_names_every_operation_and_the_entry_of_a_mapping() {
         [
             "/api/v1/agents",
             "/api/v1/agents/{namespace}/{name}",
+            "/api/v1/agents/{namespace}/{name}/reconnect",
+            "/api/v1/connections",
             "/api/v1/events",
             "/api/v1/mappings",
             "/api/v1/mappings/{namespace}/{agent}/{name}",

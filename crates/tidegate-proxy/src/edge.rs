@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tidegate_model::{ListenerState, Observed, ObservedListener, SnapshotStore};
-use tidegate_tunnel::hub::{Hub, HubSettings, Requested};
-use tokio::sync::watch;
+use tidegate_model::{AgentId, ListenerState, Observed, ObservedListener, SnapshotStore};
+use tidegate_tunnel::hub::{Hub, HubSettings, LinkChange, Requested};
+use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -427,6 +427,21 @@ impl RunningEdge {
     /// What agents ask for, now and from now on.
     pub fn agent_requests(&self) -> watch::Receiver<Requested> {
         self.running.shared.hub.requested()
+    }
+
+    /// Asks an agent to replace its links; how many there are. None where it was never heard of.
+    pub fn reconnect_agent(&self, agent: &AgentId) -> Option<usize> {
+        self.running.shared.hub.reconnect(agent)
+    }
+
+    /// Links of agents that came and went, oldest first.
+    pub fn link_history(&self) -> Vec<Arc<LinkChange>> {
+        self.running.shared.hub.history()
+    }
+
+    /// Links of agents that come and go from now on.
+    pub fn link_changes(&self) -> broadcast::Receiver<Arc<LinkChange>> {
+        self.running.shared.hub.changes()
     }
 
     /// Counts from now on who connects: the way here was changed.

@@ -55,4 +55,5 @@ mod tests;
 pub use edge::{Edge, RunningEdge, StartError};
 pub use router::{ExplainRequest, ExplainedEntry, Verdict, explain};
 pub use settings::{AccessLogSettings, EdgeLimits, EdgeTimeouts, ProxyProtocolMode, Settings};
+pub use tidegate_tunnel::hub::LinkChange;
 pub use upstream::once::{AskError, ask_once};

@@ -205,7 +205,8 @@ impl Running {
             Some(path) => {
                 let accounts = Accounts::open(path)?;
                 let logged = options.settings.access_log.enabled;
-                let happenings = Happenings::follow(control_receiver.clone(), logged);
+                let happenings =
+                    Happenings::follow(control_receiver.clone(), Arc::clone(&edge), logged);
                 let editor = AgentEditor::new(cluster.clone());
                 let desk = Arc::new(ClusterDesk::new(editor, happenings));
                 Some(Arc::new(ApiGate(Rest::new(accounts, desk))) as Arc<dyn Gate>)

@@ -8,10 +8,11 @@
 //! Requests never come here: they find their link in the endpoints of their cluster, which follow [`Hub::links`]. All
 //! locks are held for a moment and never across a wait. Several sessions of one agent are a pool; none evicts another.
 
+mod history;
 mod session;
 mod told;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,10 +20,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use http_body::Body;
 use tidegate_model::{Agent, AgentId, Mapping, MappingId, ObservedAgent, RequestedMapping};
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 use crate::admission::{Admission, Admitted, Attempt, Denial, Refused};
 use crate::link::edge::EdgeLink;
+use history::History;
+pub use history::LinkChange;
 use session::Session;
 pub use session::{Arrival, Ended};
 
@@ -121,12 +124,15 @@ struct Inner<B: Body + 'static> {
     orders: watch::Sender<Orders>,
     /// Sessions that live and, while the edge drains, have not said that they are replaced.
     attached: watch::Sender<usize>,
+    history: History,
 }
 
 /// What the whole edge asks of all sessions.
 #[derive(Debug, Clone, Default)]
 struct Orders {
     drain: Option<Drain>,
+    /// Sessions that are to be replaced.
+    moving: BTreeSet<u64>,
     close: bool,
 }
 
@@ -201,6 +207,7 @@ impl<B: Body + 'static> Hub<B> {
             requested: watch::Sender::default(),
             orders: watch::Sender::default(),
             attached: watch::Sender::default(),
+            history: History::default(),
         }))
     }
 
@@ -354,6 +361,29 @@ impl<B: Body + 'static> Hub<B> {
         all
     }
 
+    /// Asks an agent to replace each of its links by a new one. Old ones are used until then. Returns how many there are;
+    /// None where the agent was never heard of.
+    pub fn reconnect(&self, agent: &AgentId) -> Option<usize> {
+        let table = self.table();
+        let sessions: Vec<u64> = table.get(agent)?.sessions.iter().map(|it| it.id).collect();
+        drop(table);
+        let count = sessions.len();
+        self.0
+            .orders
+            .send_modify(|orders| orders.moving.extend(sessions));
+        Some(count)
+    }
+
+    /// The newest links that came and went, oldest first.
+    pub fn history(&self) -> Vec<Arc<LinkChange>> {
+        self.0.history.all()
+    }
+
+    /// Links that come and go from now on.
+    pub fn changes(&self) -> broadcast::Receiver<Arc<LinkChange>> {
+        self.0.history.subscribe()
+    }
+
     /// Asks every agent to connect elsewhere, or to the next process, before the deadline. New handshakes are
     /// refused. Links stay in use until [`Hub::close`].
     ///
@@ -425,6 +455,11 @@ impl<B: Body + 'static> Hub<B> {
         if session.detach() {
             self.0.attached.send_modify(|attached| *attached -= 1);
         }
+        // Nobody needs to hear that.
+        self.0.orders.send_if_modified(|orders| {
+            orders.moving.remove(&session.id);
+            false
+        });
     }
 
     /// The session's agent is connected elsewhere too.

@@ -18,7 +18,7 @@ use tidegate_model::{
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{Entered, Hub, LiveLink, Orders, Traffic, told};
+use super::{Entered, Hub, LinkChange, LiveLink, Orders, Traffic, told};
 use crate::admission::Admitted;
 use crate::link::LinkError;
 use crate::link::edge::{self, EdgeControl, EdgeLink, LinkFacts};
@@ -26,6 +26,8 @@ use crate::wire::{self, FromAgent, FromEdge, Retry};
 
 /// How long a session that must end may go on to say so.
 const FAREWELL: Duration = Duration::from_millis(500);
+/// How long an agent has to replace a link that somebody wants replaced.
+const MOVE_WITHIN: Duration = Duration::from_secs(30);
 
 /// What is known of a link when it begins.
 #[derive(Debug, Clone)]
@@ -202,6 +204,18 @@ where
             session: Arc::clone(&session),
         };
         tracing::info!(%agent, instance, link, carrier, address = %from, version, session = name, "agent connected");
+        let change = LinkChange {
+            time: SystemTime::now(),
+            agent: agent.clone(),
+            session: name.clone(),
+            instance: instance.clone(),
+            link: *link,
+            carrier: arrival.carrier,
+            address: from,
+            version: version.clone(),
+            ended: None,
+        };
+        self.0.history.add(change.clone());
         let mut talk = Talk::new(self, &session, entered);
         let ended = talk.run(control, driver).await;
         drop(left);
@@ -209,6 +223,11 @@ where
         let requests = session.traffic.requests.load(Ordering::Relaxed);
         let Ended { reason, detail } = &ended;
         tracing::info!(%agent, instance, link, carrier, address = %from, version, session = name, reason, detail, seconds, requests, "agent disconnected");
+        self.0.history.add(LinkChange {
+            time: SystemTime::now(),
+            ended: Some((ended.clone(), began.elapsed(), requests)),
+            ..change
+        });
         ended
     }
 }
@@ -358,6 +377,14 @@ impl<'a, B: Body + 'static> Talk<'a, B> {
             };
             return Some(drain.into());
         }
+        if !self.drain_told && self.orders.borrow().moving.contains(&self.session.id) {
+            let drain = wire::Drain {
+                deadline_ms: millis(MOVE_WITHIN),
+                jitter_ms: 0,
+                reason: "Reconnect".to_owned(),
+            };
+            return Some(drain.into());
+        }
         None
     }
 
@@ -407,7 +434,13 @@ impl<'a, B: Body + 'static> Talk<'a, B> {
                 self.hub.changed(session);
                 self.hub.moved(session);
             }
-            FromAgent::DrainDone(_) => self.hub.moved(session),
+            FromAgent::DrainDone(_) => {
+                if self.orders.borrow().moving.contains(&session.id) {
+                    session.state().draining = true;
+                    self.hub.changed(session);
+                }
+                self.hub.moved(session);
+            }
             // Said once, before the session began; what comes with later versions is not for this one.
             _ => {}
         }

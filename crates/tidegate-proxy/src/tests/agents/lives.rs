@@ -246,3 +246,39 @@ fn a_draining_edge_keeps_its_links_until_visitors_and_agents_have_gone() {
     assert_eq!(said.retry(), Retry::Now);
     assert_eq!(rig.runtime.block_on(draining).unwrap(), 0);
 }
+
+#[test]
+fn links_are_replaced_on_request_and_the_log_tells_who_came_and_went() {
+    let rig = Rig::new();
+    let named = |name: &'static str| move |_| async move { Response::new(full(name)) };
+    let old = rig.connect(Way::Direct, named("old"));
+    let edge = &rig.edge.edge;
+    assert_eq!(
+        edge.reconnect_agent(&AgentId::new("default", "nobody")),
+        None
+    );
+    assert_eq!(edge.reconnect_agent(&agent_id()), Some(1));
+    let drain = old.hears(|said| match said {
+        FromEdge::Drain(it) => Some(it),
+        _ => None,
+    });
+    assert_eq!(drain.reason, "Reconnect");
+    // As long as it has said nothing more it is in use; its answer to the order is that it is connected elsewhere.
+    eventually("it takes no new requests", || {
+        let clusters = edge.observe().clusters;
+        clusters.iter().all(|it| it.endpoints.is_empty())
+    });
+    let new = rig.connect(Way::WebSocket, named("new"));
+    let mut visitor = rig.edge.connect();
+    visitor.write_all(get("/").as_bytes()).unwrap();
+    assert!(read_to_end(&mut visitor).ends_with("new"));
+    old.link.cut();
+    eventually("the old one is gone", || rig.sessions() == 1);
+    eventually("the log has it", || edge.link_history().len() == 3);
+    let log = edge.link_history();
+    assert!(log[0].ended.is_none() && log[1].ended.is_none());
+    assert_eq!(log[2].session, log[0].session);
+    assert_eq!(log[1].carrier, tidegate_model::Carrier::WebSocket);
+    assert!(log[2].ended.is_some());
+    drop(new);
+}
