@@ -6,6 +6,7 @@
 #![allow(clippy::doc_markdown, reason = "doc comments are help text here")]
 
 mod account;
+mod agent;
 mod ca;
 mod certs;
 mod check;
@@ -82,6 +83,7 @@ pub struct Cli {
 enum Command {
     Run(Box<run::RunArgs>),
     Operator(Box<operator::OperatorArgs>),
+    Agent(Box<agent::AgentArgs>),
     Check(check::CheckArgs),
     Explain(explain::ExplainArgs),
     Status(status::StatusArgs),
@@ -113,6 +115,7 @@ impl Cli {
         let outcome = match self.command {
             Command::Run(args) => args.run(&mut terminal),
             Command::Operator(args) => args.run(),
+            Command::Agent(args) => Ok(args.run()),
             Command::Check(args) => args.run(&mut terminal),
             Command::Explain(args) => args.run(&mut terminal),
             Command::Status(args) => args.run(&mut terminal),

@@ -53,6 +53,10 @@ const CRATES: &[(&str, &[&str])] = &[
     ),
     ("tidegate-tunnel", &["tidegate-model", "tidegate-telemetry"]),
     (
+        "tidegate-agent",
+        &["tidegate-model", "tidegate-telemetry", "tidegate-tunnel"],
+    ),
+    (
         "tidegate-proxy",
         &[
             "tidegate-model",
@@ -72,6 +76,7 @@ const CRATES: &[(&str, &[&str])] = &[
             "tidegate-acme",
             "tidegate-tracker",
             "tidegate-tunnel",
+            "tidegate-agent",
         ],
     ),
 ];

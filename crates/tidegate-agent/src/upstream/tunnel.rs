@@ -1,0 +1,322 @@
+//! What is not a request and an answer: `WebSocket`s and other upgrades, TCP, UDP.
+//!
+//! All come as extended CONNECT (RFC 8441). The answer says whether the target agreed; then bytes are copied until one
+//! side ends.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use bytes::{Bytes, BytesMut};
+use http::header::{self, HeaderMap, HeaderValue};
+use http::uri::{Authority, PathAndQuery};
+use http::{Method, Request, Response, StatusCode, Uri};
+use hyper::ext::Protocol;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tidegate_model::AgentTarget;
+use tidegate_telemetry::chain;
+use tidegate_tunnel::datagram;
+use tidegate_tunnel::link::agent::Busy;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UdpSocket;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::body::{AnswerBody, AskBody};
+use super::connect::For;
+use super::counters::Counted;
+use super::exchange::http1_builder;
+use super::failure::{Failure, Reason};
+use super::proxy_header::{self, Carried, Visitor};
+use super::{Upstream, fields};
+use crate::config::target_rule;
+
+/// Per direction.
+const COPY_BUFFER: usize = 16 * 1024;
+/// Time for a target's answer to an upgrade.
+const UPGRADE: Duration = Duration::from_secs(60);
+/// A UDP flow that is quiet for so long has ended: the least that RFC 4787 §4.3 asks of others.
+const UDP_IDLE: Duration = Duration::from_secs(120);
+
+/// The edge's side of a tunnel, once the answer is on its way, and what keeps it counted.
+pub(super) struct Side {
+    pub(super) upgrade: OnUpgrade,
+    pub(super) busy: Option<Busy>,
+    pub(super) counted: Counted,
+}
+
+fn agreed() -> Response<AnswerBody> {
+    Response::new(AnswerBody::text(Bytes::new()))
+}
+
+impl Upstream {
+    /// TCP: what the visitor sends goes to the target, and back.
+    pub(super) async fn tcp(
+        self: &Arc<Self>,
+        side: Side,
+        visitor: Option<Visitor>,
+    ) -> Result<Response<AnswerBody>, Failure> {
+        if !matches!(self.target, AgentTarget::Tcp { .. }) {
+            return Err(unfit(&self.target, "TCP"));
+        }
+        let stream = self.open(visitor, For::Bytes).await?;
+        tokio::spawn(copy(side, stream));
+        Ok(agreed())
+    }
+
+    /// UDP: datagrams in frames, one socket for each flow.
+    pub(super) async fn udp(
+        self: &Arc<Self>,
+        side: Side,
+        visitor: Option<Visitor>,
+    ) -> Result<Response<AnswerBody>, Failure> {
+        if !matches!(self.target, AgentTarget::Udp { .. }) {
+            return Err(unfit(&self.target, "UDP"));
+        }
+        let late = || {
+            Failure::new(
+                Reason::ConnectTimeout,
+                format!("{} is not resolved", self.target),
+            )
+        };
+        let socket = timeout(self.connect_timeout, self.udp_socket())
+            .await
+            .map_err(|_| late())??;
+        let header = self
+            .proxy_protocol
+            .map(|version| proxy_header::encode(version, Carried::Datagrams, visitor))
+            .unwrap_or_default();
+        tokio::spawn(relay(side, socket, header));
+        Ok(agreed())
+    }
+
+    async fn udp_socket(&self) -> Result<UdpSocket, Failure> {
+        let failed = |reason| {
+            move |error: io::Error| Failure::new(reason, format!("{}: {error}", self.target))
+        };
+        let (host, port) = (self.target.host().as_str(), self.target.port());
+        let found = tokio::net::lookup_host((host, port)).await;
+        let mut found = found.map_err(failed(Reason::NameNotResolved))?;
+        let address = found
+            .find(|address| target_rule::allows(&self.allow, &self.target, address.ip()))
+            .ok_or_else(|| {
+                let message = format!(
+                    "{}: none of its addresses is among allowTargets",
+                    self.target
+                );
+                Failure::new(Reason::TargetNotAllowed, message)
+            })?;
+        let local = if address.is_ipv4() {
+            "0.0.0.0:0"
+        } else {
+            "[::]:0"
+        };
+        let socket = UdpSocket::bind(local)
+            .await
+            .map_err(failed(Reason::ConnectFailed))?;
+        socket
+            .connect(address)
+            .await
+            .map_err(failed(Reason::ConnectFailed))?;
+        Ok(socket)
+    }
+
+    /// A WebSocket, or whatever else the target switches to (RFC 9110 §7.8).
+    pub(super) async fn upgrade(
+        self: &Arc<Self>,
+        protocol: &Protocol,
+        authority: Option<&Authority>,
+        path: PathAndQuery,
+        mut headers: HeaderMap,
+        visitor: Option<Visitor>,
+        side: Side,
+    ) -> Result<Response<AnswerBody>, Failure> {
+        if !self.target.is_http() {
+            return Err(unfit(&self.target, "HTTP"));
+        }
+        let websocket = protocol.as_str().eq_ignore_ascii_case("websocket");
+        let token = HeaderValue::from_str(protocol.as_str())
+            .map_err(|error| Failure::of(Reason::BadRequest, &error))?;
+        fields::join_cookies(&mut headers);
+        headers.remove(header::CONTENT_LENGTH);
+        headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        headers.insert(header::UPGRADE, token.clone());
+        if websocket {
+            headers.insert(header::SEC_WEBSOCKET_KEY, websocket_key());
+            let version = HeaderValue::from_static("13");
+            headers
+                .entry(header::SEC_WEBSOCKET_VERSION)
+                .or_insert(version);
+        }
+        let host = authority.and_then(|it| HeaderValue::from_str(it.as_str()).ok());
+        if let Some(host) = host {
+            headers.insert(header::HOST, host);
+        }
+        let mut request = Request::new(AskBody::None);
+        *request.method_mut() = Method::GET;
+        *request.uri_mut() = Uri::from(path);
+        *request.headers_mut() = headers;
+
+        let stream = self.open(visitor, For::Http1).await?;
+        let failed = |error: hyper::Error| {
+            Failure::new(
+                Reason::BadResponse,
+                format!("{}: {}", self.target, chain(&error)),
+            )
+        };
+        let (mut sender, connection) = http1_builder()
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(failed)?;
+        tokio::spawn(super::exchange::quietly(connection.with_upgrades()));
+        let late = || {
+            let message = format!("{} does not answer the upgrade", self.target);
+            Failure::new(Reason::ResponseTimeout, message)
+        };
+        let answer = timeout(UPGRADE, sender.send_request(request))
+            .await
+            .map_err(|_| late())?;
+        let mut answer = answer.map_err(failed)?;
+        if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return self.not_switched(answer, side.counted);
+        }
+        let switched = answer.headers().get(header::UPGRADE);
+        let fits = switched.is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(token.as_bytes()));
+        if !fits {
+            let message = format!("{} switches to another protocol", self.target);
+            return Err(Failure::new(Reason::BadResponse, message));
+        }
+        let upgraded = hyper::upgrade::on(&mut answer).await.map_err(failed)?;
+        let mut response = agreed();
+        let headers = response.headers_mut();
+        *headers = std::mem::take(answer.headers_mut());
+        fields::strip_connection(headers);
+        fields::strip_tunnel(headers);
+        headers.remove(header::SEC_WEBSOCKET_ACCEPT);
+        headers.remove(header::CONTENT_LENGTH);
+        tokio::spawn(copy(side, TokioIo::new(upgraded)));
+        Ok(response)
+    }
+
+    /// 2xx would tell the visitor that its WebSocket is open.
+    fn not_switched(
+        &self,
+        answer: Response<hyper::body::Incoming>,
+        counted: Counted,
+    ) -> Result<Response<AnswerBody>, Failure> {
+        let (mut parts, incoming) = answer.into_parts();
+        if parts.status.is_success() || parts.status.is_informational() {
+            let message = format!("{} answers the upgrade with {}", self.target, parts.status);
+            return Err(Failure::new(Reason::UpgradeRefused, message));
+        }
+        fields::strip_connection(&mut parts.headers);
+        fields::strip_tunnel(&mut parts.headers);
+        parts.version = http::Version::HTTP_2;
+        parts.extensions.clear();
+        let body = AnswerBody::Target {
+            incoming,
+            lease: None,
+            counted,
+        };
+        Ok(Response::from_parts(parts, body))
+    }
+}
+
+fn unfit(target: &AgentTarget, wanted: &str) -> Failure {
+    Failure::new(
+        Reason::BadRequest,
+        format!("{target} is no target for {wanted}"),
+    )
+}
+
+/// A fresh Sec-WebSocket-Key (RFC 6455 §4.1).
+fn websocket_key() -> HeaderValue {
+    let key = base64::engine::general_purpose::STANDARD.encode(fastrand::u128(..).to_be_bytes());
+    // Base64 is always a valid field value.
+    HeaderValue::try_from(key)
+        .unwrap_or_else(|_| HeaderValue::from_static("AAAAAAAAAAAAAAAAAAAAAA=="))
+}
+
+async fn copy(side: Side, mut target: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin) {
+    let Side {
+        upgrade,
+        busy: _busy,
+        counted: _counted,
+    } = side;
+    let visitor = match upgrade.await {
+        Ok(visitor) => visitor,
+        Err(error) => {
+            tracing::debug!(error = %chain(&error), "the edge's side of a tunnel did not come");
+            return;
+        }
+    };
+    let mut visitor = TokioIo::new(visitor);
+    let copied = tokio::io::copy_bidirectional_with_sizes(
+        &mut visitor,
+        &mut target,
+        COPY_BUFFER,
+        COPY_BUFFER,
+    )
+    .await;
+    if let Err(error) = copied {
+        tracing::debug!(%error, "a tunnel broke");
+    }
+}
+
+async fn relay(side: Side, socket: UdpSocket, header: Vec<u8>) {
+    let Side {
+        upgrade,
+        busy: _busy,
+        counted: _counted,
+    } = side;
+    let Ok(visitor) = upgrade.await else {
+        return;
+    };
+    let mut visitor = TokioIo::new(visitor);
+    let mut received = vec![0; datagram::MAX_DATAGRAM];
+    let (mut from_edge, mut to_edge) = (BytesMut::new(), BytesMut::new());
+    let mut last = Instant::now();
+    loop {
+        tokio::select! {
+            read = visitor.read_buf(&mut from_edge) => {
+                if !matches!(read, Ok(1..)) {
+                    return;
+                }
+                while let Some(datagram) = datagram::decode(&mut from_edge) {
+                    send(&socket, &header, &datagram).await;
+                }
+                // A frame is 64 KiB at most, so what is left over is bounded.
+                last = Instant::now();
+            }
+            got = socket.recv(&mut received) => {
+                // A port that nobody listens at: later datagrams may reach somebody.
+                let Ok(length) = got else { continue };
+                let datagram = received.get(..length).unwrap_or_default();
+                if datagram::encode(datagram, &mut to_edge).is_ok()
+                    && visitor.write_all_buf(&mut to_edge).await.is_err()
+                {
+                    return;
+                }
+                // Small answers must not wait for others.
+                if visitor.flush().await.is_err() {
+                    return;
+                }
+                to_edge.clear();
+                last = Instant::now();
+            }
+            () = sleep_until(last + UDP_IDLE) => return,
+        }
+    }
+}
+
+async fn send(socket: &UdpSocket, header: &[u8], datagram: &Bytes) {
+    let result = if header.is_empty() {
+        socket.send(datagram).await
+    } else {
+        socket.send(&[header, datagram].concat()).await
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "a datagram is not sent");
+    }
+}
