@@ -11,6 +11,7 @@
 
 mod abuse;
 mod acme;
+mod agent;
 mod alerts;
 mod chart;
 mod desync;

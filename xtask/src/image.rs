@@ -21,6 +21,7 @@ usage: cargo xtask image [OPTIONS]
   --profile NAME   profile of Cargo; default: release
   --tag NAME       name in the archive; default: ghcr.io/tidegate/tidegate:VERSION
   --program FILE   a static program that is built already
+  --agent          the image of tidegate-agent instead; also checks that the program is at most 10 MB
   --arch NAME      amd64 or arm64; default: the machine's. The other one needs Debian's cross compiler,
                    gcc-aarch64-linux-gnu or gcc-x86-64-linux-gnu
 ";
@@ -31,7 +32,28 @@ struct Options {
     tag: Option<String>,
     program: Option<PathBuf>,
     architecture: Option<String>,
+    what: &'static Product,
 }
+
+/// A program that has an image.
+struct Product {
+    name: &'static str,
+    containerfile: &'static str,
+    /// Largest program, stripped, in bytes.
+    largest: u64,
+}
+
+const EDGE: Product = Product {
+    name: "tidegate",
+    containerfile: "Containerfile",
+    largest: u64::MAX,
+};
+
+const AGENT: Product = Product {
+    name: "tidegate-agent",
+    containerfile: "Containerfile.agent",
+    largest: 10 << 20,
+};
 
 /// An architecture, as everybody calls it.
 struct Architecture {
@@ -83,16 +105,28 @@ pub(crate) fn build(args: &[String]) -> Result<()> {
     let architecture = architecture(options.architecture.as_deref())?;
     let program = match &options.program {
         Some(program) => program.clone(),
-        None => compile(architecture, &options.profile)?,
+        None => compile(architecture, &options.profile, options.what)?,
     };
     is_static(&program)?;
     let folder = shell::root().join("target/image");
-    let context = folder.join(architecture.image);
-    fill(&context.join("root"), &program, architecture)?;
+    let product = options.what;
+    let context = folder.join(format!("{}-{}", product.name, architecture.image));
+    fill(&context.join("root"), &program, architecture, product)?;
+    let unpacked = fs::metadata(context.join("root").join(product.name));
+    let unpacked = unpacked.context("read the program")?.len();
+    if unpacked > product.largest {
+        bail!(
+            "{} has {:.1} MB, more than {:.0}",
+            product.name,
+            megabytes(unpacked),
+            megabytes(product.largest)
+        );
+    }
 
     let version = version()?;
-    let tag = (options.tag).unwrap_or_else(|| format!("ghcr.io/tidegate/tidegate:{version}"));
-    let archive = folder.join(format!("tidegate-{}.tar", architecture.image));
+    let tag =
+        (options.tag).unwrap_or_else(|| format!("ghcr.io/tidegate/{}:{version}", product.name));
+    let archive = folder.join(format!("{}-{}.tar", product.name, architecture.image));
     let revision = shell::output(
         Command::new("git")
             .current_dir(shell::root())
@@ -113,7 +147,11 @@ pub(crate) fn build(args: &[String]) -> Result<()> {
             .arg(format!("--build-arg=VERSION={version}"))
             .arg(format!("--build-arg=REVISION={}", revision.trim()))
             .args(["--tag", &tag, "--file"])
-            .arg(shell::root().join("packaging/image/Containerfile"))
+            .arg(
+                shell::root()
+                    .join("packaging/image")
+                    .join(product.containerfile),
+            )
             .arg(&context))?;
         let _ = fs::remove_file(&archive);
         let target = format!("oci-archive:{}:{tag}", archive.display());
@@ -121,7 +159,6 @@ pub(crate) fn build(args: &[String]) -> Result<()> {
         run(buildah().args(["rmi", "--force", &tag]))
     })?;
     let size = fs::metadata(&archive).context("read the archive")?.len();
-    let unpacked = fs::metadata(&program).context("read the program")?.len();
     println!(
         "{tag}\n  {}\n  compressed {:.1} MB, program {:.1} MB, linux/{}",
         archive.display(),
@@ -141,11 +178,16 @@ fn parse(args: &[String]) -> Result<Option<Options>> {
         tag: None,
         program: None,
         architecture: None,
+        what: &EDGE,
     };
     let mut rest = args.iter();
     while let Some(arg) = rest.next() {
         if arg == "--help" {
             return Ok(None);
+        }
+        if arg == "--agent" {
+            options.what = &AGENT;
+            continue;
         }
         let Some(value) = rest.next().cloned() else {
             bail!("{arg} needs a value\n\n{USAGE}");
@@ -173,7 +215,7 @@ fn architecture(asked: Option<&str>) -> Result<&'static Architecture> {
 }
 
 /// The static program of this checkout.
-fn compile(architecture: &Architecture, profile: &str) -> Result<PathBuf> {
+fn compile(architecture: &Architecture, profile: &str, product: &Product) -> Result<PathBuf> {
     let compiler = if architecture.is_own() {
         "musl-gcc".to_owned()
     } else {
@@ -192,7 +234,11 @@ fn compile(architecture: &Architecture, profile: &str) -> Result<PathBuf> {
         bail!("{compiler} is not installed; Debian: apt-get install {package}");
     }
     let target = architecture.target();
-    let mut command = shell::cargo(&["build", "--locked", "--bin", "tidegate"]);
+    let mut command = shell::cargo(&["build", "--locked", "--bin", product.name]);
+    if product.name != EDGE.name {
+        // Alone: it is small because it has nothing of the edge, not even its features of shared parts.
+        command.args(["--package", product.name]);
+    }
     command.args(["--target", &target, "--profile", profile]);
     // C parts of the cryptography are built too.
     let variable = target.replace('-', "_");
@@ -206,7 +252,7 @@ fn compile(architecture: &Architecture, profile: &str) -> Result<PathBuf> {
     let built = std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| shell::root().join("target"), PathBuf::from);
     let folder = if profile == "dev" { "debug" } else { profile };
-    Ok(built.join(target).join(folder).join("tidegate"))
+    Ok(built.join(target).join(folder).join(product.name))
 }
 
 /// Nothing else is in the image, so a loader would be missed at the start of the first pod.
@@ -220,12 +266,12 @@ fn is_static(program: &Path) -> Result<()> {
 }
 
 /// What the image holds.
-fn fill(root: &Path, program: &Path, architecture: &Architecture) -> Result<()> {
+fn fill(root: &Path, program: &Path, architecture: &Architecture, product: &Product) -> Result<()> {
     let _ = fs::remove_dir_all(root);
     let certificates = root.join("etc/ssl/certs");
     fs::create_dir_all(&certificates).context("create the image's folder")?;
     let mut strip = Command::new(architecture.gnu("strip"));
-    let inside = root.join("tidegate");
+    let inside = root.join(product.name);
     run(strip.arg("-o").arg(&inside).arg(program))?;
     let bundle = [
         "/etc/ssl/certs/ca-certificates.crt",

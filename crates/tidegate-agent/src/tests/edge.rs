@@ -168,7 +168,7 @@ async fn serve(
                 async move {
                     let (upgrade, authorization) = match judged {
                         Ok(judged) => judged,
-                        Err(refused) => return Ok::<_, Infallible>(refused),
+                        Err(refused) => return Ok::<_, Infallible>(*refused),
                     };
                     let carrier = match upgrade {
                         Upgrade::Direct => Carrier::Direct,
@@ -207,7 +207,7 @@ fn judge(
     token: &Token,
     binding: &[u8],
     ways: &Ways,
-) -> Result<(Upgrade, Authorization), Response<Full<Bytes>>> {
+) -> Result<(Upgrade, Authorization), Box<Response<Full<Bytes>>>> {
     let now = SystemTime::now() + ways.ahead;
     let refuse = |status, reason: &str| {
         let refusal = Refusal {
@@ -218,7 +218,7 @@ fn judge(
         *response.status_mut() = status;
         let date = HeaderValue::try_from(httpdate::fmt_http_date(now)).unwrap();
         response.headers_mut().insert(header::DATE, date);
-        response
+        Box::new(response)
     };
     let Some(upgrade) = Upgrade::of(request) else {
         return Err(refuse(StatusCode::NOT_FOUND, "NotFound"));

@@ -21,10 +21,8 @@ use edge::Edge;
 const LONG: Duration = Duration::from_secs(20);
 
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match timeout(LONG, future).await {
-        Ok(done) => done,
-        Err(_) => panic!("{what} took too long"),
-    }
+    let done = timeout(LONG, future).await;
+    done.unwrap_or_else(|_| panic!("{what} took too long"))
 }
 
 /// A running agent.

@@ -1,0 +1,160 @@
+//! The real agent against the real edge: from a token to a page, and through what happens to both.
+
+use std::process::Command;
+
+use crate::support::edge::PATIENCE;
+use crate::support::program::{run, succeed};
+use crate::support::{Edge, Origin, Program, eventually, ports, route};
+
+const APP: &str = "app.home.example.com";
+
+/// A token and its hash, as people make them.
+fn token() -> (String, String) {
+    let made = succeed(Edge::command().args(["agent", "token", "--output", "json"]));
+    let made: serde_json::Value = serde_json::from_str(&made).unwrap();
+    let text = |name: &str| made[name].as_str().unwrap().to_owned();
+    (text("token"), text("tokenHash"))
+}
+
+/// An edge that knows the agent `default/homelab`, one mapping of which leads to the origin.
+fn edge(origin: &Origin, hash: &str) -> Edge {
+    let agent = format!(
+        "apiVersion: edge.tidegate.dev/v1alpha1\n\
+         kind: TunnelAgent\n\
+         metadata: {{ name: homelab }}\n\
+         spec:\n\
+         \x20 credential: {{ secretName: homelab-agent }}\n\
+         \x20 allowedHostnames: ['*.home.example.com']\n\
+         \x20 mappings:\n\
+         \x20   - {{ name: app, hostname: {APP}, target: 'http://{}' }}\n",
+        origin.address()
+    );
+    let kept = format!(
+        "apiVersion: v1\nkind: Secret\nmetadata: {{ name: homelab-agent }}\nstringData: {{ tokenHash: '{hash}' }}\n"
+    );
+    // Any hostname of the edge will do for the agent to dial.
+    Edge::start(&[agent, kept, route("dial", "localhost", origin.address())])
+}
+
+/// The agent's command line, all but its command.
+fn agent(edge: &Edge, token: &str, command: Option<&str>) -> Command {
+    let mut program = Edge::command();
+    program
+        .arg("agent")
+        .args(command)
+        .args(["--edge", &format!("https://localhost:{}", edge.https)])
+        .args(["--agent", "default/homelab", "--proxy", "none"])
+        .arg("--ca-file")
+        .arg(edge.ca_file())
+        .env("TIDEGATE_AGENT_TOKEN", token);
+    program
+}
+
+fn status(port: u16) -> serde_json::Value {
+    let address = format!("127.0.0.1:{port}");
+    let (_, text) =
+        run(Edge::command().args(["agent", "status", "-o", "json", "--status", &address]));
+    serde_json::from_str(&text).unwrap_or_default()
+}
+
+#[test]
+fn a_service_behind_an_agent_is_a_page_at_the_edge() {
+    let (app, wish) = (Origin::echo(), Origin::text("wished"));
+    let (token, hash) = token();
+    let edge = edge(&app, &hash);
+    let page = ports::free();
+    let _agent = Program::start(
+        agent(&edge, &token, None)
+            .args(["--status", &format!("127.0.0.1:{page}")])
+            .args([
+                "--expose",
+                &format!("wish.home.example.com=http://{}", wish.address()),
+            ])
+            .args([
+                "--expose",
+                &format!("other.example.org=http://{}", wish.address()),
+            ]),
+    );
+    let seen = edge.wait_for_status(APP, "/a%2Fb?c", 200).json();
+    assert_eq!(seen["target"], "/a%2Fb?c");
+    let header = |name: &str| -> Vec<String> {
+        let fields = seen["headers"].as_array().unwrap().iter();
+        let named = fields.filter(|field| field[0] == name);
+        named
+            .map(|field| field[1].as_str().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(header("host"), [APP], "{seen}");
+    assert_eq!(header("x-forwarded-for"), ["127.0.0.1"], "{seen}");
+    assert!(!seen.to_string().contains("tidegate-tunnel"), "{seen}");
+    let wished = edge.wait_for_status("wish.home.example.com", "/", 200);
+    assert_eq!(wished.text(), "wished");
+
+    // A body of some size, both ways of its length.
+    let reply = edge.send(APP, "POST", "/", &[], vec![b'x'; 3 << 20]);
+    assert_eq!(reply.json()["body_bytes"], 3 << 20);
+
+    let told = eventually("two links and the edge's verdicts", PATIENCE, || {
+        let told = status(page);
+        let up = told["links"].as_array().map_or(0, |links| {
+            links
+                .iter()
+                .filter(|link| link["phase"] == "Connected")
+                .count()
+        });
+        let judged = told["requested"][1]["accepted"] == false;
+        if up == 2 && judged {
+            Ok(told)
+        } else {
+            Err(told.to_string())
+        }
+    });
+    assert_eq!(told["links"][0]["carrier"], "Direct", "{told}");
+    assert_eq!(told["requested"][0]["accepted"], true, "{told}");
+    assert_eq!(
+        told["requested"][1]["reason"], "HostnameNotAllowed",
+        "{told}"
+    );
+    assert_eq!(edge.client().get("other.example.org", "/").status, 404);
+
+    let (well, told) = run(&mut agent(&edge, &token, Some("doctor")));
+    assert!(well, "{told}");
+    assert!(told.contains("both carriers work"), "{told}");
+    let (well, told) = run(&mut agent(&edge, &self::token().0, Some("doctor")));
+    assert!(!well && told.contains("CredentialRefused"), "{told}");
+}
+
+#[test]
+fn an_agent_is_updated_and_an_edge_restarted_without_a_visitor_noticing_the_first() {
+    let origin = Origin::text("here");
+    let (token, hash) = token();
+    let mut edge = edge(&origin, &hash);
+    let pages = [ports::free(), ports::free()];
+    let start = |page: u16| {
+        Program::start(agent(&edge, &token, None).args(["--status", &format!("127.0.0.1:{page}")]))
+    };
+    let mut old = start(pages[0]);
+    edge.wait_for_status(APP, "/", 200);
+    // The new one is there before the old one goes; requests go on all the while.
+    let new = start(pages[1]);
+    let client = edge.client();
+    eventually("the new agent's links", PATIENCE, || {
+        assert_eq!(client.get(APP, "/").status, 200);
+        let told = status(pages[1]);
+        let links = told["links"].as_array().cloned().unwrap_or_default();
+        let all = links.len() == 2 && links.iter().all(|link| link["phase"] == "Connected");
+        if all { Ok(()) } else { Err(told.to_string()) }
+    });
+    old.signal("TERM");
+    eventually("the old agent's end", PATIENCE, || {
+        let reply = client.get(APP, "/");
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        old.ended().ok_or_else(|| "it runs".to_owned())
+    });
+    assert!(old.log().contains("the agent ends"), "{}", old.log());
+
+    // An edge that is killed finds its agents again by itself.
+    edge.start_again();
+    edge.wait_for_status(APP, "/", 200);
+    assert!(!new.log().contains(&token), "the token is in the log");
+}
