@@ -18,7 +18,7 @@ const LARGEST: u64 = 40 << 20;
 const USAGE: &str = "\
 usage: cargo xtask image [OPTIONS]
 
-  --profile NAME   profile of Cargo; default: release
+  --profile NAME   profile of Cargo; default: release, of the agent: agent
   --tag NAME       name in the archive; default: ghcr.io/tidegate/tidegate:VERSION
   --program FILE   a static program that is built already
   --agent          the image of tidegate-agent instead; also checks that the program is at most 10 MB
@@ -28,7 +28,7 @@ usage: cargo xtask image [OPTIONS]
 
 /// What is asked for.
 struct Options {
-    profile: String,
+    profile: Option<String>,
     tag: Option<String>,
     program: Option<PathBuf>,
     architecture: Option<String>,
@@ -38,6 +38,7 @@ struct Options {
 /// A program that has an image.
 struct Product {
     name: &'static str,
+    profile: &'static str,
     containerfile: &'static str,
     /// Largest program, stripped, in bytes.
     largest: u64,
@@ -45,12 +46,14 @@ struct Product {
 
 const EDGE: Product = Product {
     name: "tidegate",
+    profile: "release",
     containerfile: "Containerfile",
     largest: u64::MAX,
 };
 
 const AGENT: Product = Product {
     name: "tidegate-agent",
+    profile: "agent",
     containerfile: "Containerfile.agent",
     largest: 10 << 20,
 };
@@ -105,7 +108,10 @@ pub(crate) fn build(args: &[String]) -> Result<()> {
     let architecture = architecture(options.architecture.as_deref())?;
     let program = match &options.program {
         Some(program) => program.clone(),
-        None => compile(architecture, &options.profile, options.what)?,
+        None => {
+            let profile = options.profile.as_deref().unwrap_or(options.what.profile);
+            compile(architecture, profile, options.what)?
+        }
     };
     is_static(&program)?;
     let folder = shell::root().join("target/image");
@@ -174,7 +180,7 @@ pub(crate) fn build(args: &[String]) -> Result<()> {
 
 fn parse(args: &[String]) -> Result<Option<Options>> {
     let mut options = Options {
-        profile: "release".to_owned(),
+        profile: None,
         tag: None,
         program: None,
         architecture: None,
@@ -193,7 +199,7 @@ fn parse(args: &[String]) -> Result<Option<Options>> {
             bail!("{arg} needs a value\n\n{USAGE}");
         };
         match arg.as_str() {
-            "--profile" => options.profile = value,
+            "--profile" => options.profile = Some(value),
             "--tag" => options.tag = Some(value),
             "--program" => options.program = Some(value.into()),
             "--arch" => options.architecture = Some(value),
