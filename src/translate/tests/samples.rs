@@ -98,13 +98,18 @@ fn every_yaml_block_of_the_documentation_is_accepted() {
 fn yaml_blocks(text: &str) -> Vec<String> {
     let mut blocks = Vec::new();
     let mut current: Option<String> = None;
+    // A block in a list is indented with it.
+    let mut indent = 0;
     for line in text.lines() {
         match &mut current {
-            None if line.trim() == "```yaml" => current = Some(String::new()),
+            None if line.trim() == "```yaml" => {
+                indent = line.len() - line.trim_start().len();
+                current = Some(String::new());
+            }
             None => {}
             Some(_) if line.trim() == "```" => blocks.extend(current.take()),
             Some(block) => {
-                block.push_str(line);
+                block.push_str(line.get(indent..).unwrap_or_default());
                 block.push('\n');
             }
         }
