@@ -28,3 +28,4 @@ mod support;
 mod tidy;
 mod tls;
 mod trackers;
+mod tunnel;

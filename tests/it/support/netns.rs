@@ -38,7 +38,8 @@ pub(crate) struct Network {
 /// A namespace on the bridge.
 #[derive(Clone)]
 pub(crate) struct Machine {
-    namespace: String,
+    /// Its name on the machine of the tests.
+    pub(crate) namespace: String,
     /// Its IPv4 address.
     pub(crate) v4: Ipv4Addr,
     /// Its IPv6 address.

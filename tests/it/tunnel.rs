@@ -1,0 +1,303 @@
+//! The tunnel where it is for: an agent behind a NAT that lets nothing in and only port 443 out, proxies on the way, a
+//! cable that is pulled.
+//!
+//! ```text
+//! visitor 10.77.0.x ──┐
+//! hub: the edge on 443 ┴─ bridge ─ router (NAT, firewall) ─ lan ─ home: the agent, a service on its loopback
+//! ```
+
+use std::net::IpAddr;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::support::edge::PATIENCE;
+use crate::support::netns::{Machine, Network};
+use crate::support::program::{run, succeed};
+use crate::support::{Edge, Origin, Program, eventually, missing, route, secret};
+
+const APP: &str = "app.home.example.com";
+const DIAL: &str = "edge.example.com";
+
+/// A machine behind a router of its own.
+struct Home {
+    router: Machine,
+    home: Machine,
+}
+
+impl Home {
+    fn new(network: &mut Network) -> Self {
+        let (router, home) = (network.machine("router"), network.machine("home"));
+        // Home is moved from the bridge to the router's other side.
+        home.ip(&["link", "delete", "eth0"]);
+        let there = ["peer", "name", "eth0", "netns", &home.namespace];
+        router.ip(&[&["link", "add", "lan", "type", "veth"][..], &there].concat());
+        router.ip(&["address", "add", "192.168.77.1/24", "dev", "lan"]);
+        router.ip(&["link", "set", "lan", "up"]);
+        home.ip(&["address", "add", "192.168.77.2/24", "dev", "eth0"]);
+        home.ip(&["link", "set", "eth0", "up"]);
+        home.ip(&["route", "add", "default", "via", "192.168.77.1"]);
+        for rule in [
+            "-P FORWARD DROP",
+            "-A FORWARD -i lan -p tcp --dport 443 -j ACCEPT",
+            "-A FORWARD -i eth0 -m conntrack --ctstate ESTABLISHED -j ACCEPT",
+            "-t nat -A POSTROUTING -o eth0 -j MASQUERADE",
+        ] {
+            succeed(router.command("iptables").args(rule.split(' ')));
+        }
+        succeed(
+            router
+                .command("sysctl")
+                .args(["-qw", "net.ipv4.ip_forward=1"]),
+        );
+        home.hosts(&[(DIAL, IpAddr::V4(Network::V4))]);
+        Self { router, home }
+    }
+
+    fn cable(&self, state: &str) {
+        self.router.ip(&["link", "set", "lan", state]);
+    }
+}
+
+fn token() -> (String, String) {
+    let made = succeed(Edge::command().args(["agent", "token", "--output", "json"]));
+    let made: Value = serde_json::from_str(&made).unwrap();
+    let text = |name: &str| made[name].as_str().unwrap().to_owned();
+    (text("token"), text("tokenHash"))
+}
+
+/// An edge on port 443 whose agent `default/homelab` leads one hostname to the service.
+fn edge(target: &str, hash: &str) -> Edge {
+    let agent = format!(
+        "apiVersion: edge.tidegate.dev/v1alpha1\nkind: TunnelAgent\nmetadata: {{name: homelab}}\nspec:\n  \
+         credential: {{secretName: homelab-agent}}\n  allowedHostnames: ['*.home.example.com']\n  mappings:\n  \
+         - {{name: app, hostname: {APP}, target: '{target}'}}\n"
+    );
+    Edge::builder()
+        .ports(80, 443)
+        .arg("--https")
+        .arg(&format!("{}:443", Network::V4))
+        .object(agent)
+        .object(secret("homelab-agent", "Opaque", &[("tokenHash", hash)]))
+        .object(route("dial", DIAL, "127.0.0.1:9"))
+        .start()
+}
+
+fn agent(on: &Machine, edge: &Edge, token: &str) -> Command {
+    let mut command = on.command(Edge::binary());
+    command
+        .args([
+            "agent",
+            "--edge",
+            &format!("https://{DIAL}"),
+            "--agent",
+            "default/homelab",
+        ])
+        .arg("--ca-file")
+        .arg(edge.ca_file())
+        .args(["--status", "off"])
+        .env("TIDEGATE_AGENT_TOKEN", token);
+    command
+}
+
+/// What a visitor gets: the status, or why there is none, and the body.
+fn visit(visitor: &Machine, edge: &Edge) -> (String, String) {
+    let mut curl = visitor.command("curl");
+    curl.args(["-sS", "--max-time", "30", "-w", "\n%{http_code}"])
+        .args(["--resolve", &format!("{APP}:443:{}", Network::V4)])
+        .arg("--cacert")
+        .arg(edge.ca_file())
+        .arg(format!("https://{APP}/page"));
+    let (_, said) = run(&mut curl);
+    let (body, status) = said.trim_end().rsplit_once('\n').unwrap_or(("", &said));
+    (status.to_owned(), body.to_owned())
+}
+
+#[track_caller]
+fn wait_for_page(visitor: &Machine, edge: &Edge, agent: &Program) -> Value {
+    eventually("the page", PATIENCE, || match visit(visitor, edge) {
+        (status, body) if status == "200" => Ok(serde_json::from_str(&body).unwrap()),
+        other => Err(format!(
+            "{other:?}; agent:\n{}\nedge:\n{}",
+            agent.log(),
+            edge.log()
+        )),
+    })
+}
+
+/// Live links as the edge has them.
+fn links(edge: &Edge) -> Vec<Value> {
+    let reply = edge.admin("/api/v1/links").unwrap();
+    let (_, body) = reply.split_once("\r\n\r\n").unwrap();
+    serde_json::from_str(body).unwrap()
+}
+
+#[test]
+fn a_service_behind_nat_is_served_and_comes_back_with_the_network() {
+    if missing(&["iptables", "curl", "sysctl"]) {
+        return;
+    }
+    Network::run(|network| {
+        let visitor = network.machine("visitor");
+        let home = Home::new(network);
+        // On the loopback of a machine that nobody can reach.
+        let app = home.home.inside(Origin::echo);
+        let (token, hash) = token();
+        let mut edge = edge(&format!("http://{}", app.address()), &hash);
+        let program = Program::start(&mut agent(&home.home, &edge, &token));
+        let page = wait_for_page(&visitor, &edge, &program);
+        let fields = page["headers"].as_array().unwrap();
+        let client = fields.iter().find(|it| it[0] == "x-forwarded-for").unwrap();
+        assert_eq!(client[1], visitor.v4.to_string(), "{page}");
+        println!(
+            "a visitor at {} gets a page from {} through {}",
+            client[1],
+            app.address(),
+            home.router.v4
+        );
+        eventually("two links from the router's address", PATIENCE, || {
+            let all = links(&edge);
+            let router = home.router.v4.to_string();
+            let from_there = |it: &Value| {
+                it["address"]
+                    .as_str()
+                    .is_some_and(|it| it.starts_with(&router))
+            };
+            if all.len() == 2 && all.iter().all(from_there) {
+                Ok(())
+            } else {
+                Err(format!("{all:?}"))
+            }
+        });
+
+        // The cable is pulled: no end of a connection says so, and both ends find out.
+        let before = Instant::now();
+        home.cable("down");
+        eventually("the lost links are found", PATIENCE, || {
+            let all = links(&edge);
+            if all.is_empty() {
+                Ok(())
+            } else {
+                Err(format!("{all:?}"))
+            }
+        });
+        println!("a pulled cable was found after {:?}", before.elapsed());
+        // Who comes now waits, and gets the page when the cable is back.
+        let answered = std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| visit(&visitor, &edge));
+            eventually("somebody waits", PATIENCE, || {
+                let metrics = edge.admin("/metrics").unwrap();
+                let flying = "tidegate_http_requests_in_flight 1";
+                if metrics.contains(flying) {
+                    Ok(())
+                } else {
+                    Err("nobody".to_owned())
+                }
+            });
+            home.cable("up");
+            let back = Instant::now();
+            let page = wait_for_page(&visitor, &edge, &program);
+            println!("traffic {:?} after the network's return", back.elapsed());
+            assert!(page.is_object());
+            waiting.join().unwrap()
+        });
+        // Longer than an agent is waited for, on a machine that has much else to do, is an answer too.
+        assert!(
+            ["200", "503"].contains(&answered.0.as_str()),
+            "{answered:?}"
+        );
+        println!("the visitor who waited got {}", answered.0);
+
+        // An edge that is killed is found again.
+        edge.start_again();
+        wait_for_page(&visitor, &edge, &program);
+        for log in [program.log(), edge.log()] {
+            assert!(!log.contains(&token), "the token is in a log");
+        }
+    });
+}
+
+/// Ends the load whatever else fails, so that nobody waits for it in vain.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn an_agent_is_rolled_under_load_and_no_request_fails() {
+    if missing(&["iptables", "curl", "sysctl"]) {
+        return;
+    }
+    Network::run(|network| {
+        let visitor = network.machine("visitor");
+        let home = Home::new(network);
+        let app = home.home.inside(Origin::echo);
+        let (token, hash) = token();
+        let edge = edge(&format!("http://{}", app.address()), &hash);
+        let mut old = Program::start(&mut agent(&home.home, &edge, &token));
+        wait_for_page(&visitor, &edge, &old);
+        let (stop, sent) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let client = edge.client();
+        std::thread::scope(|scope| {
+            let _stop = Stop(&stop);
+            let load = scope.spawn(|| {
+                let mut failed = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    let begin = Instant::now();
+                    let reply = client.try_get(APP, "/");
+                    sent.fetch_add(1, Ordering::Relaxed);
+                    match reply {
+                        Ok(reply) if reply.status == 200 => {}
+                        Ok(reply) => failed.push(format!("{} {}", reply.status, reply.text())),
+                        Err(error) => failed.push(error),
+                    }
+                    std::thread::park_timeout(
+                        Duration::from_millis(20).saturating_sub(begin.elapsed()),
+                    );
+                }
+                failed
+            });
+            let some = |more: usize| {
+                let from = sent.load(Ordering::Relaxed);
+                eventually("requests", PATIENCE, || {
+                    let now = sent.load(Ordering::Relaxed);
+                    if now >= from + more {
+                        Ok(())
+                    } else {
+                        Err(now.to_string())
+                    }
+                });
+            };
+            some(20);
+            let new = Program::start(&mut agent(&home.home, &edge, &token));
+            eventually("the new agent's links", PATIENCE, || {
+                let all = links(&edge);
+                if all.len() == 4 {
+                    Ok(())
+                } else {
+                    Err(format!("{} links", all.len()))
+                }
+            });
+            some(20);
+            old.signal("TERM");
+            eventually("the old agent's end", PATIENCE, || {
+                old.ended().ok_or_else(|| "it runs".to_owned())
+            });
+            some(20);
+            stop.store(true, Ordering::Relaxed);
+            let failed = load.join().unwrap();
+            println!(
+                "{} requests while the agent was rolled, {} failed",
+                sent.load(Ordering::Relaxed),
+                failed.len()
+            );
+            assert!(failed.is_empty(), "{failed:?}");
+            drop(new);
+        });
+    });
+}
