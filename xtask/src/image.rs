@@ -106,12 +106,11 @@ pub(crate) fn build(args: &[String]) -> Result<()> {
         bail!("buildah is not installed; Debian: apt-get install buildah musl-tools");
     };
     let architecture = architecture(options.architecture.as_deref())?;
-    let program = match &options.program {
-        Some(program) => program.clone(),
-        None => {
-            let profile = options.profile.as_deref().unwrap_or(options.what.profile);
-            compile(architecture, profile, options.what)?
-        }
+    let program = if let Some(program) = &options.program {
+        program.clone()
+    } else {
+        let profile = options.profile.as_deref().unwrap_or(options.what.profile);
+        compile(architecture, profile, options.what)?
     };
     is_static(&program)?;
     let folder = shell::root().join("target/image");
