@@ -138,3 +138,32 @@ fn an_agent_is_updated_and_an_edge_restarted_without_a_visitor_noticing_the_firs
     edge.wait_for_status(APP, "/", 200);
     assert!(!new.log().contains(&token), "the token is in the log");
 }
+
+#[test]
+fn what_an_agent_asks_for_is_served_where_it_may_be() {
+    let (app, own) = (Origin::text("mapped"), Origin::text("asked for"));
+    let (token, hash) = token();
+    let edge = edge(&app, &hash);
+    let page = ports::free();
+    let expose = |host: &str| format!("{host}=http://{}", own.address());
+    let program = Program::start(
+        agent(&edge, &token, None)
+            .args(["--status", &format!("127.0.0.1:{page}")])
+            .args(["--expose", &expose("own.home.example.com")])
+            .args(["--expose", &expose("other.example.com")])
+            // Objects come first.
+            .args(["--expose", &expose(APP)]),
+    );
+    let reply = edge.wait_for_status("own.home.example.com", "/", 200);
+    assert_eq!(reply.text(), "asked for");
+    assert_eq!(edge.wait_for_status(APP, "/", 200).text(), "mapped");
+    assert!(edge.client().try_get("other.example.com", "/").is_err());
+    eventually("the verdicts", PATIENCE, || {
+        let log = program.log();
+        if log.contains("HostnameNotAllowed") {
+            Ok(())
+        } else {
+            Err(format!("{}\n{log}", status(page)))
+        }
+    });
+}
