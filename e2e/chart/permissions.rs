@@ -230,12 +230,14 @@ fn secrets_that_are_none_of_its_business_are_refused() {
         )
     };
     let (document, certificate) = ("edge.tidegate.dev/document", "kubernetes.io/tls");
+    let credential = "edge.tidegate.dev/agent-credential";
     let tls = "tls.crt: a, tls.key: b";
     let ours = "edge.tidegate.dev/managed: \"true\", edge.tidegate.dev/document: a";
     let create = |namespace: &str, text: &str| {
         program.attempt_with(&["create", "-n", namespace, "-f", "-"], text)
     };
-    let refusal = "tidegate writes its own documents and the certificates of routes";
+    let refusal =
+        "tidegate writes its own documents, the certificates of routes and credentials of agents";
     eventually("the policy", PATIENCE, || {
         let (made, said) = create(other.name(), &secret("Opaque", ours, ""));
         // Not by a role that has not arrived yet.
@@ -249,6 +251,8 @@ fn secrets_that_are_none_of_its_business_are_refused() {
         (other.name(), document, ours, "content: a", false),
         (other.name(), certificate, "", tls, false),
         (other.name(), certificate, ours, tls, true),
+        (other.name(), credential, "", "token: a", false),
+        (other.name(), credential, ours, "token: a", true),
         (home.name(), "Opaque", ours, "", false),
         (home.name(), token, ours, "", false),
         (other.name(), token, ours, "", false),

@@ -377,10 +377,15 @@ impl Replica {
         self.program.as_ref().map(Program::log).unwrap_or_default()
     }
 
+    /// The file of the internal CA's root.
+    pub(crate) fn root_file(&self) -> PathBuf {
+        self.state.path().join("state/ca/ca.crt")
+    }
+
     /// The root of its own CA.
     #[track_caller]
     pub(crate) fn root(&self) -> Vec<u8> {
-        fs::read(self.state.path().join("state/ca/ca.crt")).unwrap()
+        fs::read(self.root_file()).unwrap()
     }
 
     /// A client that trusts its own CA.

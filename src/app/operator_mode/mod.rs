@@ -188,11 +188,12 @@ enum Woken {
 }
 
 impl Running {
-    async fn start(options: OperatorOptions) -> Result<Self, RunError> {
+    async fn start(mut options: OperatorOptions) -> Result<Self, RunError> {
         let started_at = SystemTime::now();
         let signals = Signals::new().map_err(RunError::Process)?;
         let state = Arc::new(StateFolder::open(&options.state)?);
         let cluster = Cluster::connect(&options.cluster).await?;
+        options.settings.replica.clone_from(&cluster.identity);
         let store = Arc::new(SnapshotStore::new());
         let (control, control_receiver) = watch::channel(Arc::new(ControlView::default()));
         let engine = watch::Sender::new(None);
