@@ -5,7 +5,7 @@
 //! ```
 //!
 //! After the handshake the roles turn round: the agent, which dialled, serves; the edge, which accepted, asks.
-//! `docs/tunnel-protocol.md` is the protocol; ADR 0044 tells why. This crate knows no targets, no routes and no
+//! `docs/tunnel-protocol.md` is the protocol; ADR 0045 tells why. This crate knows no targets, no routes and no
 //! Kubernetes; it neither dials nor listens.
 
 pub mod admission;
