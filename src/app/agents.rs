@@ -53,7 +53,7 @@ impl AgentsWatch {
             let now = Instant::now();
             self.next = now + LOOK;
             if let Some(edge) = self.edge.get()
-                && self.memory.look(edge.observe().agents, now)
+                && self.memory.look(edge.agents(), now)
             {
                 return;
             }

@@ -3,27 +3,24 @@
 use async_trait::async_trait;
 use axum::http::StatusCode;
 use kube::ResourceExt as _;
-use serde_json::{Value as Json, json};
+use serde_json::json;
 use tidegate_model::ObjectName;
-use tokio::sync::broadcast;
 
 use super::folder_desk::judged;
-use super::happenings::Happenings;
 use crate::operator::edit::{AgentEditor, EditError};
 use crate::rest::change::{Change, field_error};
-use crate::rest::desk::{AgentRecord, Connection, Desk, Event};
+use crate::rest::desk::{AgentRecord, Desk};
 use crate::rest::problem::Problem;
 
 /// A cluster whose objects may be changed, as far as the roles allow.
 #[derive(Debug)]
 pub(super) struct ClusterDesk {
     editor: AgentEditor,
-    happenings: Happenings,
 }
 
 impl ClusterDesk {
-    pub(super) fn new(editor: AgentEditor, happenings: Happenings) -> Self {
-        Self { editor, happenings }
+    pub(super) fn new(editor: AgentEditor) -> Self {
+        Self { editor }
     }
 }
 
@@ -59,26 +56,6 @@ impl Desk for ClusterDesk {
             judged(&object, at)
         });
         edited.await.map_err(|error| problem(error, at))
-    }
-
-    async fn reconnect(&self, agent: &ObjectName) -> Result<usize, Problem> {
-        self.happenings.reconnect(agent)
-    }
-
-    fn connections(&self) -> Vec<Connection> {
-        self.happenings.connections()
-    }
-
-    fn requests(&self) -> Option<Vec<Json>> {
-        self.happenings.requests()
-    }
-
-    fn subscribe(&self) -> broadcast::Receiver<Event> {
-        self.happenings.subscribe()
-    }
-
-    fn tell(&self, event: Event) {
-        self.happenings.tell(event);
     }
 }
 

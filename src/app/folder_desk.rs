@@ -8,12 +8,11 @@ use async_trait::async_trait;
 use axum::http::StatusCode;
 use serde_json::{Value as Json, json};
 use tidegate_model::ObjectName;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::watch;
 
-use super::happenings::Happenings;
 use crate::api::TunnelAgent;
 use crate::rest::change::{Change, field_error};
-use crate::rest::desk::{AgentRecord, Connection, Desk, Event};
+use crate::rest::desk::{AgentRecord, Desk};
 use crate::rest::problem::Problem;
 use crate::standalone::edit::{EditError, Editor};
 use crate::standalone::{Identity, ObjectKind};
@@ -25,7 +24,6 @@ pub(super) struct FolderDesk {
     /// None for objects that are no files.
     editor: Option<Arc<Editor>>,
     statuses: watch::Receiver<Arc<Statuses>>,
-    happenings: Happenings,
 }
 
 impl FolderDesk {
@@ -33,12 +31,10 @@ impl FolderDesk {
         root: Option<&Path>,
         state: PathBuf,
         statuses: watch::Receiver<Arc<Statuses>>,
-        happenings: Happenings,
     ) -> Self {
         Self {
             editor: root.map(|root| Arc::new(Editor::new(root, Some(state)))),
             statuses,
-            happenings,
         }
     }
 }
@@ -87,26 +83,6 @@ impl Desk for FolderDesk {
             }
         })
         .await?
-    }
-
-    async fn reconnect(&self, agent: &ObjectName) -> Result<usize, Problem> {
-        self.happenings.reconnect(agent)
-    }
-
-    fn connections(&self) -> Vec<Connection> {
-        self.happenings.connections()
-    }
-
-    fn requests(&self) -> Option<Vec<Json>> {
-        self.happenings.requests()
-    }
-
-    fn subscribe(&self) -> broadcast::Receiver<Event> {
-        self.happenings.subscribe()
-    }
-
-    fn tell(&self, event: Event) {
-        self.happenings.tell(event);
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, watch};
 
 use crate::admin::{ControlView, rfc3339};
-use crate::rest::desk::{Connection, Event, EventKind};
+use crate::rest::desk::{Connection, Edge, Event, EventKind};
 use crate::rest::problem::Problem;
 
 /// Entries of a log.
@@ -86,26 +86,6 @@ impl Happenings {
         }
     }
 
-    /// The links that came and went, the newest last.
-    pub(super) fn connections(&self) -> Vec<Connection> {
-        let history = self.0.edge.get().map(RunningEdge::link_history);
-        let history = history.unwrap_or_default();
-        history.iter().map(|change| connection(change)).collect()
-    }
-
-    /// Makes an agent replace its links.
-    pub(super) fn reconnect(&self, agent: &ObjectName) -> Result<usize, Problem> {
-        let told = self
-            .0
-            .edge
-            .get()
-            .and_then(|edge| edge.reconnect_agent(agent));
-        told.filter(|links| *links > 0).ok_or_else(|| {
-            let detail = format!("agent {agent} is not connected to this edge");
-            Problem::new(StatusCode::CONFLICT, "AgentNotConnected", detail)
-        })
-    }
-
     async fn follow_requests(self) {
         let mut entries = access_entries();
         loop {
@@ -129,22 +109,41 @@ impl Happenings {
         }
     }
 
-    /// The newest requests, the newest last; None where there is no access log.
-    pub(super) fn requests(&self) -> Option<Vec<Json>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Json>> {
+        (self.0.requests.lock()).unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Edge for Happenings {
+    fn reconnect(&self, agent: &ObjectName) -> Result<usize, Problem> {
+        let told = self
+            .0
+            .edge
+            .get()
+            .and_then(|edge| edge.reconnect_agent(agent));
+        told.filter(|links| *links > 0).ok_or_else(|| {
+            let detail = format!("agent {agent} is not connected to this edge");
+            Problem::new(StatusCode::CONFLICT, "AgentNotConnected", detail)
+        })
+    }
+
+    fn connections(&self) -> Vec<Connection> {
+        let history = self.0.edge.get().map(RunningEdge::link_history);
+        let history = history.unwrap_or_default();
+        history.iter().map(|change| connection(change)).collect()
+    }
+
+    fn requests(&self) -> Option<Vec<Json>> {
         self.0.logged.then(|| self.lock().iter().cloned().collect())
     }
 
-    pub(super) fn subscribe(&self) -> broadcast::Receiver<Event> {
+    fn subscribe(&self) -> broadcast::Receiver<Event> {
         self.0.events.subscribe()
     }
 
-    pub(super) fn tell(&self, event: Event) {
+    fn tell(&self, event: Event) {
         // Nobody may be listening.
         let _ = self.0.events.send(event);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Json>> {
-        (self.0.requests.lock()).unwrap_or_else(PoisonError::into_inner)
     }
 }
 

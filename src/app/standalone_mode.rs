@@ -425,8 +425,12 @@ fn new_gate(
         ObjectsFrom::Folder(folder) => Some(folder.as_path()),
         ObjectsFrom::Given(_) => None,
     };
-    let desk = FolderDesk::new(folder, options.state.clone(), statuses, happenings);
-    Arc::new(ApiGate(Rest::new(accounts, Arc::new(desk))))
+    let desk = FolderDesk::new(folder, options.state.clone(), statuses);
+    Arc::new(ApiGate(Rest::new(
+        accounts,
+        Arc::new(desk),
+        Arc::new(happenings),
+    )))
 }
 
 async fn start_acme(

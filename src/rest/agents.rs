@@ -125,7 +125,7 @@ pub(super) async fn reconnect(
 ) -> Result<Json<Reconnected>, Problem> {
     caller.needs(Scope::AgentsWrite)?;
     let agent = ObjectName::new(namespace, name);
-    let links = rest.desk.reconnect(&agent).await?;
+    let links = rest.edge.reconnect(&agent)?;
     tracing::info!(user = caller.name, %agent, links, "agent told to connect anew");
     Ok(Json(Reconnected { links }))
 }
@@ -143,7 +143,7 @@ pub(super) async fn connections(
     Query(links): Query<Links>,
 ) -> Result<Json<Vec<Connection>>, Problem> {
     caller.needs(Scope::LogsRead)?;
-    let mut all = rest.desk.connections();
+    let mut all = rest.edge.connections();
     if let Some(agent) = &links.agent {
         all.retain(|entry| entry.agent == *agent);
     }
@@ -168,7 +168,7 @@ pub(super) async fn requests(
         let detail = "no log of requests is kept: the access log is off";
         Problem::new(StatusCode::NOT_FOUND, "NotKept", detail)
     };
-    let mut all = rest.desk.requests().ok_or_else(not_kept)?;
+    let mut all = rest.edge.requests().ok_or_else(not_kept)?;
     if let Some(host) = &entries.host {
         all.retain(|entry| entry["host"] == **host);
     }

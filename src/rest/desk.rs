@@ -100,7 +100,7 @@ pub struct Connection {
     pub duration_seconds: Option<u64>,
 }
 
-/// The edge.
+/// Where objects stand and are changed.
 #[async_trait]
 pub trait Desk: fmt::Debug + Send + Sync + 'static {
     /// Every agent.
@@ -108,9 +108,12 @@ pub trait Desk: fmt::Debug + Send + Sync + 'static {
 
     /// Changes a mapping of an agent where it stands.
     async fn change(&self, agent: &ObjectName, change: &Change) -> Result<(), Problem>;
+}
 
+/// What happens at the edge, wherever its objects stand.
+pub trait Edge: fmt::Debug + Send + Sync + 'static {
     /// Makes an agent connect anew; how many links were told.
-    async fn reconnect(&self, agent: &ObjectName) -> Result<usize, Problem>;
+    fn reconnect(&self, agent: &ObjectName) -> Result<usize, Problem>;
 
     /// The log of connections, the newest last.
     fn connections(&self) -> Vec<Connection>;

@@ -2,14 +2,13 @@
 
 #![allow(unused_qualifications, reason = "utoipa's macros write whole paths")]
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Query, State};
 use axum::response::sse::{self, KeepAlive, Sse};
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt as _, stream};
 use serde::Deserialize;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
@@ -54,7 +53,7 @@ pub(super) async fn events(
     if kinds.contains(&EventKind::Request) || kinds.contains(&EventKind::Agent) {
         caller.needs(Scope::LogsRead)?;
     }
-    let stream = stream(rest.desk.subscribe(), kinds);
+    let stream = told(rest.edge.subscribe(), kinds);
     Ok(Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
 }
 
@@ -83,18 +82,15 @@ fn kinds(types: &str) -> Result<Vec<EventKind>, Problem> {
     Ok(kinds)
 }
 
-fn stream(
+fn told(
     receiver: Receiver<Event>,
     kinds: Vec<EventKind>,
 ) -> impl Stream<Item = Result<sse::Event, Infallible>> {
     // A first event says that the stream stands: whoever reads everything then misses nothing.
-    let first = VecDeque::from([sse::Event::default().event("open").data("{}")]);
-    futures_util::stream::unfold(
-        (receiver, kinds, first),
-        |(mut receiver, kinds, mut first)| async move {
-            if let Some(event) = first.pop_front() {
-                return Some((Ok(event), (receiver, kinds, first)));
-            }
+    let first = stream::once(async { Ok(sse::Event::default().event("open").data("{}")) });
+    first.chain(stream::unfold(
+        (receiver, kinds),
+        |(mut receiver, kinds)| async move {
             loop {
                 let event = match receiver.recv().await {
                     Ok(event) if kinds.contains(&event.kind) => sse::Event::default()
@@ -106,8 +102,8 @@ fn stream(
                         .data(format!("{{\"missed\":{missed}}}")),
                     Err(RecvError::Closed) => return None,
                 };
-                return Some((Ok(event), (receiver, kinds, first)));
+                return Some((Ok(event), (receiver, kinds)));
             }
         },
-    )
+    ))
 }

@@ -14,6 +14,8 @@ use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 
+use tidegate_model::Secret;
+
 use super::accounts::Scope;
 use super::problem::Problem;
 use super::{Rest, sessions};
@@ -31,6 +33,8 @@ const HOST_COOKIE: &str = "__Host-tidegate-session";
 pub(super) struct Caller {
     pub(super) name: String,
     pub(super) scopes: Vec<Scope>,
+    /// What changes must carry besides the session's cookie; None for tokens.
+    pub(super) csrf: Option<Secret<String>>,
 }
 
 impl Caller {
@@ -98,6 +102,7 @@ fn caller(rest: &Rest, method: &Method, headers: &HeaderMap) -> Result<Caller, P
         return Ok(Caller {
             name: name.to_owned(),
             scopes: scopes.to_vec(),
+            csrf: None,
         });
     }
     let cookie = cookie(headers).ok_or_else(|| unauthorized("log in, or send a token"))?;
@@ -121,6 +126,7 @@ fn caller(rest: &Rest, method: &Method, headers: &HeaderMap) -> Result<Caller, P
     Ok(Caller {
         name: user.name,
         scopes: user.scopes,
+        csrf: Some(csrf),
     })
 }
 

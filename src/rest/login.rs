@@ -143,21 +143,11 @@ pub(super) async fn log_in(
     get, path = "/session", tag = "session",
     responses((status = 200, body = Session), (status = 401, body = Problem))
 )]
-pub(super) async fn who(
-    State(rest): State<Arc<Rest>>,
-    caller: Caller,
-    headers: HeaderMap,
-) -> impl IntoResponse {
-    let known = rest.accounts.now();
-    let cookie = guard::cookie(&headers).filter(|_| !headers.contains_key(header::AUTHORIZATION));
-    let session = cookie.and_then(|cookie| {
-        rest.sessions
-            .find(cookie, Instant::now(), |name| known.user(name))
-    });
+pub(super) async fn who(caller: Caller) -> impl IntoResponse {
     let session = Session {
         name: caller.name,
         scopes: caller.scopes,
-        csrf_token: session.map(|(_, csrf)| csrf.expose().clone()),
+        csrf_token: caller.csrf.map(|csrf| csrf.expose().clone()),
         expires_in: None,
     };
     ([(header::CACHE_CONTROL, "no-store")], Json(session))

@@ -258,7 +258,7 @@ async fn changed(
     rest.desk.change(&object, &change).await?;
     let word = change.what.as_str();
     tracing::info!(user = caller.name, agent = %object, mapping = name, change = word, "mapping changed");
-    rest.desk.tell(Event {
+    rest.edge.tell(Event {
         kind: EventKind::Mapping,
         data: json!({"namespace": namespace, "agent": agent, "name": name, "change": word, "by": caller.name}),
     });

@@ -38,7 +38,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use self::accounts::Accounts;
-use self::desk::Desk;
+use self::desk::{Desk, Edge};
 use self::problem::Problem;
 use self::sessions::Sessions;
 use self::throttle::Throttle;
@@ -58,6 +58,7 @@ pub struct Rest {
     throttle: Mutex<Throttle>,
     hashing: Arc<Semaphore>,
     desk: Arc<dyn Desk>,
+    edge: Arc<dyn Edge>,
 }
 
 #[derive(OpenApi)]
@@ -70,13 +71,14 @@ struct Description;
 
 impl Rest {
     /// For these accounts, on this edge.
-    pub fn new(accounts: Accounts, desk: Arc<dyn Desk>) -> Arc<Self> {
+    pub fn new(accounts: Accounts, desk: Arc<dyn Desk>, edge: Arc<dyn Edge>) -> Arc<Self> {
         Arc::new(Self {
             accounts,
             sessions: Sessions::default(),
             throttle: Mutex::default(),
             hashing: Arc::new(Semaphore::new(login::AT_ONCE)),
             desk,
+            edge,
         })
     }
 }

@@ -246,32 +246,42 @@ fn make_private(path: &Path) -> io::Result<()> {
 }
 
 fn write_whole(path: &Path, content: &[u8], durable: bool) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    make_private(folder)?;
+    make_private(path.parent().unwrap_or(Path::new(".")))?;
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{}.tmp", std::process::id()));
-    let temporary = PathBuf::from(temporary);
+    replace(path, Path::new(&temporary), content, durable, |_| Ok(()))
+}
+
+/// Writes the temporary file beside and renames it, all or nothing. It is private until `dress` has made it otherwise.
+pub(crate) fn replace(
+    path: &Path,
+    temporary: &Path,
+    content: &[u8],
+    durable: bool,
+    dress: impl FnOnce(&File) -> io::Result<()>,
+) -> io::Result<()> {
     let written = (|| {
         // A file of this name can only be left by an earlier process of the same id.
-        let _ = fs::remove_file(&temporary);
+        let _ = fs::remove_file(temporary);
         let mut file = OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
-            .open(&temporary)?;
+            .open(temporary)?;
         file.write_all(content)?;
+        dress(&file)?;
         if durable {
             file.sync_all()?;
         }
-        fs::rename(&temporary, path)?;
+        fs::rename(temporary, path)?;
         if durable {
             // The rename itself is durable only once the folder is synced.
-            File::open(folder)?.sync_all()?;
+            File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
         }
         Ok(())
     })();
     if written.is_err() {
-        let _ = fs::remove_file(&temporary);
+        let _ = fs::remove_file(temporary);
     }
     written
 }

@@ -3,18 +3,10 @@
 use std::process::Command;
 
 use crate::support::edge::PATIENCE;
-use crate::support::program::{run, succeed};
+use crate::support::program::run;
 use crate::support::{Edge, Origin, Program, eventually, ports, route};
 
 const APP: &str = "app.home.example.com";
-
-/// A token and its hash, as people make them.
-fn token() -> (String, String) {
-    let made = succeed(Edge::command().args(["agent", "token", "--output", "json"]));
-    let made: serde_json::Value = serde_json::from_str(&made).unwrap();
-    let text = |name: &str| made[name].as_str().unwrap().to_owned();
-    (text("token"), text("tokenHash"))
-}
 
 /// An edge that knows the agent `default/homelab`, one mapping of which leads to the origin.
 fn edge(origin: &Origin, hash: &str) -> Edge {
@@ -60,7 +52,7 @@ fn status(port: u16) -> serde_json::Value {
 #[test]
 fn a_service_behind_an_agent_is_a_page_at_the_edge() {
     let app = Origin::echo();
-    let (token, hash) = token();
+    let (token, hash) = Edge::agent_token();
     let edge = edge(&app, &hash);
     let page = ports::free();
     let _agent =
@@ -100,14 +92,14 @@ fn a_service_behind_an_agent_is_a_page_at_the_edge() {
     let (well, told) = run(&mut agent(&edge, &token, Some("doctor")));
     assert!(well, "{told}");
     assert!(told.contains("both carriers work"), "{told}");
-    let (well, told) = run(&mut agent(&edge, &self::token().0, Some("doctor")));
+    let (well, told) = run(&mut agent(&edge, &Edge::agent_token().0, Some("doctor")));
     assert!(!well && told.contains("CredentialRefused"), "{told}");
 }
 
 #[test]
 fn an_agent_is_updated_and_an_edge_restarted_without_a_visitor_noticing_the_first() {
     let origin = Origin::text("here");
-    let (token, hash) = token();
+    let (token, hash) = Edge::agent_token();
     let mut edge = edge(&origin, &hash);
     let pages = [ports::free(), ports::free()];
     let start = |page: u16| {
@@ -142,7 +134,7 @@ fn an_agent_is_updated_and_an_edge_restarted_without_a_visitor_noticing_the_firs
 #[test]
 fn what_an_agent_asks_for_is_served_where_it_may_be() {
     let (app, own) = (Origin::text("mapped"), Origin::text("asked for"));
-    let (token, hash) = token();
+    let (token, hash) = Edge::agent_token();
     let edge = edge(&app, &hash);
     let page = ports::free();
     let expose = |host: &str| format!("{host}=http://{}", own.address());

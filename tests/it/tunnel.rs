@@ -61,13 +61,6 @@ impl Home {
     }
 }
 
-fn token() -> (String, String) {
-    let made = succeed(Edge::command().args(["agent", "token", "--output", "json"]));
-    let made: Value = serde_json::from_str(&made).unwrap();
-    let text = |name: &str| made[name].as_str().unwrap().to_owned();
-    (text("token"), text("tokenHash"))
-}
-
 /// An edge on port 443 whose agent `default/homelab` leads one hostname to the service.
 fn edge(target: &str, hash: &str) -> Edge {
     let agent = format!(
@@ -134,20 +127,56 @@ fn links(edge: &Edge) -> Vec<Value> {
     serde_json::from_str(body).unwrap()
 }
 
+/// A visitor's page from a service at home, before anything happens to it.
+struct Story {
+    visitor: Machine,
+    home: Home,
+    app: Origin,
+    token: String,
+    edge: Edge,
+    program: Program,
+    page: Value,
+}
+
+impl Story {
+    fn run(test: impl FnOnce(Self) + Send) {
+        if missing(&["iptables", "curl", "sysctl"]) {
+            return;
+        }
+        Network::run(|network| {
+            let visitor = network.machine("visitor");
+            let home = Home::new(network);
+            // On the loopback of a machine that nobody can reach.
+            let app = home.home.inside(Origin::echo);
+            let (token, hash) = Edge::agent_token();
+            let edge = edge(&format!("http://{}", app.address()), &hash);
+            let program = Program::start(&mut agent(&home.home, &edge, &token));
+            let page = wait_for_page(&visitor, &edge, &program);
+            test(Self {
+                visitor,
+                home,
+                app,
+                token,
+                edge,
+                program,
+                page,
+            });
+        });
+    }
+}
+
 #[test]
 fn a_service_behind_nat_is_served_and_comes_back_with_the_network() {
-    if missing(&["iptables", "curl", "sysctl"]) {
-        return;
-    }
-    Network::run(|network| {
-        let visitor = network.machine("visitor");
-        let home = Home::new(network);
-        // On the loopback of a machine that nobody can reach.
-        let app = home.home.inside(Origin::echo);
-        let (token, hash) = token();
-        let mut edge = edge(&format!("http://{}", app.address()), &hash);
-        let program = Program::start(&mut agent(&home.home, &edge, &token));
-        let page = wait_for_page(&visitor, &edge, &program);
+    Story::run(|story| {
+        let Story {
+            visitor,
+            home,
+            app,
+            token,
+            mut edge,
+            program,
+            page,
+        } = story;
         let fields = page["headers"].as_array().unwrap();
         let client = fields.iter().find(|it| it[0] == "x-forwarded-for").unwrap();
         assert_eq!(client[1], visitor.v4.to_string(), "{page}");
@@ -230,17 +259,15 @@ impl Drop for Stop<'_> {
 
 #[test]
 fn an_agent_is_rolled_under_load_and_no_request_fails() {
-    if missing(&["iptables", "curl", "sysctl"]) {
-        return;
-    }
-    Network::run(|network| {
-        let visitor = network.machine("visitor");
-        let home = Home::new(network);
-        let app = home.home.inside(Origin::echo);
-        let (token, hash) = token();
-        let edge = edge(&format!("http://{}", app.address()), &hash);
-        let mut old = Program::start(&mut agent(&home.home, &edge, &token));
-        wait_for_page(&visitor, &edge, &old);
+    Story::run(|story| {
+        let Story {
+            home,
+            token,
+            edge,
+            program: mut old,
+            app: _app,
+            ..
+        } = story;
         let (stop, sent) = (AtomicBool::new(false), AtomicUsize::new(0));
         let client = edge.client();
         std::thread::scope(|scope| {

@@ -8,6 +8,7 @@
 //! a hostname is a [`HostName`], a certificate holds its parsed key, a filter holds typed headers.
 //! What crosses a boundary (custom resources, admin JSON) has its own type there and is converted.
 
+mod accept_any;
 mod backend;
 mod certificate;
 mod challenge;
@@ -23,6 +24,7 @@ mod tickets;
 mod tunnel;
 mod udp;
 
+pub use accept_any::AcceptAny;
 pub use backend::{
     ActiveHealthCheck, BackendGroup, CircuitLimits, Cluster, ClusterKey, HashKey, LoadBalancing,
     PassiveHealthCheck, ProxyProtocolVersion, Target, UpstreamProtocol, UpstreamTls,

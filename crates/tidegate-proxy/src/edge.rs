@@ -11,11 +11,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tidegate_model::{AgentId, ListenerState, Observed, ObservedListener, SnapshotStore};
+use tidegate_model::{
+    AgentId, ListenerState, Observed, ObservedAgent, ObservedListener, SnapshotStore,
+};
 use tidegate_tunnel::hub::{Hub, HubSettings, LinkChange, Requested};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::Settings;
 use crate::agents;
@@ -229,9 +232,11 @@ impl Edge {
                 upstreams: Upstreams::new(Arc::clone(&shared.clusters)),
                 shared: Arc::clone(&shared),
             });
+            // Taken before the thread runs: a drain that begins meanwhile is not over for having found nobody.
+            let beginning = shared.tasks.token();
             threads.push(spawn_thread(
                 format!("edge-{index}"),
-                serve(worker, sockets),
+                serve(worker, sockets, beginning),
             )?);
         }
         let running = Running {
@@ -287,13 +292,14 @@ async fn forget_unused_limits(shared: &Shared) {
     std::future::pending::<()>().await;
 }
 
-async fn serve(worker: Arc<Worker>, sockets: Vec<Bound>) {
+async fn serve(worker: Arc<Worker>, sockets: Vec<Bound>, beginning: TaskTrackerToken) {
     let accepting = TaskTracker::new();
     for Bound { kind, listener } in sockets {
         let accept = listener::accept(Arc::clone(&worker), kind, listener);
         // Counted among the connections too: a drain is not over while one may still be taken.
         accepting.spawn(worker.shared.tasks.track_future(accept));
     }
+    drop(beginning);
     accepting.close();
     let cut = worker.shared.cut.clone();
     let reaping = Arc::clone(&worker);
@@ -360,8 +366,13 @@ impl RunningEdge {
             connections: u64::try_from(shared.metrics.connections.get()).unwrap_or_default(),
             requests: u64::try_from(shared.metrics.in_flight.get()).unwrap_or_default(),
             peers: shared.peers.observe(),
-            agents: shared.hub.observe(),
+            agents: self.agents(),
         }
+    }
+
+    /// Agents that are connected or were, and nothing else.
+    pub fn agents(&self) -> Vec<ObservedAgent> {
+        self.running.shared.hub.observe()
     }
 
     /// Every listening socket with its listener's name, for a process that takes over. Empty once draining.

@@ -35,6 +35,7 @@ mod passthrough;
 mod path;
 mod peers;
 mod proxy_protocol;
+mod read_ahead;
 mod redirect;
 mod respond;
 mod rewrite;

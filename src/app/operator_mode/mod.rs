@@ -209,8 +209,11 @@ impl Running {
                 let happenings =
                     Happenings::follow(control_receiver.clone(), Arc::clone(&edge), logged);
                 let editor = AgentEditor::new(cluster.clone());
-                let desk = Arc::new(ClusterDesk::new(editor, happenings));
-                Some(Arc::new(ApiGate(Rest::new(accounts, desk))) as Arc<dyn Gate>)
+                let desk = Arc::new(ClusterDesk::new(editor));
+                Some(
+                    Arc::new(ApiGate(Rest::new(accounts, desk, Arc::new(happenings))))
+                        as Arc<dyn Gate>,
+                )
             }
         };
         let admin = Admin {

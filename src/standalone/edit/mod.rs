@@ -6,9 +6,9 @@
 
 mod patch;
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -16,6 +16,7 @@ use serde_json::Value as Json;
 
 use self::patch::{PatchError, Step};
 use super::folder::{self, Role};
+use crate::source::state;
 use crate::source::yaml::document;
 use crate::source::yaml::kinds::{self, Identity};
 use crate::source::yaml::schema::FieldProblem;
@@ -325,25 +326,11 @@ fn replace_whole(path: &Path, text: &str) -> io::Result<()> {
     // Hidden, so that nobody reads it as objects.
     let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
     let before = fs::metadata(path)?;
-    let written = (|| {
-        let _ = fs::remove_file(&temporary);
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        file.write_all(text.as_bytes())?;
+    state::replace(path, &temporary, text.as_bytes(), true, |file| {
         // Only root may give a file away; others keep their own.
-        let _ = std::os::unix::fs::fchown(&file, Some(before.uid()), Some(before.gid()));
-        file.set_permissions(fs::Permissions::from_mode(before.mode() & 0o7777))?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        File::open(folder)?.sync_all()
-    })();
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    written
+        let _ = std::os::unix::fs::fchown(file, Some(before.uid()), Some(before.gid()));
+        file.set_permissions(fs::Permissions::from_mode(before.mode() & 0o7777))
+    })
 }
 
 #[cfg(test)]

@@ -348,6 +348,15 @@ impl Edge {
         format!("https://{host}:{}{path}", self.https)
     }
 
+    /// A token of an agent and its hash, as people make them.
+    #[track_caller]
+    pub(crate) fn agent_token() -> (String, String) {
+        let made = Self::run(&["agent", "token", "--output", "json"]);
+        let made: serde_json::Value = serde_json::from_str(&made).unwrap();
+        let text = |name: &str| made[name].as_str().unwrap().to_owned();
+        (text("token"), text("tokenHash"))
+    }
+
     /// Runs another subcommand of the binary; panics unless it succeeds.
     #[track_caller]
     pub(crate) fn run(args: &[&str]) -> String {

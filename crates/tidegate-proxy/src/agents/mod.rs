@@ -5,7 +5,6 @@
 //! protect. Whatever is no handshake of an agent is an ordinary request and none of this file's business.
 
 mod metrics;
-mod stream;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -26,10 +25,10 @@ use crate::body::{Body, ClientBody};
 use crate::connection::Connection;
 use crate::exchange::{RequestGuard, ResponseBody};
 use crate::io::ClientStream;
+use crate::read_ahead::ReadAhead;
 use crate::stop::close_after;
 use crate::worker::Shared;
 pub(crate) use metrics::AgentMetrics;
-use stream::AgentStream;
 
 /// What a proof on a direct connection is bound to: the TLS session itself (RFC 9266).
 pub(crate) type Binding = [u8; handshake::EXPORTER_LENGTH];
@@ -262,7 +261,7 @@ async fn serve(shared: &Shared, accepted: Accepted, endpoint: SocketAddr, upgrad
     if let Err(error) = settings::tune(io.tcp()) {
         tracing::debug!(%error, "the socket of a link could not be set up");
     }
-    let io = AgentStream::new(io, parts.read_buf);
+    let io = ReadAhead::new(io, parts.read_buf);
     let arrival = |carrier| Arrival {
         instance: authorization.instance,
         link: authorization.link,

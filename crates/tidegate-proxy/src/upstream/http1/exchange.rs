@@ -237,10 +237,7 @@ impl ResponseBody {
     /// The connection itself, after 101.
     pub(crate) fn into_upgraded(mut self) -> Option<Upgraded> {
         let connection = *self.connection.take()?;
-        Some(Upgraded {
-            io: connection.io,
-            ahead: connection.inbox.freeze(),
-        })
+        Some(Upgraded::new(connection.io, connection.inbox.freeze()))
     }
 
     /// Gives the connection back when both messages are over, and closes it when only the response is.

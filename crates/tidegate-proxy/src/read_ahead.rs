@@ -1,4 +1,4 @@
-//! A connection that has become a link's: what the codec of HTTP/1 had read ahead, then the rest.
+//! A connection that has stopped being HTTP/1: what the codec had read ahead, then the rest.
 
 use std::io;
 use std::pin::Pin;
@@ -7,20 +7,18 @@ use std::task::{Context, Poll};
 use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::io::ClientStream;
-
-pub(super) struct AgentStream {
+pub(crate) struct ReadAhead<S> {
     ahead: Bytes,
-    io: ClientStream,
+    io: S,
 }
 
-impl AgentStream {
-    pub(super) fn new(io: ClientStream, ahead: Bytes) -> Self {
+impl<S> ReadAhead<S> {
+    pub(crate) fn new(io: S, ahead: Bytes) -> Self {
         Self { ahead, io }
     }
 }
 
-impl AsyncRead for AgentStream {
+impl<S: AsyncRead + Unpin> AsyncRead for ReadAhead<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -35,7 +33,7 @@ impl AsyncRead for AgentStream {
     }
 }
 
-impl AsyncWrite for AgentStream {
+impl<S: AsyncWrite + Unpin> AsyncWrite for ReadAhead<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
