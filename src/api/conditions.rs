@@ -66,6 +66,9 @@ words! {
         Redundant,
         /// Everything that the agent's object maps, and everything that the agent itself asks for, is served.
         MappingsAccepted,
+        /// Every service behind the agent answers the agent; the message names the part of the way that is broken:
+        /// link, agent or service. No part of Ready.
+        DataPathHealthy,
         /// The last notice to each receiver of an issuer arrived. Present only where there are receivers.
         NotificationsDelivered,
         /// All of the above that apply; the message is that of the first which fails, and tells when
@@ -183,6 +186,14 @@ words! {
         SingleReplica,
         /// Every mapping of the agent is served.
         MappingsAccepted,
+        /// Every service behind the agent answers it.
+        ServicesAnswer,
+        /// The agent cannot reach a service that it maps, or it does not answer as it should.
+        ServiceUnreachable,
+        /// The link of an agent is alive, but its program does not answer, or does not know what it was told.
+        AgentSilent,
+        /// The link of an agent takes no requests, because too many visitors do not read what they asked for.
+        LinkBusy,
         /// The agent asks for a mapping of a name that its object has, which counts.
         DefinedByObject,
         /// The agent may not serve a hostname, because its `allowedHostnames` do not cover it.

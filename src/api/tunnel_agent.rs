@@ -89,6 +89,13 @@ pub struct TunnelAgentSpec {
     #[schemars(length(min = 1, max = 32))]
     pub hold: Option<String>,
 
+    /// How often the agent tries each of its services, so that `DataPathHealthy` can tell which part of the way is
+    /// broken: it connects, and asks for the head of `/` where HTTP is spoken. At least `5s`; `0s` for never.
+    /// Default: `60s`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 32))]
+    pub probe_interval: Option<String>,
+
     /// Hostnames and where the agent sends them. Each is short for a TlsRoute with an `agent` backend.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(

@@ -98,6 +98,9 @@ impl Memory {
 fn still(agent: &ObservedAgent) -> ObservedAgent {
     let mut agent = agent.clone();
     agent.last_seen = None;
+    for probe in &mut agent.probes {
+        (probe.connect, probe.total) = (None, None);
+    }
     for session in &mut agent.sessions {
         session.rtt = None;
         session.in_flight = 0;
@@ -142,6 +145,7 @@ mod tests {
             sessions: sessions.iter().map(session).collect(),
             requested: requests.iter().map(request).collect(),
             last_seen: None,
+            probes: Vec::new(),
         }
     }
 

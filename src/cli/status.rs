@@ -162,6 +162,12 @@ fn agents(terminal: &mut Terminal, last: &ControlView) -> std::io::Result<()> {
         {
             terminal.line(format_args!("    {line}"))?;
         }
+        // No part of Ready, and what visitors see all the same.
+        let broken = of("DataPathHealthy").filter(|it| it.reason != "AgentNotConnected");
+        if let Some(broken) = broken.filter(|it| it.status == "False") {
+            let line = terminal.paint(Look::Bad, &broken.message);
+            terminal.line(format_args!("    {line}"))?;
+        }
         for session in &agent.sessions {
             let text = |part: &Option<String>| part.clone().unwrap_or_default();
             let mut line = format!(

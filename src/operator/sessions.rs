@@ -17,7 +17,8 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use tidegate_acme::plan::moment;
 use tidegate_model::{
-    AgentId, Carrier, ObjectName, ObservedAgent, ObservedSession, RequestedMapping, Secret,
+    AgentId, Carrier, Hop, ObjectName, ObservedAgent, ObservedProbe, ObservedSession, ProbeFailure,
+    RequestedMapping, Secret,
 };
 use tidegate_telemetry::chain;
 use tokio::sync::watch;
@@ -65,6 +66,8 @@ struct WrittenAgent {
     sessions: Vec<WrittenSession>,
     #[serde(default)]
     requested: Vec<WrittenRequest>,
+    #[serde(default)]
+    probes: Vec<WrittenProbe>,
     /// Seconds since 1970.
     #[serde(default)]
     last_seen: Option<u64>,
@@ -86,6 +89,21 @@ struct WrittenSession {
     replica: String,
     #[serde(default)]
     draining: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WrittenProbe {
+    names: Vec<String>,
+    target: String,
+    instance: String,
+    /// Where it failed.
+    #[serde(default)]
+    hop: Option<String>,
+    #[serde(default)]
+    reason: String,
+    #[serde(default)]
+    message: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -202,11 +220,13 @@ impl Written {
             sessions: Vec::new(),
             requested: Vec::new(),
             last_seen: None,
+            probes: Vec::new(),
         };
         for seen in known.seen.iter() {
             let entry = agents.entry(&seen.id).or_insert_with(|| agent(&seen.id));
             entry.sessions = seen.sessions.iter().map(WrittenSession::of).collect();
             entry.last_seen = seen.last_seen.map(seconds);
+            entry.probes = seen.probes.iter().map(WrittenProbe::of).collect();
         }
         for (id, wishes) in known.requests.iter() {
             let entry = agents.entry(id).or_insert_with(|| agent(id));
@@ -234,6 +254,7 @@ impl Written {
                 .map(WrittenRequest::read)
                 .collect(),
             last_seen: agent.last_seen.map(moment_of),
+            probes: agent.probes.into_iter().map(WrittenProbe::read).collect(),
         });
         agents.collect()
     }
@@ -275,6 +296,37 @@ impl WrittenSession {
             requests: 0,
             bytes_sent: 0,
             bytes_received: 0,
+        }
+    }
+}
+
+impl WrittenProbe {
+    fn of(one: &ObservedProbe) -> Self {
+        let failure = one.failure.as_ref();
+        Self {
+            names: one.names.clone(),
+            target: one.target.clone(),
+            instance: cut(&one.instance),
+            hop: failure.map(|it| it.hop.name().to_owned()),
+            reason: failure.map(|it| it.reason.clone()).unwrap_or_default(),
+            message: failure.map(|it| it.message.clone()).unwrap_or_default(),
+        }
+    }
+
+    /// Times are not told: they change all the time.
+    fn read(self) -> ObservedProbe {
+        let hop = self.hop.and_then(|name| Hop::parse(&name));
+        ObservedProbe {
+            names: self.names,
+            target: self.target,
+            instance: self.instance,
+            connect: None,
+            total: None,
+            failure: hop.map(|hop| ProbeFailure {
+                hop,
+                reason: self.reason,
+                message: self.message,
+            }),
         }
     }
 }
@@ -351,6 +403,7 @@ fn merge(all: Vec<Written>, replicas: usize, now: SystemTime) -> (SeenAgents, Re
         for mut agent in written.read() {
             if dead {
                 let alive = agent.sessions.drain(..).count() > 0;
+                agent.probes.clear();
                 agent.last_seen = agent.last_seen.or(alive.then_some(written_at));
             }
             let entry = told.entry(agent.id.clone()).or_default();
@@ -374,10 +427,11 @@ fn merge(all: Vec<Written>, replicas: usize, now: SystemTime) -> (SeenAgents, Re
         if !requested.is_empty() {
             requests.insert(id.clone(), requested.clone());
         }
-        let mut sessions: Vec<_> = told
-            .into_iter()
-            .flat_map(|one| one.agent.sessions)
-            .collect();
+        let (mut sessions, mut probes) = (Vec::new(), Vec::new());
+        for one in told {
+            sessions.extend(one.agent.sessions);
+            probes.extend(one.agent.probes);
+        }
         sessions.sort_by(|a, b| (a.since, &a.id).cmp(&(b.since, &b.id)));
         sessions.dedup_by(|a, b| a.id == b.id);
         let agent = ObservedAgent {
@@ -385,6 +439,7 @@ fn merge(all: Vec<Written>, replicas: usize, now: SystemTime) -> (SeenAgents, Re
             sessions,
             requested,
             last_seen,
+            probes,
         };
         seen.agents.insert(id, agent);
     }
@@ -426,6 +481,18 @@ mod tests {
                 sessions: since.iter().map(session).collect(),
                 requested: wishes.clone(),
                 last_seen: Some(moment_of(100)),
+                probes: vec![ObservedProbe {
+                    names: vec!["homelab:nas".to_owned()],
+                    target: "http://nas:80".to_owned(),
+                    instance: "i".to_owned(),
+                    connect: None,
+                    total: None,
+                    failure: Some(ProbeFailure {
+                        hop: Hop::Service,
+                        reason: "ConnectFailed".to_owned(),
+                        message: "connection refused".to_owned(),
+                    }),
+                }],
             }]),
             requests: Arc::new([(id, wishes)].into()),
         }

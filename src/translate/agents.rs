@@ -23,7 +23,8 @@ use super::report::{Field, Report};
 use super::status::{Conditions, joined};
 use super::words::host_pattern;
 use super::{
-    Inputs, Kind, LastGood, ObjectRef, Problem, Severity, Translation, mappings, sessions,
+    Inputs, Kind, LastGood, ObjectRef, Problem, Severity, Translation, data_paths, mappings,
+    sessions,
 };
 use crate::api::conditions::{Condition, ConditionType, Reason};
 use crate::api::{
@@ -35,6 +36,8 @@ use crate::api::{
 pub(super) const SEPARATOR: char = ':';
 /// What an agent may ask for at most.
 const REQUESTS: usize = 256;
+/// Services are not tried more often.
+const SHORTEST_PROBE: Duration = Duration::from_secs(5);
 const TARGET_HINT: &str = "write a URL such as http://192.168.1.20:8123";
 
 /// Whether a route stands for a mapping of an agent.
@@ -75,6 +78,7 @@ pub(super) struct ReadAgent {
     wrong: Report,
     keys: Vec<StoredKey>,
     hold: Duration,
+    probe_interval: Option<Duration>,
     requested: Vec<RequestedMapping>,
     /// Verdicts that need no route, by place among the requests.
     refused: BTreeMap<usize, (Reason, String)>,
@@ -181,9 +185,11 @@ pub(super) fn finish_all(
             outcome.served.insert(host.pattern.to_string());
         }
     }
+    let used = mappings::used(&result.snapshot);
     for agent in agents {
         let id = agent.id.clone();
-        let finished = agent.finish(inputs, &mut outcomes, now);
+        let services = used.keys().filter(|(of, _)| *of == id).count();
+        let finished = agent.finish(inputs, &mut outcomes, services, now);
         for report in finished.reports {
             report.close(result);
         }
@@ -192,7 +198,7 @@ pub(super) fn finish_all(
         let statuses = Arc::make_mut(&mut result.statuses);
         statuses.agents.insert(id, finished.status);
     }
-    mappings::hand_out(&mut result.snapshot, &result.mappings);
+    mappings::hand_out(&mut result.snapshot, used, &result.mappings);
 }
 
 // === impl ReadAgent ===
@@ -208,6 +214,7 @@ impl ReadAgent {
         }
         let hold = wire.spec.hold.as_deref();
         let hold = duration_or(&mut report, &field.at("hold"), hold, Agent::HOLD);
+        let probe_interval = read_probe_interval(&mut report, &field, wire);
         let keys = credentials::keys(&mut report, inputs, &id, &wire.spec.credential);
         let requested = inputs.agent_requests.get(&id);
         let mut read = Self {
@@ -216,6 +223,7 @@ impl ReadAgent {
             report,
             keys,
             hold: hold.unwrap_or(Agent::HOLD),
+            probe_interval,
             requested: requested.cloned().unwrap_or_default(),
             refused: BTreeMap::new(),
             allowed,
@@ -400,6 +408,7 @@ impl ReadAgent {
         mut self,
         inputs: &Inputs,
         outcomes: &mut BTreeMap<RouteId, Outcome>,
+        services: usize,
         now: SystemTime,
     ) -> Finished {
         let previous = inputs.last_good.statuses.agents.get(&self.id);
@@ -440,6 +449,16 @@ impl ReadAgent {
         credentials::judge(&mut conditions, &self.report, self.keys.len());
         let seen = sessions::judge(&mut conditions, inputs, &self.id, self.is_suspended());
         self.mappings_accepted(&mut conditions, &requested);
+        if self.is_suspended() || inputs.agents_seen.is_none() {
+            conditions.remove(ConditionType::DataPathHealthy);
+        } else {
+            data_paths::judge(
+                &mut conditions,
+                seen,
+                self.probe_interval.is_some(),
+                services,
+            );
+        }
         let mut summary = vec![
             ConditionType::Accepted,
             ConditionType::CredentialReady,
@@ -473,6 +492,7 @@ impl ReadAgent {
             mappings: Vec::new(),
             verdicts,
             hold: self.hold,
+            probe_interval: self.probe_interval,
         };
         Finished {
             agent,
@@ -540,6 +560,26 @@ impl ReadAgent {
 /// Whether a problem keeps a mapping from being served as it should. Of wishes all count.
 fn matters(problem: &Problem) -> bool {
     problem.severity() != Severity::Warning || problem.field.starts_with("status.")
+}
+
+/// How often services are tried; None for never.
+fn read_probe_interval(
+    report: &mut Report,
+    field: &Field<'_>,
+    wire: &TunnelAgent,
+) -> Option<Duration> {
+    let at = field.at("probeInterval");
+    let written = wire.spec.probe_interval.as_deref();
+    let interval = duration_or(report, &at, written, Agent::PROBE_INTERVAL)?;
+    if !interval.is_zero() && interval < SHORTEST_PROBE {
+        report.invalid(
+            at,
+            format!("{} is too often", written.unwrap_or_default()),
+            "write at least 5s, or 0s for never",
+        );
+        return Some(Agent::PROBE_INTERVAL);
+    }
+    (!interval.is_zero()).then_some(interval)
 }
 
 /// A label, so that the mapping can be part of names of files and Secrets.

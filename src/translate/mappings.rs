@@ -244,9 +244,12 @@ pub(super) fn of_cluster(cluster: &Cluster) -> Option<(AgentId, MappingId)> {
     }
 }
 
-/// Gives the agents of the snapshot the mappings that its hosts lead to.
-pub(super) fn hand_out(snapshot: &mut Snapshot, known: &Mappings) {
-    let mut used: BTreeMap<(AgentId, MappingId), BTreeSet<String>> = BTreeMap::new();
+/// Mappings that are asked for, by agent and identity, and whose they are.
+pub(super) type Used = BTreeMap<(AgentId, MappingId), BTreeSet<String>>;
+
+/// The mappings that the hosts of the snapshot lead to.
+pub(super) fn used(snapshot: &Snapshot) -> Used {
+    let mut used = Used::new();
     let mut note = |cluster: &Cluster, route: &RouteId| {
         if let Some(key) = of_cluster(cluster) {
             used.entry(key).or_default().insert(route.name.to_string());
@@ -262,6 +265,11 @@ pub(super) fn hand_out(snapshot: &mut Snapshot, known: &Mappings) {
             }
         }
     }
+    used
+}
+
+/// Gives the agents of the snapshot their mappings.
+pub(super) fn hand_out(snapshot: &mut Snapshot, used: Used, known: &Mappings) {
     // By agent and identity, which is the order that agents want.
     for (key, names) in used {
         if let (Some(agent), Some(mapping)) = (snapshot.agents.get_mut(&key.0), known.get(&key)) {

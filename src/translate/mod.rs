@@ -20,6 +20,7 @@ mod balancing;
 mod certificates;
 mod conflicts;
 mod credentials;
+mod data_paths;
 mod dns;
 mod durations;
 mod exposure;

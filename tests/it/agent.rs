@@ -159,3 +159,61 @@ fn what_an_agent_asks_for_is_served_where_it_may_be() {
         }
     });
 }
+
+#[test]
+fn the_part_of_the_way_that_is_broken_is_named_until_it_is_mended() {
+    let app = Origin::text("well");
+    let (token, hash) = Edge::agent_token();
+    let port = ports::free();
+    let edge = edge(&app, &hash);
+    let object = std::fs::read_to_string(edge.objects().join("object-0.yaml")).unwrap();
+    edge.write(
+        "object-0.yaml",
+        &format!(
+            "{object}\x20   - {{ name: dead, hostname: dead.home.example.com, target: 'http://127.0.0.1:{port}' }}\n\
+             \x20 probeInterval: 5s\n"
+        ),
+    );
+    let _agent = Program::start(&mut agent(&edge, &token, None));
+    let told = |status: &str, reason: &str| {
+        eventually(reason, PATIENCE, || {
+            let reply = edge.admin("/api/v1/status").map_err(|it| it.to_string())?;
+            let body = reply.split_once("\r\n\r\n").map_or("", |it| it.1);
+            let all: serde_json::Value = serde_json::from_str(body).map_err(|it| it.to_string())?;
+            let conditions = all["agents"][0]["conditions"].as_array();
+            let mut conditions = conditions.into_iter().flatten();
+            let condition = conditions
+                .find(|it| it["type"] == "DataPathHealthy")
+                .ok_or_else(|| reply.clone())?;
+            if condition["status"] == status && condition["reason"] == reason {
+                Ok(condition["message"].as_str().unwrap().to_owned())
+            } else {
+                Err(condition.to_string())
+            }
+        })
+    };
+    let message = told("False", "ServiceUnreachable");
+    let expected = format!(
+        "1 of 2 services fail; mapping dead (http://127.0.0.1:{port}): edge, link and agent are well, the service is not: ConnectFailed"
+    );
+    assert!(message.starts_with(&expected), "{message}");
+    let metrics = edge.admin("/metrics").unwrap();
+    let up = |mapping: &str, value| {
+        let mut lines = metrics.lines();
+        lines.any(|line| {
+            line.starts_with("tidegate_agent_service_up{")
+                && line.contains(mapping)
+                && line.ends_with(value)
+        })
+    };
+    assert!(
+        up("homelab:dead", " 0") && up("homelab:app", " 1"),
+        "{metrics}"
+    );
+    // The service starts.
+    let _mended = Origin::text_at(([127, 0, 0, 1], port).into(), "mended");
+    assert_eq!(
+        told("True", "ServicesAnswer"),
+        "all 2 services behind the agent answer"
+    );
+}

@@ -292,6 +292,7 @@ fn troubleshooting_names_every_reason_that_asks_for_a_person() {
         "Connected",
         "Redundant",
         "MappingsAccepted",
+        "ServicesAnswer",
         "Registered",
         "NoticesDelivered",
     ];

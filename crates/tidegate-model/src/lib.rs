@@ -54,8 +54,9 @@ pub use snapshot::{
 pub use store::{Published, SnapshotStore};
 pub use tickets::{TicketKey, TicketKeys};
 pub use tunnel::{
-    Agent, AgentId, AgentTarget, AgentTargetError, AgentTls, Carrier, Mapping, MappingId,
-    MappingVerdict, ObservedAgent, ObservedSession, RequestedMapping, StoredKey,
+    Agent, AgentId, AgentTarget, AgentTargetError, AgentTls, Carrier, Hop, Mapping, MappingId,
+    MappingVerdict, ObservedAgent, ObservedProbe, ObservedSession, ProbeFailure, RequestedMapping,
+    StoredKey,
 };
 pub use udp::{
     UdpListenError, UdpListenerState, UdpRelay, UdpRelayMode, UdpRelayState, UdpUnlisted, UdpWay,

@@ -262,6 +262,8 @@ pub struct Agent {
     pub verdicts: Vec<MappingVerdict>,
     /// How long requests wait for an agent that was there a moment ago.
     pub hold: Duration,
+    /// How often the way to each service is tried; never where None.
+    pub probe_interval: Option<Duration>,
 }
 
 // === impl Agent ===
@@ -271,6 +273,8 @@ impl Agent {
     pub const KEYS: usize = 4;
     /// [`Agent::hold`] unless the object says otherwise.
     pub const HOLD: Duration = Duration::from_secs(10);
+    /// [`Agent::probe_interval`] unless the object says otherwise.
+    pub const PROBE_INTERVAL: Duration = Duration::from_secs(60);
 
     /// The mapping of that id.
     pub fn mapping(&self, id: &MappingId) -> Option<&Arc<Mapping>> {
@@ -318,6 +322,66 @@ pub struct ObservedAgent {
     pub requested: Vec<RequestedMapping>,
     /// When a session of it was last alive, as long as this process runs.
     pub last_seen: Option<SystemTime>,
+    /// How the ways to its services were when they were tried last, for each process of the agent that is connected.
+    pub probes: Vec<ObservedProbe>,
+}
+
+/// How the way to a service was when it was tried last.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ObservedProbe {
+    /// Whose service it is, for people: [`Mapping::names`].
+    pub names: Vec<String>,
+    /// The service as the agent reaches it.
+    pub target: String,
+    /// The process of the agent that tried: [`ObservedSession::instance`].
+    pub instance: String,
+    /// Until the service was connected.
+    pub connect: Option<Duration>,
+    /// Until it had answered.
+    pub total: Option<Duration>,
+    /// What is wrong; None if the service answers.
+    pub failure: Option<ProbeFailure>,
+}
+
+/// What keeps visitors from a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProbeFailure {
+    /// The part of the way that is broken. All before it work.
+    pub hop: Hop,
+    /// One word, such as `ConnectFailed`.
+    pub reason: String,
+    /// What was found.
+    pub message: String,
+}
+
+/// A part of the way from the edge to a service behind an agent, in the order in which a request passes them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Hop {
+    /// Between edge and agent.
+    Link,
+    /// The agent's program.
+    Agent,
+    /// Between the agent and its service, and the service itself.
+    Service,
+}
+
+// === impl Hop ===
+
+impl Hop {
+    /// As it stands in statuses and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Link => "Link",
+            Self::Agent => "Agent",
+            Self::Service => "Service",
+        }
+    }
+
+    /// The one of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        let all = [Self::Link, Self::Agent, Self::Service];
+        all.into_iter().find(|hop| hop.name() == name)
+    }
 }
 
 /// One link of an agent.

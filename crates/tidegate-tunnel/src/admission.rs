@@ -416,6 +416,7 @@ mod tests {
                 mappings: Vec::new(),
                 verdicts: Vec::new(),
                 hold: Agent::HOLD,
+                probe_interval: None,
             };
             self.agents.insert(id, Arc::new(agent));
         }

@@ -11,8 +11,8 @@ use rcgen::{CertificateParams, DnType, KeyPair, SerialNumber};
 use serde::Deserialize;
 use serde_json::Value;
 use tidegate_model::{
-    Carrier, CertificateOrigin, ObjectName, ObservedAgent, ObservedSession, Reach,
-    RequestedMapping, RouteId, RuleId,
+    Carrier, CertificateOrigin, Hop, ObjectName, ObservedAgent, ObservedProbe, ObservedSession,
+    ProbeFailure, Reach, RequestedMapping, RouteId, RuleId,
 };
 
 use super::now;
@@ -97,9 +97,23 @@ struct TestAgent {
     /// Seconds before now.
     #[serde(default)]
     last_seen: Option<u64>,
+    /// Name, target, and hop, reason and message where it fails.
+    #[serde(default)]
+    probes: Vec<TestProbe>,
     /// Name, hostname and target.
     #[serde(default)]
     asks: Vec<(String, String, String)>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct TestProbe {
+    name: String,
+    target: String,
+    #[serde(default)]
+    fails: Option<(String, String, String)>,
+    #[serde(default)]
+    instance: u8,
 }
 
 #[derive(Debug, Deserialize)]
@@ -299,10 +313,26 @@ fn agent(inputs: &mut Inputs, wire: TestAgent) {
         sessions: sessions.collect(),
         requested: requested.clone(),
         last_seen: wire.last_seen.map(|ago| now() - Duration::from_secs(ago)),
+        probes: wire.probes.into_iter().map(probe).collect(),
     };
     let all = Arc::make_mut(inputs.agents_seen.get_or_insert_default());
     all.agents.insert(id.clone(), seen);
     Arc::make_mut(&mut inputs.agent_requests).insert(id, requested);
+}
+
+fn probe(wire: TestProbe) -> ObservedProbe {
+    ObservedProbe {
+        names: vec![wire.name],
+        target: wire.target,
+        instance: format!("{:x}", wire.instance).repeat(32),
+        connect: None,
+        total: Some(Duration::from_millis(3)),
+        failure: wire.fails.map(|(hop, reason, message)| ProbeFailure {
+            hop: Hop::parse(&hop).unwrap(),
+            reason,
+            message,
+        }),
+    }
 }
 
 fn udp_service(name: &ObjectName, wire: TestUdpService) -> FoundService {

@@ -87,7 +87,7 @@ fields! {
     PassiveHealth { consecutive_failures, ejection_time }
     Circuit { max_requests }
     HttpField { name, value }
-    TunnelAgentSpec { class_name, suspend, credential, allowed_hostnames, optional, hold, mappings }
+    TunnelAgentSpec { class_name, suspend, credential, allowed_hostnames, optional, hold, probe_interval, mappings }
     AgentCredential { secret_name => Secret }
     AgentMapping { name, hostname, target, protocol, proxy_protocol, tls, enabled, description, limits, rate_limit, access }
     MappingTls { insecure_skip_verify, server_name, ca_secret_name => Secret, ca_config_map_name => ConfigMap }

@@ -1,6 +1,7 @@
 //! What is counted of agents. Only handshakes and ends of sessions are counted here; the rest is asked of the hub when
 //! somebody reads the metrics, so that agents and mappings that are gone leave nothing behind.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -34,6 +35,13 @@ struct AgentLabels {
 struct CarrierLabels {
     agent: String,
     carrier: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ServiceLabels {
+    agent: String,
+    mapping: String,
+    target: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -141,6 +149,28 @@ impl Collector for OfHub {
             };
             let count = ConstGauge::new(i64::try_from(full).unwrap_or(i64::MAX));
             count.encode(stalled.encode_family(&labels)?)?;
+        }
+        let mut up = encoder.encode_descriptor(
+            "agent_service_up",
+            "Whether a service behind an agent answered it when it was tried last, for all of its processes",
+            None,
+            MetricType::Gauge,
+        )?;
+        for agent in &agents {
+            let mut services: BTreeMap<(&str, &str), bool> = BTreeMap::new();
+            for probe in &agent.probes {
+                let name = probe.names.first().map_or("", |name| name);
+                let up = services.entry((name, &probe.target)).or_insert(true);
+                *up &= probe.failure.is_none();
+            }
+            for ((mapping, target), up_now) in services {
+                let labels = ServiceLabels {
+                    agent: agent.id.to_string(),
+                    mapping: mapping.to_owned(),
+                    target: target.to_owned(),
+                };
+                ConstGauge::new(i64::from(up_now)).encode(up.encode_family(&labels)?)?;
+            }
         }
         let traffic = self.0.traffic();
         let counters: [(&str, &str, Count); 3] = [

@@ -223,7 +223,7 @@ fn start(
     let cut = shared.cut.clone();
     let links = shared.links.clone();
     links.spawn(async move {
-        let serving = serve(&shared, accepted, endpoint, upgrade);
+        let serving = Box::pin(serve(&shared, accepted, endpoint, upgrade));
         if cut.run_until_cancelled(serving).await.is_none() {
             shared.metrics.agents.ended("Cut");
         }

@@ -9,6 +9,7 @@
 //! locks are held for a moment and never across a wait. Several sessions of one agent are a pool; none evicts another.
 
 mod history;
+mod probing;
 mod session;
 mod told;
 
@@ -19,13 +20,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use http_body::Body;
-use tidegate_model::{Agent, AgentId, Mapping, MappingId, ObservedAgent, RequestedMapping};
+use tidegate_model::{
+    Agent, AgentId, Mapping, MappingId, ObservedAgent, ObservedProbe, RequestedMapping,
+};
 use tokio::sync::{broadcast, watch};
 
 use crate::admission::{Admission, Admitted, Attempt, Denial, Refused};
 use crate::link::edge::EdgeLink;
 use history::History;
 pub use history::LinkChange;
+use probing::Finding;
 use session::Session;
 pub use session::{Arrival, Ended};
 
@@ -160,6 +164,8 @@ struct Entry<B: Body + 'static> {
     left: Option<(Instant, SystemTime)>,
     /// Of mappings that the agent has.
     traffic: BTreeMap<MappingId, Arc<Traffic>>,
+    /// What probes have shown last, by the agent's process and the mapping.
+    probes: BTreeMap<(String, MappingId), Finding>,
 }
 
 impl<B: Body + 'static> Clone for Hub<B> {
@@ -187,6 +193,7 @@ impl<B: Body + 'static> Default for Entry<B> {
             gone: false,
             left: None,
             traffic: BTreeMap::new(),
+            probes: BTreeMap::new(),
         }
     }
 }
@@ -219,6 +226,9 @@ impl<B: Body + 'static> Hub<B> {
             let entry = table.entry(id.clone()).or_default();
             entry.learn(revision, agent);
             entry.traffic.retain(|id, _| agent.mapping(id).is_some());
+            entry
+                .probes
+                .retain(|(_, id), _| agent.mapping(id).is_some());
         }
         let mut gone = false;
         table.retain(|id, entry| {
@@ -324,6 +334,7 @@ impl<B: Body + 'static> Hub<B> {
                 } else {
                     Some(now)
                 },
+                probes: entry.observe_probes(),
             })
             .collect()
     }
@@ -451,6 +462,10 @@ impl<B: Body + 'static> Hub<B> {
         };
         entry.sessions.retain(|it| it.id != session.id);
         entry.left = Some((Instant::now(), SystemTime::now()));
+        let instance = session.instance();
+        if !entry.sessions.iter().any(|it| it.instance() == instance) {
+            entry.probes.retain(|(of, _), _| of != instance);
+        }
         entry.publish_links();
         if session.detach() {
             self.0.attached.send_modify(|attached| *attached -= 1);
@@ -473,6 +488,34 @@ impl<B: Body + 'static> Hub<B> {
     fn changed(&self, session: &Session<B>) {
         if let Some(entry) = self.table().get(&session.agent) {
             entry.publish_links();
+        }
+    }
+
+    /// Whether it is the session's to try the services of its agent's process: one of its links does.
+    fn is_to_probe(&self, session: &Session<B>) -> bool {
+        let table = self.table();
+        let sessions = table.get(&session.agent).map_or(&[][..], |it| &it.sessions);
+        let mut staying = sessions
+            .iter()
+            .filter(|it| it.instance() == session.instance() && it.live().is_some());
+        staying.next().is_some_and(|first| first.id == session.id)
+    }
+
+    fn probed(&self, session: &Session<B>, findings: impl IntoIterator<Item = Finding>) {
+        let mut table = self.table();
+        let Some(entry) = table.get_mut(&session.agent) else {
+            return;
+        };
+        for finding in findings {
+            let key = (session.instance().to_owned(), finding.mapping.clone());
+            entry.probes.insert(key, finding);
+        }
+    }
+
+    fn forget_probes(&self, session: &Session<B>) {
+        if let Some(entry) = self.table().get_mut(&session.agent) {
+            let instance = session.instance();
+            entry.probes.retain(|(of, _), _| of != instance);
         }
     }
 
@@ -547,5 +590,24 @@ impl<B: Body + 'static> Entry<B> {
     fn publish_links(&self) {
         let live = self.sessions.iter().filter_map(|it| it.live());
         self.links.send_replace(live.collect());
+    }
+
+    fn observe_probes(&self) -> Vec<ObservedProbe> {
+        let agent = self.agent.borrow();
+        let Some(agent) = agent.as_deref() else {
+            return Vec::new();
+        };
+        let of = |((instance, id), finding): (&(String, MappingId), &Finding)| {
+            let mapping = agent.mapping(id)?;
+            Some(ObservedProbe {
+                names: mapping.names.clone(),
+                target: mapping.target.to_string(),
+                instance: instance.clone(),
+                connect: finding.connect,
+                total: finding.total,
+                failure: finding.failure.clone(),
+            })
+        };
+        self.probes.iter().filter_map(of).collect()
     }
 }

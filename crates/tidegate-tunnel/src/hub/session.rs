@@ -18,6 +18,7 @@ use tidegate_model::{
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::probing::Probing;
 use super::{Entered, Hub, LinkChange, LiveLink, Orders, Traffic, told};
 use crate::admission::Admitted;
 use crate::link::LinkError;
@@ -26,6 +27,8 @@ use crate::wire::{self, FromAgent, FromEdge, Retry};
 
 /// How long a session that must end may go on to say so.
 const FAREWELL: Duration = Duration::from_millis(500);
+/// How often it is looked whether a service is to be tried.
+const LOOK: Duration = Duration::from_secs(1);
 /// How long an agent has to replace a link that somebody wants replaced.
 const MOVE_WITHIN: Duration = Duration::from_secs(30);
 
@@ -108,6 +111,11 @@ impl<B: Body + 'static> Session<B> {
             ready: Arc::clone(&state.ready),
             traffic: Arc::clone(&self.traffic),
         })
+    }
+
+    /// The agent's process.
+    pub(super) fn instance(&self) -> &str {
+        &self.arrival.instance
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -257,6 +265,9 @@ struct Talk<'a, B: Body + 'static> {
     request: Option<u64>,
     verdicts: Option<(u64, Vec<MappingVerdict>)>,
     drain_told: bool,
+    probing: Probing,
+    /// When to look at the services again.
+    look: Instant,
 }
 
 impl<'a, B: Body + 'static> Talk<'a, B> {
@@ -271,6 +282,8 @@ impl<'a, B: Body + 'static> Talk<'a, B> {
             request: None,
             verdicts: None,
             drain_told: false,
+            probing: Probing::default(),
+            look: Instant::now() + LOOK,
         }
     }
 
@@ -308,6 +321,7 @@ impl<'a, B: Body + 'static> Talk<'a, B> {
                     break Bye::CLOSING;
                 },
                 _ = self.orders.changed() => {}
+                () = tokio::time::sleep_until(self.look.into()) => self.look_at_services(),
             }
         };
         let message = wire::Bye::new(bye.retry, bye.reason, bye.message);
@@ -385,7 +399,7 @@ impl<'a, B: Body + 'static> Talk<'a, B> {
             };
             return Some(drain.into());
         }
-        None
+        self.probing.next().map(FromEdge::from)
     }
 
     /// Notes what goes out.
@@ -401,6 +415,12 @@ impl<'a, B: Body + 'static> Talk<'a, B> {
                 self.verdicts = Some((*version, told));
             }
             FromEdge::Drain(_) => self.drain_told = true,
+            FromEdge::Probe(wire::Probe { mapping, .. }) => {
+                let id = MappingId::parse(mapping);
+                let mapping = id.and_then(|id| agent?.mapping(&id).cloned());
+                let timeout = mapping.map(|it| it.connect_timeout).unwrap_or_default();
+                self.probing.said(timeout, Instant::now());
+            }
             _ => {}
         }
     }
@@ -425,6 +445,7 @@ impl<'a, B: Body + 'static> Talk<'a, B> {
                     let ready = self.hub.traffic_of(session, mappings);
                     session.state().ready = Arc::new(ready);
                     self.hub.changed(session);
+                    self.look_at_services();
                 }
             }
             FromAgent::Drain(wire::AgentDrain { reason }) => {
@@ -441,9 +462,40 @@ impl<'a, B: Body + 'static> Talk<'a, B> {
                 }
                 self.hub.moved(session);
             }
+            FromAgent::ProbeResult(result) => {
+                if let Some(interval) = self.probe_interval() {
+                    let found = self.probing.heard(&result, Instant::now(), interval);
+                    self.hub.probed(session, found);
+                }
+            }
             // Said once, before the session began; what comes with later versions is not for this one.
             _ => {}
         }
+    }
+
+    fn probe_interval(&self) -> Option<Duration> {
+        self.agent.borrow().as_ref()?.probe_interval
+    }
+
+    /// Sees which services are to be tried, and what has become of those that were.
+    fn look_at_services(&mut self) {
+        let (session, now) = (self.session, Instant::now());
+        self.look = now + LOOK;
+        // Another link of the same process does it, or nobody wants it.
+        let interval = self.probe_interval();
+        let Some(interval) = interval.filter(|_| self.hub.is_to_probe(session)) else {
+            if self.probing.stop() && interval.is_none() {
+                self.hub.forget_probes(session);
+            }
+            return;
+        };
+        let ready: Vec<MappingId> = session.state().ready.keys().cloned().collect();
+        self.probing.follow(&ready, now);
+        let mut found = self.probing.tick(now, interval);
+        if session.is_full() {
+            found.extend(self.probing.link_is_full(now, interval));
+        }
+        self.hub.probed(session, found);
     }
 
     fn link_ended(&self, error: &LinkError) -> Ended {

@@ -2,8 +2,8 @@
 
 use std::sync::Mutex;
 
-use tidegate_model::{MappingVerdict, RequestedMapping};
-use tidegate_tunnel::wire::{AgentDrain, Bye, Requested, Retry};
+use tidegate_model::{Hop, MappingVerdict, RequestedMapping};
+use tidegate_tunnel::wire::{AgentDrain, Bye, ProbeResult, Requested, Retry};
 
 use super::*;
 
@@ -34,6 +34,7 @@ fn who_may_no_longer_be_connected_is_told_and_gone() {
                 Agent {
                     suspended,
                     hold: Duration::ZERO,
+                    probe_interval: None,
                     ..agent_with(keys)
                 }
             }));
@@ -186,6 +187,61 @@ fn mappings_and_verdicts_are_told_and_wishes_are_heard() {
     assert_eq!(wishes.borrow().len(), 1);
     rig.publish(None);
     eventually("nobody wishes", || wishes.borrow().is_empty());
+}
+
+#[test]
+fn services_are_tried_by_one_link_and_what_is_broken_is_named() {
+    let rig = Rig::new();
+    let first = rig.connect(Way::Direct, describe);
+    let second = rig.connect(Way::WebSocket, describe);
+    let wanted = |interval: Option<u64>| {
+        let mut agent = agent_with(vec![rig.token.stored_key()]);
+        agent.probe_interval = interval.map(Duration::from_millis);
+        Some(agent)
+    };
+    rig.publish(wanted(Some(500)));
+    let asked = |said| match said {
+        FromEdge::Probe(it) => Some(it),
+        _ => None,
+    };
+    let probe = first.hears(asked);
+    assert_eq!(probe.mapping, mapping_id().to_string());
+    let answer = |id, reason: &str| ProbeResult {
+        id,
+        ok: reason.is_empty(),
+        reason: reason.to_owned(),
+        message: "connection refused".to_owned(),
+        ..ProbeResult::default()
+    };
+    let refused = answer(probe.id, "ConnectFailed");
+    first.to_edge.blocking_send(refused.into()).unwrap();
+    let failure = || {
+        let agents = rig.agents();
+        let probe = agents.first().and_then(|it| it.probes.first().cloned());
+        probe.map(|it| it.failure)
+    };
+    eventually("the failure is known", || {
+        failure()
+            .flatten()
+            .is_some_and(|it| (it.hop, &*it.reason) == (Hop::Service, "ConnectFailed"))
+    });
+    assert!(rig.edge.edge.metrics().contains("agent_service_up{"));
+    let again = first.hears(asked);
+    assert!(again.id > probe.id);
+    let well = answer(again.id, "");
+    first.to_edge.blocking_send(well.into()).unwrap();
+    eventually("it is well again", || failure() == Some(None));
+    // The other link of the process takes over.
+    assert!(second.said.try_iter().all(|it| asked(it).is_none()));
+    first.link.cut();
+    let probe = second.hears(asked);
+    rig.publish(wanted(None));
+    eventually("nobody wants to know", || failure().is_none());
+    let late = answer(probe.id, "ConnectFailed");
+    second.to_edge.blocking_send(late.into()).unwrap();
+    rig.publish(wanted(Some(500)));
+    second.hears(asked);
+    assert_eq!(failure(), None, "an answer to what nobody asks any more");
 }
 
 #[test]

@@ -93,6 +93,7 @@ fn agent_with(keys: Vec<StoredKey>) -> Agent {
         mappings: vec![mapping()],
         verdicts: Vec::new(),
         hold: PATIENCE,
+        probe_interval: None,
     }
 }
 
