@@ -52,21 +52,31 @@ pub(super) fn judge(
         Hop::Agent => Reason::AgentSilent,
         Hop::Service => Reason::ServiceUnreachable,
     };
-    let mut message = format!("{} of {} services fail", failing.len(), services.len());
-    for ((target, names), (probe, failure)) in failing.iter().take(MOST) {
-        let process = match probes_of(&services, target, names) {
-            0 | 1 => String::new(),
-            count => format!(
-                ", as process {} of {count} finds it",
-                short(&probe.instance)
-            ),
-        };
-        message += &format!("; {}: {}", in_words(names, target), way(failure, &process));
-    }
+    let mut parts = vec![format!(
+        "{} of {} services fail",
+        failing.len(),
+        services.len()
+    )];
+    parts.extend(
+        failing
+            .iter()
+            .take(MOST)
+            .map(|(service, (probe, failure))| {
+                let (target, names) = *service;
+                let process = match services.get(*service).map_or(0, Vec::len) {
+                    0 | 1 => String::new(),
+                    count => format!(
+                        ", as process {} of {count} finds it",
+                        short(&probe.instance)
+                    ),
+                };
+                format!("{}: {}", in_words(names, target), way(failure, &process))
+            }),
+    );
     if failing.len() > MOST {
-        message += &format!("; and {} more", failing.len() - MOST);
+        parts.push(format!("and {} more", failing.len() - MOST));
     }
-    conditions.set(type_, false, reason, message);
+    conditions.set(type_, false, reason, parts.join("; "));
 }
 
 /// Target and names of a service, and what each process of the agent has found.
@@ -79,10 +89,6 @@ fn by_service(probes: &[ObservedProbe]) -> Services<'_> {
         all.entry(service).or_default().push(probe);
     }
     all
-}
-
-fn probes_of(services: &Services<'_>, target: &str, names: &[String]) -> usize {
-    services.get(&(target, names)).map_or(0, Vec::len)
 }
 
 /// The failure that comes first on the way.
