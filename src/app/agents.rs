@@ -5,21 +5,19 @@
 //! so that an agent whose network comes and goes does not keep writers of statuses busy; what agents ask for is
 //! told at once always.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use tidegate_model::{AgentId, ObservedAgent, RequestedMapping};
+use tidegate_model::ObservedAgent;
 use tidegate_proxy::RunningEdge;
 use tokio::time::Instant;
+
+use crate::source::wishes::Wishes;
 
 /// How often it is looked.
 const LOOK: Duration = Duration::from_secs(1);
 /// Time between two tellings of sessions.
 const QUIET: Duration = Duration::from_secs(10);
-
-/// What agents ask for.
-pub(super) type Requests = BTreeMap<AgentId, Vec<RequestedMapping>>;
 
 /// Follows the agents of an edge.
 #[derive(Debug)]
@@ -34,15 +32,19 @@ pub(super) struct AgentsWatch {
 struct Memory {
     told: Arc<Vec<ObservedAgent>>,
     told_at: Option<Instant>,
-    requests: Arc<Requests>,
+    requests: Arc<Wishes>,
 }
 
 impl AgentsWatch {
-    pub(super) fn new(edge: Arc<OnceLock<RunningEdge>>) -> Self {
+    /// `wishes` is what agents asked for before.
+    pub(super) fn new(edge: Arc<OnceLock<RunningEdge>>, wishes: Wishes) -> Self {
         Self {
             edge,
             next: Instant::now(),
-            memory: Memory::default(),
+            memory: Memory {
+                requests: Arc::new(wishes),
+                ..Memory::default()
+            },
         }
     }
 
@@ -66,7 +68,7 @@ impl AgentsWatch {
     }
 
     /// What agents ask for, also those that are away.
-    pub(super) fn requests(&self) -> Arc<Requests> {
+    pub(super) fn requests(&self) -> Arc<Wishes> {
         Arc::clone(&self.memory.requests)
     }
 }
@@ -115,7 +117,7 @@ fn still(agent: &ObservedAgent) -> ObservedAgent {
 mod tests {
     use std::time::SystemTime;
 
-    use tidegate_model::{Carrier, ObservedSession};
+    use tidegate_model::{AgentId, Carrier, ObservedSession, RequestedMapping};
 
     use super::*;
 

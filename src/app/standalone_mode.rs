@@ -38,6 +38,7 @@ use crate::api::TlsRoute;
 use crate::rest::accounts::Accounts;
 use crate::rest::{ApiGate, Rest};
 use crate::source::state::StateFolder;
+use crate::source::wishes::{self, Wishes};
 use crate::source::{AcmeStore, Issuance, Place, Refreshed};
 use crate::standalone::{FolderWatch, Source};
 use crate::translate::Statuses;
@@ -100,6 +101,8 @@ struct Running {
     acme: Acme,
     probes: TrackerProbes,
     agents: AgentsWatch,
+    /// What they ask for, as it is written down.
+    wishes: Arc<Wishes>,
     engine: watch::Sender<Option<Engine>>,
     udp: UdpRelays,
     tracked: Tracked,
@@ -131,7 +134,9 @@ impl Running {
         let store = Arc::new(SnapshotStore::new());
         let edge = process::bind_edge(&options.settings, &store, inherited)?;
         let listeners = edge.addresses();
+        let wishes = wishes::load(&state);
         let source = source
+            .with_agent_requests(&wishes)
             .with_acme(Issuance::new(&acme.engine))
             .with_plain_ports(process::plain_ports(&listeners));
         let source = Arc::new(Mutex::new(source));
@@ -210,7 +215,8 @@ impl Running {
             signals,
             acme,
             probes,
-            agents: AgentsWatch::new(running),
+            agents: AgentsWatch::new(running, wishes.clone()),
+            wishes: Arc::new(wishes),
             engine,
             udp,
             tracked,
@@ -281,6 +287,7 @@ impl Running {
         let now = SystemTime::now();
         self.lock_source()
             .set_tracker_reports(self.probes.reports());
+        self.note_wishes().await;
         self.lock_source()
             .set_agents(&self.agents.seen(), self.agents.requests());
         let Ok(refreshed) = tokio::task::spawn_blocking(move || refresh(&source, now)).await else {
@@ -304,6 +311,20 @@ impl Running {
         );
         self.acme.served(&asked);
         self.acme.tell(asked);
+    }
+
+    /// Hostnames that agents ask for are served again at once when the edge is started anew.
+    async fn note_wishes(&mut self) {
+        let wishes = self.agents.requests();
+        if wishes == self.wishes {
+            return;
+        }
+        self.wishes = Arc::clone(&wishes);
+        let state = Arc::clone(&self.state);
+        if let Err(error) = tokio::task::spawn_blocking(move || wishes::save(&state, &wishes)).await
+        {
+            tracing::error!(%error, "writing what agents ask for panicked");
+        }
     }
 
     async fn upgrade(&mut self) -> Option<u32> {

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use tidegate_acme::plan::moment;
 use tidegate_model::{
     AgentId, Carrier, Hop, ObjectName, ObservedAgent, ObservedProbe, ObservedSession, ProbeFailure,
-    RequestedMapping, Secret,
+    Secret,
 };
 use tidegate_telemetry::chain;
 use tokio::sync::watch;
@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::documents::{DocumentError, DocumentStore};
 use super::watch::World;
+use crate::source::wishes::{Wishes, WrittenWish, cut};
 use crate::translate::SeenAgents;
 
 /// Kind of the documents; each is named after its replica.
@@ -38,13 +39,6 @@ const DEAD: Duration = Duration::from_secs(90);
 const FORGOTTEN: Duration = Duration::from_hours(24);
 /// Pause before what failed is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
-/// What an agent may ask for at most.
-const REQUESTS: usize = 256;
-/// Longest text of an agent.
-const TEXT: usize = 1024;
-
-/// What agents ask for.
-type Requests = BTreeMap<AgentId, Vec<RequestedMapping>>;
 
 /// The document.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -65,7 +59,7 @@ struct WrittenAgent {
     #[serde(default)]
     sessions: Vec<WrittenSession>,
     #[serde(default)]
-    requested: Vec<WrittenRequest>,
+    requested: Vec<WrittenWish>,
     #[serde(default)]
     probes: Vec<WrittenProbe>,
     /// Seconds since 1970.
@@ -106,18 +100,6 @@ struct WrittenProbe {
     message: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct WrittenRequest {
-    name: String,
-    hostname: String,
-    target: String,
-    #[serde(default)]
-    insecure_skip_verify: bool,
-    #[serde(default)]
-    description: Option<String>,
-}
-
 /// Writes what this replica knows. One runs in each.
 #[derive(Debug)]
 pub struct Herald {
@@ -137,7 +119,7 @@ pub struct Known {
     /// Those that were seen.
     pub seen: Arc<Vec<ObservedAgent>>,
     /// What they ask for, also those that are away.
-    pub requests: Arc<Requests>,
+    pub requests: Arc<Wishes>,
 }
 
 impl Herald {
@@ -230,8 +212,7 @@ impl Written {
         }
         for (id, wishes) in known.requests.iter() {
             let entry = agents.entry(id).or_insert_with(|| agent(id));
-            let wishes = wishes.iter().take(REQUESTS);
-            entry.requested = wishes.map(WrittenRequest::of).collect();
+            entry.requested = WrittenWish::all_of(wishes);
         }
         Self {
             version: 1,
@@ -248,11 +229,7 @@ impl Written {
                 .into_iter()
                 .map(WrittenSession::read)
                 .collect(),
-            requested: agent
-                .requested
-                .into_iter()
-                .map(WrittenRequest::read)
-                .collect(),
+            requested: agent.requested.into_iter().map(WrittenWish::read).collect(),
             last_seen: agent.last_seen.map(moment_of),
             probes: agent.probes.into_iter().map(WrittenProbe::read).collect(),
         });
@@ -331,32 +308,6 @@ impl WrittenProbe {
     }
 }
 
-impl WrittenRequest {
-    fn of(wish: &RequestedMapping) -> Self {
-        Self {
-            name: cut(&wish.name),
-            hostname: cut(&wish.hostname),
-            target: cut(&wish.target),
-            insecure_skip_verify: wish.insecure_skip_verify,
-            description: wish.description.as_deref().map(cut),
-        }
-    }
-
-    fn read(self) -> RequestedMapping {
-        RequestedMapping {
-            name: self.name,
-            hostname: self.hostname,
-            target: self.target,
-            insecure_skip_verify: self.insecure_skip_verify,
-            description: self.description,
-        }
-    }
-}
-
-fn cut(text: &str) -> String {
-    text.chars().take(TEXT).collect()
-}
-
 fn seconds(moment: SystemTime) -> u64 {
     let since = moment.duration_since(SystemTime::UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs())
@@ -380,7 +331,7 @@ pub(super) fn merged(
     own: &Known,
     replicas: usize,
     now: SystemTime,
-) -> (SeenAgents, Requests) {
+) -> (SeenAgents, Wishes) {
     let documents = world.documents_of(KIND);
     let others = documents.iter().filter(|it| it.name != identity);
     let others = others.filter_map(|document| {
@@ -392,7 +343,7 @@ pub(super) fn merged(
     merge(all, replicas, now)
 }
 
-fn merge(all: Vec<Written>, replicas: usize, now: SystemTime) -> (SeenAgents, Requests) {
+fn merge(all: Vec<Written>, replicas: usize, now: SystemTime) -> (SeenAgents, Wishes) {
     let mut told: BTreeMap<ObjectName, Vec<Told>> = BTreeMap::new();
     for written in all {
         let written_at = written.at;
@@ -414,7 +365,7 @@ fn merge(all: Vec<Written>, replicas: usize, now: SystemTime) -> (SeenAgents, Re
         agents: BTreeMap::new(),
         replicas: replicas.max(1),
     };
-    let mut requests = Requests::new();
+    let mut requests = Wishes::new();
     for (id, mut told) in told {
         // Its newest session says what an agent wants; without one, whoever wrote last.
         let newest = |one: &Told| one.agent.sessions.iter().map(|it| it.since).max();
@@ -448,6 +399,8 @@ fn merge(all: Vec<Written>, replicas: usize, now: SystemTime) -> (SeenAgents, Re
 
 #[cfg(test)]
 mod tests {
+    use tidegate_model::RequestedMapping;
+
     use super::*;
 
     fn known(replica: &str, since: &[u64], asks: &[&str]) -> Known {

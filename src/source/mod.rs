@@ -18,6 +18,7 @@ mod place;
 mod refreshed;
 pub mod state;
 pub mod tickets;
+pub mod wishes;
 pub(crate) mod yaml;
 
 pub use acme_store::AcmeStore;

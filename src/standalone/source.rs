@@ -24,6 +24,7 @@ use crate::api::TlsRoute;
 use crate::source::ca::CaError;
 use crate::source::state::StateFolder;
 use crate::source::tickets::KeptKeys;
+use crate::source::wishes::Wishes;
 use crate::source::yaml::kinds::{Identity, ObjectKind};
 use crate::source::{
     Finding, InternalIssuer, Issuance, Parsed, Place, Refreshed, next_moment, wanted,
@@ -54,7 +55,7 @@ pub struct Source {
     last_good: Arc<LastGood>,
     tracker_reports: Arc<BTreeMap<RuleId, ProbeReport>>,
     agents_seen: Option<Arc<SeenAgents>>,
-    agent_requests: Arc<BTreeMap<AgentId, Vec<RequestedMapping>>>,
+    agent_requests: Arc<Wishes>,
 }
 
 impl Source {
@@ -141,6 +142,13 @@ impl Source {
             replicas: 1,
         }));
         self.agent_requests = requests;
+    }
+
+    /// What agents asked for before this process began.
+    #[must_use]
+    pub fn with_agent_requests(mut self, requests: &Wishes) -> Self {
+        self.agent_requests = Arc::new(requests.clone());
+        self
     }
 
     /// Asks these name servers for the zones of challenges, instead of this machine's.

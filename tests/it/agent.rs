@@ -87,7 +87,9 @@ fn a_service_behind_an_agent_is_a_page_at_the_edge() {
             Err(told.to_string())
         }
     });
-    assert_eq!(told["links"][0]["carrier"], "Direct", "{told}");
+    // On a busy machine the other carrier, which begins 300 ms later, may be the first one.
+    let carrier = told["links"][0]["carrier"].as_str().unwrap();
+    assert!(["Direct", "WebSocket"].contains(&carrier), "{told}");
 
     let (well, told) = run(&mut agent(&edge, &token, Some("doctor")));
     assert!(well, "{told}");
@@ -135,7 +137,7 @@ fn an_agent_is_updated_and_an_edge_restarted_without_a_visitor_noticing_the_firs
 fn what_an_agent_asks_for_is_served_where_it_may_be() {
     let (app, own) = (Origin::text("mapped"), Origin::text("asked for"));
     let (token, hash) = Edge::agent_token();
-    let edge = edge(&app, &hash);
+    let mut edge = edge(&app, &hash);
     let page = ports::free();
     let expose = |host: &str| format!("{host}=http://{}", own.address());
     let program = Program::start(
@@ -158,6 +160,11 @@ fn what_an_agent_asks_for_is_served_where_it_may_be() {
             Err(format!("{}\n{log}", status(page)))
         }
     });
+    // Whoever comes before the agent is back is told to wait, and not that there is no such host.
+    drop(program);
+    edge.start_again();
+    let told = edge.admin("/api/v1/status").unwrap();
+    assert!(told.contains("\"own.home.example.com\""), "{told}");
 }
 
 #[test]

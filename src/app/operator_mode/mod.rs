@@ -54,6 +54,7 @@ use crate::operator::{Cluster, ClusterOptions, Source, World};
 use crate::rest::accounts::Accounts;
 use crate::rest::{ApiGate, Rest};
 use crate::source::state::StateFolder;
+use crate::source::wishes::Wishes;
 use crate::source::{InternalIssuer, Refreshed};
 use crate::translate::{
     Environment, ExposedService, Exposure, ProgramPolicy, Refusals, ServiceKeeper,
@@ -288,7 +289,7 @@ impl Running {
                 ServiceKeeper::Person
             },
         };
-        let agents = AgentsWatch::new(Arc::clone(&edge));
+        let agents = AgentsWatch::new(Arc::clone(&edge), Wishes::new());
         let published = watch::Sender::<Arc<PublishedSecrets>>::default();
         let tracker_services = TrackerServices::default();
         let mut source = Source::new(Arc::clone(&world), environment, published.subscribe());
