@@ -333,6 +333,7 @@ impl EdgeArgs {
             },
             replica: replica().unwrap_or(defaults.replica),
             replicas: defaults.replicas,
+            peering: defaults.peering,
         }
     }
 }

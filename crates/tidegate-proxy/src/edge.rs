@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tidegate_model::{
     AgentId, ListenerState, Observed, ObservedAgent, ObservedListener, SnapshotStore,
 };
-use tidegate_tunnel::hub::{Hub, HubSettings, LinkChange, Requested};
+use tidegate_tunnel::hub::{ChannelView, Hub, HubSettings, LinkChange, Requested};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -27,6 +27,7 @@ use crate::filters::rate_limit::RateLimits;
 use crate::listener::{self, ListenerKind};
 use crate::metrics::Metrics;
 use crate::peers::Peers;
+use crate::replicas::{self, Peer};
 use crate::tls::TlsConfigs;
 use crate::upstream::watch::{Clusters, watch as watch_clusters};
 use crate::upstream::{REAP_INTERVAL, Upstreams};
@@ -80,6 +81,8 @@ pub struct Edge {
     addresses: Vec<(&'static str, SocketAddr)>,
     /// Second handles of all sockets, to be passed on.
     handles: Vec<(&'static str, TcpListener)>,
+    /// For other replicas.
+    peering: Vec<TcpListener>,
 }
 
 impl Edge {
@@ -167,15 +170,27 @@ impl Edge {
                 .find(|(name, _)| *name == "https")
                 .map(|(_, address)| address.port())
         });
+        let mut peering = Vec::new();
+        for address in settings.peering.iter().flat_map(|it| &it.listen) {
+            // Beside a process that is about to end, where both are in the node's network.
+            let listener = listen(*address).map_err(|source| StartError::Bind {
+                name: "replicas",
+                address: *address,
+                source,
+            })?;
+            peering.push(listener);
+        }
         let hub = Hub::new(HubSettings {
             replica: settings.replica.clone(),
             replicas: settings.replicas,
             version: env!("CARGO_PKG_VERSION"),
         });
+        let metrics = Metrics::new(&hub);
+        let forwarded = metrics.replicas.forwarded.clone();
         let shared = Arc::new(Shared {
             tls: TlsConfigs::new(Arc::clone(&store)),
-            clusters: Arc::new(Clusters::new(hub.clone())),
-            metrics: Metrics::new(&hub),
+            clusters: Arc::new(Clusters::new(hub.clone(), forwarded)),
+            metrics,
             hub,
             peers: Peers::default(),
             https_port,
@@ -187,6 +202,7 @@ impl Edge {
             cut: CancellationToken::new(),
             tasks: TaskTracker::new(),
             links: TaskTracker::new(),
+            forwarded: TaskTracker::new(),
             settings,
             store,
         });
@@ -195,6 +211,7 @@ impl Edge {
             sockets,
             addresses,
             handles,
+            peering,
         })
     }
 
@@ -210,6 +227,7 @@ impl Edge {
             sockets,
             addresses,
             handles,
+            peering,
         } = self;
         let published = shared.store.load_full();
         shared
@@ -239,7 +257,15 @@ impl Edge {
                 serve(worker, sockets, beginning),
             )?);
         }
+        let (peers, known) = watch::channel(Vec::new());
+        let peer_address = peering.first().and_then(|it| it.local_addr().ok());
+        if let Some(settings) = shared.settings.peering.clone() {
+            let replicas = replicas::run(Arc::clone(&shared), settings, peering, known);
+            threads.push(spawn_thread("edge-replicas".to_owned(), replicas)?);
+        }
         let running = Running {
+            peers,
+            peer_address,
             shared,
             addresses,
             handles: Mutex::new(handles),
@@ -335,6 +361,9 @@ pub struct RunningEdge {
 #[derive(Debug)]
 struct Running {
     shared: Arc<Shared>,
+    /// The other replicas.
+    peers: watch::Sender<Vec<Peer>>,
+    peer_address: Option<SocketAddr>,
     addresses: Vec<(&'static str, SocketAddr)>,
     /// Dropped before draining: a socket that anybody holds goes on queueing connections.
     handles: Mutex<Vec<(&'static str, TcpListener)>>,
@@ -404,16 +433,24 @@ impl RunningEdge {
         shared.draining.cancel();
         shared.tasks.close();
         shared.links.close();
+        shared.forwarded.close();
         let drained = tokio::time::timeout(deadline, async {
             shared.tasks.wait().await;
             // Nobody needs the links any more; agents get the time to be somewhere else before.
             let moved = shared.hub.until_moved();
             let _ = tokio::time::timeout(jitter + MOVE_WITHIN, moved).await;
+            // Other replicas have sent nothing more since they know another way.
+            shared.forwarded.wait().await;
         });
-        let drained = drained.await.is_ok() || shared.tasks.is_empty();
+        let drained =
+            drained.await.is_ok() || (shared.tasks.is_empty() && shared.forwarded.is_empty());
         shared.hub.close();
         let _ = tokio::time::timeout(CLOSE_WITHIN, shared.links.wait()).await;
-        let left = if drained { 0 } else { shared.tasks.len() };
+        let left = if drained {
+            0
+        } else {
+            shared.tasks.len() + shared.forwarded.len()
+        };
         shared.cut.cancel();
         let threads = std::mem::take(
             &mut *self
@@ -453,6 +490,38 @@ impl RunningEdge {
     /// Links of agents that come and go from now on.
     pub fn link_changes(&self) -> broadcast::Receiver<Arc<LinkChange>> {
         self.running.shared.hub.changes()
+    }
+
+    /// Tells who the other replicas are: all of them, each time. Channels to those that stay go on; agents are told how
+    /// many replicas there are. Does nothing without [`Settings::peering`].
+    pub fn set_peers(&self, mut peers: Vec<Peer>) {
+        let shared = &self.running.shared;
+        if shared.settings.peering.is_none() {
+            return;
+        }
+        peers.retain(|peer| peer.name != shared.settings.replica);
+        peers.sort();
+        peers.dedup();
+        let mut names: Vec<&str> = peers.iter().map(|peer| &*peer.name).collect();
+        names.dedup();
+        let others = u32::try_from(names.len()).unwrap_or(u32::MAX);
+        shared.metrics.replicas.known(others);
+        shared.hub.set_replicas(others.saturating_add(1));
+        self.running.peers.send_if_modified(|known| {
+            let news = *known != peers;
+            *known = peers;
+            news
+        });
+    }
+
+    /// Where other replicas reach this one, when they may.
+    pub fn peer_address(&self) -> Option<SocketAddr> {
+        self.running.peer_address
+    }
+
+    /// Channels to other replicas that stand, sorted by name.
+    pub fn channels(&self) -> Vec<ChannelView> {
+        self.running.shared.hub.joined()
     }
 
     /// Counts from now on who connects: the way here was changed.

@@ -362,7 +362,7 @@ impl<'a> Routed<'a> {
             }
         };
         self.guard.upstream(answer.endpoint.address, answer.retries);
-        let cookie = (sticky != Some(balance::endpoint_id(&cluster.key, answer.endpoint.address)))
+        let cookie = (sticky != Some(balance::endpoint_id(&cluster.key, answer.endpoint.identity)))
             .then(|| upstream::sticky_cookie(&cluster, &answer.endpoint, self.secure))
             .flatten();
         let mut response = self.take_answer(answer, &method, extended_connect)?;

@@ -37,6 +37,7 @@ mod peers;
 mod proxy_protocol;
 mod read_ahead;
 mod redirect;
+mod replicas;
 mod respond;
 mod rewrite;
 mod router;
@@ -54,7 +55,8 @@ mod worker;
 mod tests;
 
 pub use edge::{Edge, RunningEdge, StartError};
+pub use replicas::{Peer, PeerIdentity, PeerIdentityError, PeeringSettings};
 pub use router::{ExplainRequest, ExplainedEntry, Verdict, explain};
 pub use settings::{AccessLogSettings, EdgeLimits, EdgeTimeouts, ProxyProtocolMode, Settings};
-pub use tidegate_tunnel::hub::LinkChange;
+pub use tidegate_tunnel::hub::{ChannelView, LinkChange};
 pub use upstream::once::{AskError, ask_once};

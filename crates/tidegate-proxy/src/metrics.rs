@@ -16,6 +16,7 @@ use tidegate_tunnel::hub::Hub;
 
 use crate::agents::AgentMetrics;
 use crate::body::Body;
+use crate::replicas::ReplicaMetrics;
 use crate::tracker::{TrackerFamilies, TrackerMetrics};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -68,6 +69,8 @@ pub(crate) struct Metrics {
     routes: RwLock<HashMap<RouteId, Arc<RouteMetrics>>>,
     /// Handshakes and ends of agents.
     pub(crate) agents: AgentMetrics,
+    /// Channels to other replicas and what goes over them.
+    pub(crate) replicas: ReplicaMetrics,
     trackers: TrackerFamilies,
     tracker_rules: RwLock<HashMap<RouteId, HashMap<String, Arc<TrackerMetrics>>>>,
     accepted: Family<ListenerLabels, Counter>,
@@ -103,6 +106,7 @@ impl Metrics {
             durations: Family::new_with_constructor(histogram),
             routes: RwLock::default(),
             agents: AgentMetrics::default(),
+            replicas: ReplicaMetrics::default(),
             trackers: TrackerFamilies::default(),
             tracker_rules: RwLock::default(),
             accepted: Family::default(),
@@ -192,6 +196,7 @@ impl Metrics {
         );
         this.trackers.register(r);
         this.agents.register(r, hub);
+        this.replicas.register(r, hub);
         Self { registry, ..this }
     }
 

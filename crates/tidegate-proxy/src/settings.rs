@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::replicas::PeeringSettings;
+
 /// Settings of the data plane.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -31,8 +33,12 @@ pub struct Settings {
     pub access_log: AccessLogSettings,
     /// Name of this replica, which agents and statuses tell links apart by.
     pub replica: String,
-    /// How many replicas serve the same, this one included.
+    /// How many replicas serve the same, this one included, until
+    /// [`RunningEdge::set_peers`](crate::RunningEdge::set_peers) says otherwise.
     pub replicas: u32,
+    /// How replicas reach each other, so that a request finds its agent at whichever the agent is connected to; None
+    /// where there is one only.
+    pub peering: Option<PeeringSettings>,
 }
 
 impl Default for Settings {
@@ -50,6 +56,7 @@ impl Default for Settings {
             access_log: AccessLogSettings::default(),
             replica: "edge".to_owned(),
             replicas: 1,
+            peering: None,
         }
     }
 }

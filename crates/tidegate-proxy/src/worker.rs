@@ -44,8 +44,10 @@ pub(crate) struct Shared {
     pub(crate) cut: CancellationToken,
     /// Connections and upgraded streams of all workers.
     pub(crate) tasks: TaskTracker,
-    /// Links of agents, which live as long as something else may need them.
+    /// Links of agents and channels of replicas, which live as long as something else may need them.
     pub(crate) links: TaskTracker,
+    /// What other replicas have begun here.
+    pub(crate) forwarded: TaskTracker,
 }
 
 impl fmt::Debug for Shared {

@@ -57,6 +57,20 @@ pub const LOCAL: HeaderName = HeaderName::from_static("tidegate-tunnel-local");
 pub const TARGET: HeaderName = HeaderName::from_static("tidegate-tunnel-target");
 /// Why the agent answers with a status of its own.
 pub const ERROR: HeaderName = HeaderName::from_static("tidegate-tunnel-error");
+/// Between replicas: whose mapping it is, `namespace/name`. Agents do not get it.
+pub const AGENT: HeaderName = HeaderName::from_static("tidegate-tunnel-agent");
+/// Between replicas: the process of the agent that is meant; another will do where it is gone.
+pub const INSTANCE: HeaderName = HeaderName::from_static("tidegate-tunnel-instance");
+/// ALPN of the connections between replicas, which are links from the first byte on.
+pub const ALPN_REPLICA: &[u8] = b"tidegate-replica/1";
+/// [`ERROR`] of a replica: it has no link to the agent. Nothing of the request was read.
+pub const NO_LINK: &str = "NoLink";
+/// [`ERROR`] of a replica: the agent had not begun with the request when its link ended.
+pub const NOT_BEGUN: &str = "NotBegun";
+/// [`ERROR`] of a replica: the link ended with the request on it.
+pub const LINK_LOST: &str = "LinkLost";
+/// [`ERROR`] of a replica: its links to the agent take no more requests.
+pub const LINK_BUSY: &str = "LinkBusy";
 /// `:protocol` of a TCP stream.
 pub const PROTOCOL_TCP: &str = "tidegate-tcp";
 /// `:protocol` of a stream of datagrams.

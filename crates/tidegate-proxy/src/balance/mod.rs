@@ -15,6 +15,8 @@ use tidegate_model::{ClusterKey, LoadBalancing, WeightedBackend};
 pub(crate) struct EndpointView {
     /// The address.
     pub(crate) address: SocketAddr,
+    /// What it is known by over time: [`address_hash`], or a hash of the agent's process.
+    pub(crate) identity: u64,
     /// Neither ejected nor failing its probes.
     pub(crate) healthy: bool,
     /// Requests in flight there.
@@ -91,7 +93,7 @@ impl<'a> Usable<'a> {
     /// Highest random weight: an address that goes moves only its own keys.
     fn rendezvous(&self, key: u64) -> Option<usize> {
         self.iter()
-            .max_by_key(|(_, view)| mix(key ^ address_hash(view.address)))
+            .max_by_key(|(_, view)| mix(key ^ view.identity))
             .map(|(index, _)| index)
     }
 }
@@ -112,7 +114,7 @@ const fn mix(value: u64) -> u64 {
     value ^ (value >> 31)
 }
 
-fn address_hash(address: SocketAddr) -> u64 {
+pub(crate) fn address_hash(address: SocketAddr) -> u64 {
     let mut bytes = [0; 18];
     match address.ip().to_canonical() {
         IpAddr::V4(ip) => bytes[..4].copy_from_slice(&ip.octets()),
@@ -172,14 +174,14 @@ fn at<'a>(backends: &[&'a WeightedBackend], mut point: u64) -> Option<&'a Weight
 
 // === sticky cookies ===
 
-/// Bits of an id that name the address; those above name the cluster.
+/// Bits of an id that name the endpoint; those above name the cluster.
 const ADDRESS_BITS: u32 = 48;
 const ADDRESS_MASK: u64 = (1 << ADDRESS_BITS) - 1;
 
-/// What a sticky cookie holds: names the address to the edge and to nobody else, and is the same in every
+/// What a sticky cookie holds: names the endpoint to the edge and to nobody else, and is the same in every
 /// replica.
-pub(crate) fn endpoint_id(cluster: &ClusterKey, address: SocketAddr) -> u64 {
-    cluster_id(cluster) << ADDRESS_BITS | address_hash(address) & ADDRESS_MASK
+pub(crate) fn endpoint_id(cluster: &ClusterKey, identity: u64) -> u64 {
+    cluster_id(cluster) << ADDRESS_BITS | identity & ADDRESS_MASK
 }
 
 fn cluster_id(cluster: &ClusterKey) -> u64 {
@@ -207,11 +209,13 @@ pub(crate) fn sticky_id(headers: &HeaderMap, name: &str) -> Option<u64> {
         })
 }
 
-/// The endpoint that an id names, unless it is gone or unhealthy while others are not.
+/// The endpoint that an id names, unless it is gone or unhealthy while others are not. Of several links to a process of
+/// an agent it is the one with the least to do.
 pub(crate) fn sticky_endpoint(endpoints: &[EndpointView], wanted: u64) -> Option<usize> {
     Usable::of(endpoints)
         .iter()
-        .find(|(_, view)| address_hash(view.address) & ADDRESS_MASK == wanted & ADDRESS_MASK)
+        .filter(|(_, view)| view.identity & ADDRESS_MASK == wanted & ADDRESS_MASK)
+        .min_by_key(|(_, view)| view.active)
         .map(|(index, _)| index)
 }
 

@@ -11,8 +11,10 @@ use tidegate_model::{
 use super::*;
 
 fn view(last: u8, healthy: bool, active: u32) -> EndpointView {
+    let address = SocketAddr::from(([10, 0, 0, last], 80));
     EndpointView {
-        address: SocketAddr::from(([10, 0, 0, last], 80)),
+        address,
+        identity: address_hash(address),
         healthy,
         active,
     }
@@ -200,7 +202,7 @@ fn a_sticky_cookie_leads_back() {
     let endpoints = idle(5);
     let backends = [backend("a", 1), backend("b", 1), backend("c", 0)];
     for (cluster, expected) in [("a", Some("a")), ("b", Some("b")), ("c", None)] {
-        let id = endpoint_id(&ClusterKey(cluster.into()), endpoints[3].address);
+        let id = endpoint_id(&ClusterKey(cluster.into()), endpoints[3].identity);
         let cookie = sticky_cookie("edge", id, Some(Duration::from_hours(1)), true);
         let value = cookie.split(';').next().unwrap();
         assert_eq!(
@@ -213,6 +215,11 @@ fn a_sticky_cookie_leads_back() {
         headers.insert(header::COOKIE, HeaderValue::try_from(sent).unwrap());
         assert_eq!(sticky_id(&headers, "edge"), Some(id));
         assert_eq!(sticky_endpoint(&endpoints, id), Some(3));
+        // Of two links to what is meant, the one with less to do.
+        let mut both = endpoints.clone();
+        both[0].identity = both[3].identity;
+        both[3].active = 1;
+        assert_eq!(sticky_endpoint(&both, id), Some(0));
         for _ in 0..20 {
             let chosen = choose_backend(&backends, Some(id), |_| true).unwrap();
             assert!(expected.is_none_or(|name| chosen.cluster.name == name));
@@ -224,7 +231,7 @@ fn a_sticky_cookie_leads_back() {
 #[test]
 fn a_cookie_that_names_nothing_is_ignored() {
     let mut endpoints = idle(3);
-    let id = endpoint_id(&ClusterKey("a".into()), endpoints[1].address);
+    let id = endpoint_id(&ClusterKey("a".into()), endpoints[1].identity);
     assert_eq!(sticky_endpoint(&endpoints, id ^ 1), None);
     endpoints[1].healthy = false;
     assert_eq!(sticky_endpoint(&endpoints, id), None);

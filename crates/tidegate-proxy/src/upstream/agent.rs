@@ -3,6 +3,9 @@
 //! failures mean, and waiting for an agent that is about to be back.
 //!
 //! A request waits before anything of it is sent and before its body is touched; its own clocks go on meanwhile.
+//!
+//! Where another replica has the link, the channel to it stands in for it, and the request says beside the rest whose
+//! it is. What that replica answers of itself is told from the agent's answers by its words.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,18 +17,20 @@ use http_body_util::{BodyExt as _, Collected, Limited};
 use hyper::ext::Protocol;
 use tidegate_model::{AgentId, Cluster, MappingId, Target};
 use tidegate_tunnel::handshake;
-use tidegate_tunnel::hub::Hub;
+use tidegate_tunnel::hub::{Elsewhere, Hub, LiveLink};
 use tidegate_tunnel::link::edge::{self, LinkIncoming, SendError as SendLinkError, SendFailed};
 use tokio::time::Instant;
 
 use super::answer::{self, AnswerBody, Meter};
 use super::cluster::{ActiveRequest, ClusterState, Endpoint};
 use super::pool::WorkerCluster;
+use super::rewind::{self, Kept};
 use super::{Answer, MAX_ATTEMPTS, SendError, SendOptions};
 use crate::body::Body;
 use crate::error::{AgentFailure, ProxyError};
 use crate::normalize::remove_tunnel;
 use crate::odd_query::RawTarget;
+use crate::replicas::ForwardedMetric;
 
 /// Requests that wait for one mapping's agent at a time.
 const MOST_HELD: u32 = 256;
@@ -40,14 +45,46 @@ pub(super) struct Behind<'a> {
     pub(super) hub: &'a Hub<Body>,
     pub(super) agent: &'a AgentId,
     pub(super) mapping: &'a MappingId,
+    /// Counts requests to other replicas.
+    pub(super) forwarded: &'a ForwardedMetric,
 }
 
 /// A request on its way over links.
-struct Attempt {
+struct Attempt<'a> {
     request: Option<Box<Request<Body>>>,
     repeatable: bool,
     websocket_key: Option<HeaderValue>,
-    mapping: MappingId,
+    agent: &'a AgentId,
+    mapping: &'a MappingId,
+    /// None for probes.
+    forwarded: Option<&'a ForwardedMetric>,
+    /// It was sent to another replica, and says so.
+    elsewhere: bool,
+}
+
+/// Links that a request was sent over: their addresses, and their sessions. A replica's address stays the same when it
+/// has a new link.
+#[derive(Default)]
+struct Tried(Vec<(SocketAddr, Option<u64>)>);
+
+impl Tried {
+    fn add(&mut self, endpoint: &Endpoint) {
+        self.0.push((endpoint.address, endpoint.session()));
+    }
+
+    fn has(&self, endpoint: &Endpoint) -> bool {
+        self.0.contains(&(endpoint.address, endpoint.session()))
+    }
+
+    /// Those that are still there.
+    fn addresses(&self, state: &ClusterState) -> Vec<SocketAddr> {
+        if self.0.is_empty() {
+            return Vec::new();
+        }
+        let addresses = state.addresses();
+        let tried = addresses.endpoints.iter().filter(|it| self.has(it));
+        tried.map(|it| it.address).collect()
+    }
 }
 
 struct Failure {
@@ -64,12 +101,13 @@ pub(super) async fn send(
     options: &SendOptions,
 ) -> Result<Answer, SendError> {
     let state = &worker.state;
-    let mut attempt = Attempt::new(request, behind.mapping, options);
+    let mut attempt = Attempt::new(request, behind.agent, behind.mapping, options);
+    attempt.forwarded = Some(behind.forwarded);
     let mut wait = Wait::default();
-    let mut tried = Vec::new();
+    let mut tried = Tried::default();
     let mut retries = 0;
     loop {
-        let Ok(endpoint) = super::choose(worker, &tried, options) else {
+        let Ok(endpoint) = super::choose(worker, &tried.addresses(state), options) else {
             match wait.for_link(behind, state, &tried).await {
                 Ok(()) => continue,
                 Err(error) => return Err(attempt.given_up(error)),
@@ -91,9 +129,9 @@ pub(super) async fn send(
                     state.failed(&endpoint, tidegate_telemetry::chain(&error).to_string());
                 }
                 let left = attempt.request.is_some();
-                tried.push(endpoint.address);
+                tried.add(&endpoint);
                 retries += 1;
-                let others = tried.len() < state.addresses().endpoints.len();
+                let others = state.addresses().endpoints.iter().any(|it| !tried.has(it));
                 // An agent whose link is gone is about to be back.
                 let gone = matches!(
                     error,
@@ -122,7 +160,7 @@ impl Wait {
         &mut self,
         behind: Behind<'_>,
         state: &ClusterState,
-        tried: &[SocketAddr],
+        tried: &Tried,
     ) -> Result<(), ProxyError> {
         let hold = behind.hub.patience(behind.agent);
         let mut gone = |agent: &AgentId| {
@@ -142,7 +180,7 @@ impl Wait {
         };
         let news = state.until(|addresses| {
             let mut endpoints = addresses.endpoints.iter();
-            endpoints.any(|endpoint| !tried.contains(&endpoint.address))
+            endpoints.any(|endpoint| !tried.has(endpoint))
         });
         tokio::time::timeout_at(until, news)
             .await
@@ -167,8 +205,13 @@ impl Drop for Held<'_> {
     }
 }
 
-impl Attempt {
-    fn new(mut request: Box<Request<Body>>, mapping: &MappingId, options: &SendOptions) -> Self {
+impl<'a> Attempt<'a> {
+    fn new(
+        mut request: Box<Request<Body>>,
+        agent: &'a AgentId,
+        mapping: &'a MappingId,
+        options: &SendOptions,
+    ) -> Self {
         let repeatable = !options.upgrade
             && matches!(request.body(), Body::Empty)
             && request.method().is_idempotent();
@@ -181,7 +224,10 @@ impl Attempt {
             request: Some(request),
             repeatable,
             websocket_key,
-            mapping: mapping.clone(),
+            agent,
+            mapping,
+            forwarded: None,
+            elsewhere: false,
         }
     }
 
@@ -211,24 +257,44 @@ impl Attempt {
         let Some(live) = &endpoint.link else {
             return Err(lost("the endpoint has no link".to_owned()));
         };
-        let Some(request) = self.request.take() else {
+        let Some(mut request) = self.request.take() else {
             return Err(lost("the request was sent already".to_owned()));
         };
         let upgrade = request.method() == Method::CONNECT;
         let protocol = request.extensions().get::<Protocol>().cloned();
-        let replay = (!upgrade && matches!(request.body(), Body::Empty))
-            .then(|| Box::new(super::copy_head(&request)));
-        let Some(mapping) = live.ready.get(&self.mapping) else {
+        let elsewhere = live.elsewhere.is_some();
+        let empty = matches!(request.body(), Body::Empty);
+        let head = (elsewhere || (empty && !upgrade)).then(|| copy(&request));
+        let Some(mapping) = live.ready.get(self.mapping) else {
             return Err(lost("the agent does not have the mapping".to_owned()));
         };
         let meter = Meter {
             link: Arc::clone(&live.traffic),
-            mapping: Arc::clone(mapping),
+            mapping: Some(Arc::clone(mapping)),
         };
-        meter.request();
-        let request = request.map(|body| answer::counted(body, meter.clone()));
+        let mut again = Again {
+            head,
+            empty,
+            kept: None,
+        };
+        if self.elsewhere {
+            let headers = request.headers_mut();
+            headers.remove(handshake::AGENT);
+            headers.remove(handshake::INSTANCE);
+            self.elsewhere = false;
+        }
+        if elsewhere {
+            self.say_whose(request.headers_mut(), live);
+        } else {
+            meter.request();
+        }
+        let request = request.map(|body| {
+            let body = if elsewhere { again.keep(body) } else { body };
+            answer::counted(body, meter.clone())
+        });
         let sending = Box::pin(live.link.try_send(request));
         let Some(sent) = super::within_first_byte(sending, options).await else {
+            self.count(live, "Timeout", Some(&meter));
             return Err(Failure {
                 error: ProxyError::FirstByteTimeout {
                     endpoint: endpoint.address.to_string(),
@@ -241,10 +307,14 @@ impl Attempt {
             Ok(response) => response,
             Err(SendFailed { error, unsent }) => {
                 let never_left = unsent.is_some();
+                self.count(live, error.reason(), (!never_left).then_some(&meter));
                 // The agent did not begin with it, or is gone with the link and repeating harms nobody.
                 let untouched = matches!(error, SendLinkError::Untouched(_));
                 let may_repeat = untouched || (self.repeatable && live.link.is_closed());
-                self.request = unsent.map(Box::new).or(replay.filter(|_| may_repeat));
+                self.request = unsent.map(Box::new);
+                if self.request.is_none() && may_repeat {
+                    self.request = again.request();
+                }
                 let endpoint = endpoint.address.to_string();
                 let detail = tidegate_telemetry::chain(&error).to_string();
                 let error = match error {
@@ -258,8 +328,24 @@ impl Attempt {
                 return Err(Failure { error, blame });
             }
         };
-        if let Some(word) = response.headers_mut().remove(handshake::ERROR) {
-            self.request = replay.filter(|_| self.repeatable);
+        let word = response.headers_mut().remove(handshake::ERROR);
+        if let Some(other) = &live.elsewhere
+            && let Some(word) = &word
+            && let Some((word, error)) = of_replica(word, endpoint, other)
+        {
+            let nothing_sent = error.nothing_sent();
+            self.count(live, word, (!nothing_sent).then_some(&meter));
+            if nothing_sent || self.repeatable {
+                self.request = again.request();
+            }
+            let blame = false;
+            return Err(Failure { error, blame });
+        }
+        self.count(live, "Answered", Some(&meter));
+        if let Some(word) = word {
+            if self.repeatable {
+                self.request = again.request();
+            }
             return Err(agent_failed(endpoint, &word, response).await);
         }
         remove_tunnel(response.headers_mut());
@@ -272,6 +358,31 @@ impl Attempt {
             return Ok(head.map(|()| AnswerBody::switched(io, meter)));
         }
         Ok(response.map(|incoming| AnswerBody::Link { incoming, meter }))
+    }
+
+    /// For another replica, which has links of many agents.
+    fn say_whose(&mut self, headers: &mut HeaderMap, live: &LiveLink<Body>) {
+        self.elsewhere = true;
+        // Names of objects and hexadecimal digits: these conversions do not fail.
+        if let Ok(agent) = HeaderValue::try_from(self.agent.to_string()) {
+            headers.insert(handshake::AGENT, agent);
+        }
+        if let Ok(instance) = HeaderValue::from_str(&live.instance) {
+            headers.insert(handshake::INSTANCE, instance);
+        }
+    }
+
+    /// Counts what became of a request at another replica; for the mapping only if the agent can have seen it.
+    fn count(&self, live: &LiveLink<Body>, outcome: &'static str, meter: Option<&Meter>) {
+        if live.elsewhere.is_none() {
+            return;
+        }
+        if let Some(forwarded) = self.forwarded {
+            forwarded.count(outcome);
+        }
+        if let Some(meter) = meter {
+            meter.request();
+        }
     }
 
     /// A 200 to extended CONNECT, as HTTP/1.1 says it (RFC 8441 §5, RFC 6455 §4.2.2).
@@ -289,6 +400,72 @@ impl Attempt {
         {
             headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
         }
+    }
+}
+
+/// What it takes to send a request once more.
+struct Again {
+    head: Option<Request<Body>>,
+    /// It has no body.
+    empty: bool,
+    kept: Option<Kept>,
+}
+
+impl Again {
+    fn keep(&mut self, body: Body) -> Body {
+        let (body, kept) = rewind::keep(body);
+        self.kept = kept;
+        body
+    }
+
+    /// As it was; None where its body is gone.
+    fn request(&mut self) -> Option<Box<Request<Body>>> {
+        let mut request = self.head.take()?;
+        if !self.empty {
+            *request.body_mut() = self.kept.take()?.take_back()?;
+        }
+        Some(Box::new(request))
+    }
+}
+
+/// A request without its body.
+fn copy(request: &Request<Body>) -> Request<Body> {
+    let mut copy = super::copy_head(request);
+    if let Some(protocol) = request.extensions().get::<Protocol>() {
+        copy.extensions_mut().insert(protocol.clone());
+    }
+    copy
+}
+
+/// What another replica says of itself; None for words of the agent.
+fn of_replica(
+    word: &HeaderValue,
+    endpoint: &Endpoint,
+    other: &Elsewhere,
+) -> Option<(&'static str, ProxyError)> {
+    let said = |detail: &str| format!("replica {}: {detail}", other.replica);
+    let endpoint = endpoint.address.to_string();
+    let lost = |endpoint, detail| ProxyError::LinkLost { endpoint, detail };
+    match word.as_bytes() {
+        it if it == handshake::NO_LINK.as_bytes() => {
+            let detail = said("it has no link to the agent any more");
+            Some((handshake::NO_LINK, lost(endpoint, detail)))
+        }
+        it if it == handshake::NOT_BEGUN.as_bytes() => {
+            let detail = said("the agent did not take the request");
+            Some((handshake::NOT_BEGUN, lost(endpoint, detail)))
+        }
+        it if it == handshake::LINK_BUSY.as_bytes() => {
+            Some((handshake::LINK_BUSY, ProxyError::LinkBusy { endpoint }))
+        }
+        it if it == handshake::LINK_LOST.as_bytes() => {
+            let detail = said("its link to the agent ended with the request on it");
+            Some((
+                handshake::LINK_LOST,
+                ProxyError::LinkBroke { endpoint, detail },
+            ))
+        }
+        _ => None,
     }
 }
 
@@ -396,7 +573,10 @@ pub(super) async fn open(
         request: None,
         repeatable: false,
         websocket_key: None,
-        mapping: behind.mapping.clone(),
+        agent: behind.agent,
+        mapping: behind.mapping,
+        forwarded: Some(behind.forwarded),
+        elsewhere: false,
     };
     fields(request.headers_mut(), behind.mapping, options);
     let options = SendOptions {
@@ -404,16 +584,16 @@ pub(super) async fn open(
         ..options.clone()
     };
     let state = &worker.state;
-    let (mut wait, mut tried) = (Wait::default(), Vec::new());
+    let (mut wait, mut tried) = (Wait::default(), Tried::default());
+    let mut attempts = 0;
     loop {
-        let Ok(endpoint) = super::choose(worker, &tried, &options) else {
+        let Ok(endpoint) = super::choose(worker, &tried.addresses(state), &options) else {
             wait.for_link(behind, state, &tried).await?;
             continue;
         };
         active.at(&endpoint);
-        let mut copy = super::copy_head(&request);
-        *copy.extensions_mut() = request.extensions().clone();
-        attempt.request = Some(Box::new(copy));
+        attempt.request = Some(Box::new(copy(&request)));
+        attempt.elsewhere = false;
         match attempt.make(&endpoint, &options).await {
             Ok(response) => {
                 let status = response.status();
@@ -429,8 +609,9 @@ pub(super) async fn open(
                 if blame {
                     state.failed(&endpoint, tidegate_telemetry::chain(&error).to_string());
                 }
-                tried.push(endpoint.address);
-                if tried.len() >= MAX_ATTEMPTS {
+                tried.add(&endpoint);
+                attempts += 1;
+                if attempts >= MAX_ATTEMPTS {
                     return Err(error);
                 }
                 wait.error = Some(error);
@@ -445,14 +626,14 @@ pub(super) async fn probe(
     endpoint: &Endpoint,
     request: Request<Body>,
 ) -> Result<StatusCode, ProxyError> {
-    let Target::Agent { mapping, .. } = &cluster.target else {
+    let Target::Agent { agent, mapping } = &cluster.target else {
         return Err(ProxyError::LinkLost {
             endpoint: endpoint.address.to_string(),
             detail: "the cluster has no agent".to_owned(),
         });
     };
     let options = SendOptions::default();
-    let mut attempt = Attempt::new(Box::new(request), mapping, &options);
+    let mut attempt = Attempt::new(Box::new(request), agent, mapping, &options);
     let made = attempt.make(endpoint, &options).await;
     made.map(|response| response.status())
         .map_err(|failure| failure.error)

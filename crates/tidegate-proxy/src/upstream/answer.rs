@@ -9,9 +9,10 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
-use tidegate_tunnel::hub::Traffic;
+use tidegate_tunnel::hub::{LiveLink, Traffic};
 use tidegate_tunnel::link::edge::{LinkIncoming, LinkTunnel};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::http1::{self, ResponseBody};
 use super::pool::StreamCount;
@@ -232,30 +233,94 @@ impl HttpBody for Counted {
     }
 }
 
+/// What another replica sends over a link that ends here, and what comes back. Counted for the link alone: whose
+/// visitor it is counts for the mapping.
+pub(crate) struct Relayed(Meter);
+
+impl Relayed {
+    pub(crate) fn new(live: &LiveLink<Body>) -> Self {
+        let meter = Meter {
+            link: Arc::clone(&live.traffic),
+            mapping: None,
+        };
+        meter.request();
+        Self(meter)
+    }
+
+    pub(crate) fn request(&self, body: Body) -> Body {
+        counted(body, self.0.clone())
+    }
+
+    /// `busy` lives as long as the body.
+    pub(crate) fn answer(self, incoming: LinkIncoming, busy: TaskTrackerToken) -> Body {
+        let body = AnswerBody::Link {
+            incoming,
+            meter: self.0,
+        };
+        if body.is_end_stream() {
+            return Body::Empty;
+        }
+        Body::boxed(Held { body, _busy: busy })
+    }
+
+    pub(crate) fn tunnel(self, io: LinkTunnel) -> LinkStream {
+        LinkStream { io, meter: self.0 }
+    }
+}
+
+struct Held {
+    body: AnswerBody,
+    _busy: TaskTrackerToken,
+}
+
+impl HttpBody for Held {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// Counts what passes, for the link and for the mapping.
 #[derive(Debug, Clone)]
 pub(crate) struct Meter {
     pub(super) link: Arc<Traffic>,
-    pub(super) mapping: Arc<Traffic>,
+    pub(super) mapping: Option<Arc<Traffic>>,
 }
 
 impl Meter {
+    fn each(&self) -> impl Iterator<Item = &Traffic> {
+        std::iter::once(&*self.link).chain(self.mapping.as_deref())
+    }
+
     pub(super) fn request(&self) {
-        for traffic in [&self.link, &self.mapping] {
+        for traffic in self.each() {
             traffic.requests.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     fn sent(&self, bytes: usize) {
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-        for traffic in [&self.link, &self.mapping] {
+        for traffic in self.each() {
             traffic.sent.fetch_add(bytes, Ordering::Relaxed);
         }
     }
 
     fn received(&self, bytes: usize) {
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-        for traffic in [&self.link, &self.mapping] {
+        for traffic in self.each() {
             traffic.received.fetch_add(bytes, Ordering::Relaxed);
         }
     }

@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use tidegate_model::{Cluster, EndpointState, ObservedCluster, Target};
-use tidegate_tunnel::hub::LiveLink;
+use tidegate_model::{Cluster, EndpointState, LoadBalancing, ObservedCluster, Target};
+use tidegate_tunnel::hub::{self, LiveLink};
 use tokio::sync::{Notify, watch};
 
+use crate::balance;
 use crate::body::Body;
 
 /// One address.
@@ -19,6 +20,9 @@ pub(crate) struct Endpoint {
     pub(crate) address: SocketAddr,
     /// The way to a service behind an agent, whose connection this address is.
     pub(crate) link: Option<LiveLink<Body>>,
+    /// What a sticky cookie and a consistent hash know it by: the address, or the process of the agent, which may have
+    /// several links at several replicas.
+    pub(crate) identity: u64,
     /// Requests in flight there, from all workers.
     pub(crate) active: AtomicU32,
     consecutive_failures: AtomicU32,
@@ -30,9 +34,14 @@ pub(crate) struct Endpoint {
 
 impl Endpoint {
     fn new(address: SocketAddr, link: Option<LiveLink<Body>>) -> Arc<Self> {
+        let identity = match &link {
+            Some(link) => balance::hash(link.instance.as_bytes()),
+            None => balance::address_hash(address),
+        };
         Arc::new(Self {
             address,
             link,
+            identity,
             active: AtomicU32::new(0),
             consecutive_failures: AtomicU32::new(0),
             ejected_until: AtomicU64::new(0),
@@ -63,6 +72,11 @@ impl Endpoint {
             self.ejected_until.store(0, Ordering::Relaxed);
         }
         true
+    }
+
+    /// The session of its link.
+    pub(crate) fn session(&self) -> Option<u64> {
+        self.link.as_ref().map(|link| link.session)
     }
 
     fn note(&self, error: Option<String>) {
@@ -174,11 +188,14 @@ impl ClusterState {
             return;
         };
         let before = self.addresses.load();
-        let is_of = |endpoint: &Endpoint, link: &LiveLink<Body>| {
-            let its = endpoint.link.as_ref().map(|link| link.session);
-            its == Some(link.session)
-        };
-        let good = links.iter().filter(|link| link.ready.contains_key(mapping));
+        let is_of =
+            |endpoint: &Endpoint, link: &LiveLink<Body>| endpoint.session() == Some(link.session);
+        // Who is to come back to the same process does so wherever that is connected.
+        let everywhere = matches!(
+            self.cluster.load_balancing,
+            LoadBalancing::StickyCookie { .. } | LoadBalancing::ConsistentHash(_)
+        );
+        let good = hub::usable(links, mapping, everywhere).into_iter();
         let endpoints = good.map(|link| {
             let mut known = before.endpoints.iter();
             let kept = known.find(|endpoint| is_of(endpoint, link));

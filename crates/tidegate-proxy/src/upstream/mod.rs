@@ -13,6 +13,7 @@ pub(crate) mod connect;
 pub(crate) mod http1;
 pub(crate) mod once;
 mod pool;
+mod rewind;
 pub(crate) mod watch;
 
 use std::net::SocketAddr;
@@ -28,7 +29,7 @@ use crate::balance::{self, EndpointView};
 use crate::body::{Body, BodyWatch};
 use crate::error::{ExchangeError, ProxyError};
 use crate::exchange::EarlyHints;
-pub(crate) use answer::{AnswerBody, Upgraded};
+pub(crate) use answer::{AnswerBody, Relayed, Upgraded};
 use cluster::{ActiveRequest, ClusterState, Endpoint};
 use connect::{HttpConnection, ProxiedAddresses};
 use http1::{Http1Error, Terms};
@@ -151,6 +152,7 @@ fn behind<'a>(upstreams: &'a Upstreams, cluster: &'a Cluster) -> Option<agent::B
     };
     Some(agent::Behind {
         hub: upstreams.hub(),
+        forwarded: upstreams.forwarded(),
         agent,
         mapping,
     })
@@ -199,6 +201,7 @@ fn choose(
         .iter()
         .map(|endpoint| EndpointView {
             address: endpoint.address,
+            identity: endpoint.identity,
             healthy: !tried.contains(&endpoint.address) && state.is_healthy(endpoint),
             active: endpoint.active.load(std::sync::atomic::Ordering::Relaxed),
         })
@@ -236,7 +239,7 @@ pub(crate) fn sticky_cookie(
     let LoadBalancing::StickyCookie { name, max_age } = &cluster.load_balancing else {
         return None;
     };
-    let id = balance::endpoint_id(&cluster.key, endpoint.address);
+    let id = balance::endpoint_id(&cluster.key, endpoint.identity);
     HeaderValue::from_str(&balance::sticky_cookie(name, id, *max_age, secure)).ok()
 }
 

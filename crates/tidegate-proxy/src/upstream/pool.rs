@@ -18,6 +18,7 @@ use super::watch::Clusters;
 use crate::balance::{self, EndpointView};
 use crate::body::Body;
 use crate::error::ProxyError;
+use crate::replicas::ForwardedMetric;
 
 /// Idle connections kept per address and worker.
 const MAX_IDLE: usize = 256;
@@ -63,6 +64,10 @@ impl Upstreams {
 
     pub(super) fn hub(&self) -> &Hub<Body> {
         &self.clusters.hub
+    }
+
+    pub(super) fn forwarded(&self) -> &ForwardedMetric {
+        &self.clusters.forwarded
     }
 
     pub(crate) fn cluster(&self, cluster: &Arc<Cluster>) -> Arc<WorkerCluster> {

@@ -20,6 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::cluster::{ClusterState, Endpoint};
 use super::connect;
 use crate::body::Body;
+use crate::replicas::ForwardedMetric;
 
 /// Time between two resolutions of a name. getaddrinfo tells no TTL; this is below what DNS-based
 /// service discovery promises.
@@ -37,13 +38,16 @@ pub(crate) struct Clusters {
     states: RwLock<HashMap<ClusterKey, Arc<ClusterState>>>,
     /// Who knows the addresses of those behind agents.
     pub(super) hub: Hub<Body>,
+    /// Counts requests to other replicas.
+    pub(super) forwarded: ForwardedMetric,
 }
 
 impl Clusters {
-    pub(crate) fn new(hub: Hub<Body>) -> Self {
+    pub(crate) fn new(hub: Hub<Body>, forwarded: ForwardedMetric) -> Self {
         Self {
             states: RwLock::default(),
             hub,
+            forwarded,
         }
     }
 

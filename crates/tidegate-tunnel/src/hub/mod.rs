@@ -7,13 +7,17 @@
 //!
 //! Requests never come here: they find their link in the endpoints of their cluster, which follow [`Hub::links`]. All
 //! locks are held for a moment and never across a wait. Several sessions of one agent are a pool; none evicts another.
+//!
+//! Other replicas of the edge say which agents they have links to (`replicas`); those are links too, one hop away.
 
 mod history;
 mod probing;
+mod rebalance;
+mod replicas;
 mod session;
 mod told;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,6 +34,9 @@ use crate::link::edge::EdgeLink;
 use history::History;
 pub use history::LinkChange;
 use probing::Finding;
+pub use rebalance::Rebalance;
+pub use replicas::{Channel, ChannelView};
+use replicas::{ChannelState, Remote};
 use session::Session;
 pub use session::{Arrival, Ended};
 
@@ -44,7 +51,7 @@ const MOST_SESSIONS: usize = 64;
 pub struct HubSettings {
     /// Name of this replica.
     pub replica: String,
-    /// How many replicas there are.
+    /// How many replicas there are, until [`Hub::set_replicas`] says otherwise.
     pub replicas: u32,
     /// Version of the edge's program.
     pub version: &'static str,
@@ -54,8 +61,13 @@ pub struct HubSettings {
 pub struct LiveLink<B: Body + 'static> {
     /// Its session, unique for the life of the hub.
     pub session: u64,
-    /// What its endpoint is called: the agent's address as the edge sees it. Unique among the agent's links.
+    /// What its endpoint is called: the agent's address as the edge sees it, or the replica's. Unique among the agent's
+    /// links.
     pub address: SocketAddr,
+    /// The agent's process.
+    pub instance: Arc<str>,
+    /// The replica that the link ends at, where that is another one: `link` is then the channel to it.
+    pub elsewhere: Option<Elsewhere>,
     /// The link.
     pub link: EdgeLink<B>,
     /// Mappings that the agent has and has said so, with what passes for them over all links.
@@ -64,11 +76,22 @@ pub struct LiveLink<B: Body + 'static> {
     pub traffic: Arc<Traffic>,
 }
 
+/// Another replica that has a link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// Its name.
+    pub replica: Arc<str>,
+    /// It ends soon.
+    pub draining: bool,
+}
+
 impl<B: Body + 'static> Clone for LiveLink<B> {
     fn clone(&self) -> Self {
         Self {
             session: self.session,
             address: self.address,
+            instance: Arc::clone(&self.instance),
+            elsewhere: self.elsewhere.clone(),
             link: self.link.clone(),
             ready: Arc::clone(&self.ready),
             traffic: Arc::clone(&self.traffic),
@@ -85,8 +108,32 @@ impl<B: Body + 'static> std::fmt::Debug for LiveLink<B> {
     }
 }
 
-/// The links of an agent at one moment, oldest first.
+/// The links of an agent at one moment: those that end here, oldest first, then those that end at other replicas.
 pub type Links<B> = Arc<[LiveLink<B>]>;
+
+/// Those of an agent's links that requests for a mapping take: what ends here, else what ends at another replica, and
+/// at one that ends soon only where there is no other. `everywhere` is for those who are to come back to the same
+/// process of the agent, wherever it is: each has a link then, one that ends here where there is one.
+pub fn usable<'a, B: Body + 'static>(
+    links: &'a [LiveLink<B>],
+    mapping: &MappingId,
+    everywhere: bool,
+) -> Vec<&'a LiveLink<B>> {
+    let good = || links.iter().filter(|it| it.ready.contains_key(mapping));
+    let mut chosen: Vec<_> = good().filter(|it| it.elsewhere.is_none()).collect();
+    for draining in [false, true] {
+        if !chosen.is_empty() && (!everywhere || draining) {
+            break;
+        }
+        let here: Vec<_> = chosen.iter().map(|it| Arc::clone(&it.instance)).collect();
+        let others = good().filter(|it| {
+            let elsewhere = it.elsewhere.as_ref();
+            elsewhere.is_some_and(|it| it.draining == draining) && !here.contains(&it.instance)
+        });
+        chosen.extend(others);
+    }
+    chosen
+}
 
 /// What has passed over a link.
 #[derive(Debug, Default)]
@@ -126,6 +173,10 @@ struct Inner<B: Body + 'static> {
     table: Mutex<BTreeMap<AgentId, Entry<B>>>,
     requested: watch::Sender<Requested>,
     orders: watch::Sender<Orders>,
+    /// Channels to other replicas.
+    channels: Mutex<Vec<Arc<ChannelState<B>>>>,
+    /// Changes with what other replicas are told: the agents that have links here.
+    here: watch::Sender<u64>,
     /// Sessions that live and, while the edge drains, have not said that they are replaced.
     attached: watch::Sender<usize>,
     history: History,
@@ -135,8 +186,10 @@ struct Inner<B: Body + 'static> {
 #[derive(Debug, Clone, Default)]
 struct Orders {
     drain: Option<Drain>,
-    /// Sessions that are to be replaced.
-    moving: BTreeSet<u64>,
+    /// Sessions that are to be replaced, and why.
+    moving: BTreeMap<u64, &'static str>,
+    /// How many replicas there are.
+    replicas: u32,
     close: bool,
 }
 
@@ -157,11 +210,15 @@ struct Entry<B: Body + 'static> {
     links: watch::Sender<Links<B>>,
     /// Oldest first.
     sessions: Vec<Arc<Session<B>>>,
+    /// The same at other replicas.
+    remote: Vec<Remote<B>>,
     /// What the newest session asked for, kept when it goes.
     requested: Vec<RequestedMapping>,
     /// A snapshot had the agent, and the last one has it no more.
     gone: bool,
     left: Option<(Instant, SystemTime)>,
+    /// When the last replica with a link to it had none any more.
+    left_elsewhere: Option<Instant>,
     /// Of mappings that the agent has.
     traffic: BTreeMap<MappingId, Arc<Traffic>>,
     /// What probes have shown last, by the agent's process and the mapping.
@@ -189,9 +246,11 @@ impl<B: Body + 'static> Default for Entry<B> {
             agent: watch::Sender::new(None),
             links: watch::Sender::new(Arc::new([])),
             sessions: Vec::new(),
+            remote: Vec::new(),
             requested: Vec::new(),
             gone: false,
             left: None,
+            left_elsewhere: None,
             traffic: BTreeMap::new(),
             probes: BTreeMap::new(),
         }
@@ -204,6 +263,10 @@ impl<B: Body + 'static> Hub<B> {
     /// A hub without agents.
     pub fn new(settings: HubSettings) -> Self {
         let now = Instant::now();
+        let orders = Orders {
+            replicas: settings.replicas,
+            ..Orders::default()
+        };
         Self(Arc::new(Inner {
             settings,
             started: now,
@@ -212,7 +275,9 @@ impl<B: Body + 'static> Hub<B> {
             process: fastrand::u64(..),
             table: Mutex::default(),
             requested: watch::Sender::default(),
-            orders: watch::Sender::default(),
+            orders: watch::Sender::new(orders),
+            channels: Mutex::default(),
+            here: watch::Sender::default(),
             attached: watch::Sender::default(),
             history: History::default(),
         }))
@@ -224,11 +289,15 @@ impl<B: Body + 'static> Hub<B> {
         let mut table = self.table();
         for (id, agent) in agents {
             let entry = table.entry(id.clone()).or_default();
-            entry.learn(revision, agent);
+            let news = entry.learn(revision, agent);
             entry.traffic.retain(|id, _| agent.mapping(id).is_some());
             entry
                 .probes
                 .retain(|(_, id), _| agent.mapping(id).is_some());
+            if news && !entry.remote.is_empty() {
+                entry.count_elsewhere();
+                entry.publish_links();
+            }
         }
         let mut gone = false;
         table.retain(|id, entry| {
@@ -239,7 +308,9 @@ impl<B: Body + 'static> Hub<B> {
             entry.gone |= entry.agent.send_if_modified(|known| known.take().is_some());
             gone |= !std::mem::take(&mut entry.requested).is_empty();
             // Whoever follows the links of an agent goes on to do so if it comes back.
-            !entry.sessions.is_empty() || entry.links.receiver_count() > 0
+            !entry.sessions.is_empty()
+                || !entry.remote.is_empty()
+                || entry.links.receiver_count() > 0
         });
         if gone {
             self.publish_requested(&table);
@@ -279,7 +350,7 @@ impl<B: Body + 'static> Hub<B> {
         Ok(admitted)
     }
 
-    /// The links of an agent, now and from now on. Draining ones are not among them.
+    /// The links of an agent, now and from now on. Those that an agent drains are not among them.
     pub fn links(&self, agent: &AgentId) -> watch::Receiver<Links<B>> {
         let mut table = self.table();
         let entry = table.entry(agent.clone()).or_default();
@@ -290,8 +361,7 @@ impl<B: Body + 'static> Hub<B> {
     pub fn patience(&self, agent: &AgentId) -> Option<Duration> {
         let table = self.table();
         let entry = table.get(agent);
-        let lately = |(left, _): (Instant, _)| left.elapsed() < LATELY;
-        let here = entry.is_some_and(|it| !it.sessions.is_empty() || it.left.is_some_and(lately));
+        let here = entry.is_some_and(Entry::was_here_lately);
         // It may have been connected to the process before this one.
         if !here && self.0.started.elapsed() >= LATELY {
             return None;
@@ -379,9 +449,10 @@ impl<B: Body + 'static> Hub<B> {
         let sessions: Vec<u64> = table.get(agent)?.sessions.iter().map(|it| it.id).collect();
         drop(table);
         let count = sessions.len();
+        let sessions = sessions.into_iter();
         self.0
             .orders
-            .send_modify(|orders| orders.moving.extend(sessions));
+            .send_modify(|orders| orders.moving.extend(sessions.map(|id| (id, "Reconnect"))));
         Some(count)
     }
 
@@ -411,6 +482,7 @@ impl<B: Body + 'static> Hub<B> {
                 jitter,
             });
         });
+        self.here_changed();
         jitter
     }
 
@@ -424,6 +496,22 @@ impl<B: Body + 'static> Hub<B> {
     /// Ends every session; agents come back at once, to whoever serves then.
     pub fn close(&self) {
         self.0.orders.send_modify(|orders| orders.close = true);
+    }
+
+    /// Returns after [`Hub::close`].
+    pub async fn closed(&self) {
+        let mut orders = self.0.orders.subscribe();
+        // The sender lives in self.
+        let _ = orders.wait_for(|orders| orders.close).await;
+    }
+
+    /// Takes over how many replicas there are; agents are told.
+    pub fn set_replicas(&self, replicas: u32) {
+        self.0.orders.send_if_modified(|orders| {
+            let news = orders.replicas != replicas;
+            orders.replicas = replicas;
+            news
+        });
     }
 
     fn table(&self) -> MutexGuard<'_, BTreeMap<AgentId, Entry<B>>> {
@@ -443,9 +531,7 @@ impl<B: Body + 'static> Hub<B> {
     ) -> Entered<B> {
         let mut table = self.table();
         let entry = table.entry(admitted.agent.id.clone()).or_default();
-        while entry.sessions.iter().any(|it| it.address == address) {
-            address.set_port(address.port().wrapping_add(1));
-        }
+        address = entry.free_address(address);
         let session = Arc::new(make(address));
         entry.sessions.push(Arc::clone(&session));
         self.0.attached.send_modify(|attached| *attached += 1);
@@ -467,6 +553,7 @@ impl<B: Body + 'static> Hub<B> {
             entry.probes.retain(|(of, _), _| of != instance);
         }
         entry.publish_links();
+        self.here_changed();
         if session.detach() {
             self.0.attached.send_modify(|attached| *attached -= 1);
         }
@@ -488,6 +575,7 @@ impl<B: Body + 'static> Hub<B> {
     fn changed(&self, session: &Session<B>) {
         if let Some(entry) = self.table().get(&session.agent) {
             entry.publish_links();
+            self.here_changed();
         }
     }
 
@@ -517,6 +605,10 @@ impl<B: Body + 'static> Hub<B> {
             let instance = session.instance();
             entry.probes.retain(|(of, _), _| of != instance);
         }
+    }
+
+    fn here_changed(&self) {
+        self.0.here.send_modify(|version| *version += 1);
     }
 
     fn asked(&self, session: &Session<B>, wishes: Vec<RequestedMapping>) {
@@ -557,11 +649,7 @@ impl<B: Body + 'static> Hub<B> {
     ) -> BTreeMap<MappingId, Arc<Traffic>> {
         let mut table = self.table();
         let entry = table.entry(session.agent.clone()).or_default();
-        let counted = mappings.iter().map(|mapping| {
-            let traffic = entry.traffic.entry(mapping.id.clone()).or_default();
-            (mapping.id.clone(), Arc::clone(traffic))
-        });
-        counted.collect()
+        entry.counters(mappings.iter().map(|mapping| &mapping.id))
     }
 }
 
@@ -572,9 +660,10 @@ struct Entered<B: Body + 'static> {
 
 impl<B: Body + 'static> Entry<B> {
     /// Takes the agent as a snapshot has it, unless a newer one is known.
-    fn learn(&mut self, revision: u64, agent: &Arc<Agent>) {
+    /// Returns whether it is another than before.
+    fn learn(&mut self, revision: u64, agent: &Arc<Agent>) -> bool {
         if revision < self.revision {
-            return;
+            return false;
         }
         self.revision = revision;
         self.gone = false;
@@ -584,12 +673,42 @@ impl<B: Body + 'static> Entry<B> {
                 *known = Some(Arc::clone(agent));
             }
             news
+        })
+    }
+
+    fn was_here_lately(&self) -> bool {
+        let lately = |left: Instant| left.elapsed() < LATELY;
+        !self.sessions.is_empty()
+            || !self.remote.is_empty()
+            || self.left.is_some_and(|(left, _)| lately(left))
+            || self.left_elsewhere.is_some_and(lately)
+    }
+
+    /// The address, or one like it, that no link of the agent has.
+    fn free_address(&self, mut address: SocketAddr) -> SocketAddr {
+        while self.sessions.iter().any(|it| it.address == address)
+            || self.remote.iter().any(|it| it.address == address)
+        {
+            address.set_port(address.port().wrapping_add(1));
+        }
+        address
+    }
+
+    fn counters<'a>(
+        &mut self,
+        mappings: impl Iterator<Item = &'a MappingId>,
+    ) -> BTreeMap<MappingId, Arc<Traffic>> {
+        let counted = mappings.map(|id| {
+            let traffic = self.traffic.entry(id.clone()).or_default();
+            (id.clone(), Arc::clone(traffic))
         });
+        counted.collect()
     }
 
     fn publish_links(&self) {
-        let live = self.sessions.iter().filter_map(|it| it.live());
-        self.links.send_replace(live.collect());
+        let here = self.sessions.iter().filter_map(|it| it.live());
+        let elsewhere = self.remote.iter().filter_map(Remote::live);
+        self.links.send_replace(here.chain(elsewhere).collect());
     }
 
     fn observe_probes(&self) -> Vec<ObservedProbe> {

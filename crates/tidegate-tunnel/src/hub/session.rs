@@ -107,6 +107,8 @@ impl<B: Body + 'static> Session<B> {
         (!state.draining).then(|| LiveLink {
             session: self.id,
             address: self.address,
+            instance: self.arrival.instance.as_str().into(),
+            elsewhere: None,
             link: self.link.clone(),
             ready: Arc::clone(&state.ready),
             traffic: Arc::clone(&self.traffic),
@@ -116,6 +118,11 @@ impl<B: Body + 'static> Session<B> {
     /// The agent's process.
     pub(super) fn instance(&self) -> &str {
         &self.arrival.instance
+    }
+
+    /// Takes no new requests, because its agent said so.
+    pub(super) fn is_draining(&self) -> bool {
+        self.state().draining
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -258,7 +265,8 @@ struct Talk<'a, B: Body + 'static> {
     session: &'a Session<B>,
     agent: tokio::sync::watch::Receiver<Option<Arc<Agent>>>,
     orders: tokio::sync::watch::Receiver<Orders>,
-    welcomed: bool,
+    /// How many replicas the agent was told of; None before its Welcome.
+    welcomed: Option<u32>,
     /// The last set told, with its number.
     mappings: Option<(u64, Vec<Arc<Mapping>>)>,
     /// Number of the agent's own request, once there is one.
@@ -277,7 +285,7 @@ impl<'a, B: Body + 'static> Talk<'a, B> {
             session,
             agent: entered.agent,
             orders: hub.0.orders.subscribe(),
-            welcomed: false,
+            welcomed: None,
             mappings: None,
             request: None,
             verdicts: None,
@@ -350,12 +358,13 @@ impl<'a, B: Body + 'static> Talk<'a, B> {
     /// What is to be said next, if anything.
     fn next(&self, agent: Option<&Agent>) -> Option<FromEdge> {
         let settings = &self.hub.0.settings;
-        if !self.welcomed {
+        let replicas = self.orders.borrow().replicas;
+        if self.welcomed != Some(replicas) {
             let welcome = wire::Welcome {
                 protocol: u32::from(self.session.arrival.protocol),
                 edge_version: settings.version.to_owned(),
                 replica: settings.replica.clone(),
-                replicas: settings.replicas,
+                replicas,
                 session: self.session.name.clone(),
             };
             return Some(welcome.into());
@@ -391,11 +400,13 @@ impl<'a, B: Body + 'static> Talk<'a, B> {
             };
             return Some(drain.into());
         }
-        if !self.drain_told && self.orders.borrow().moving.contains(&self.session.id) {
+        if !self.drain_told
+            && let Some(reason) = self.orders.borrow().moving.get(&self.session.id)
+        {
             let drain = wire::Drain {
                 deadline_ms: millis(MOVE_WITHIN),
                 jitter_ms: 0,
-                reason: "Reconnect".to_owned(),
+                reason: (*reason).to_owned(),
             };
             return Some(drain.into());
         }
@@ -405,7 +416,7 @@ impl<'a, B: Body + 'static> Talk<'a, B> {
     /// Notes what goes out.
     fn said(&mut self, message: &FromEdge, agent: Option<&Agent>) {
         match message {
-            FromEdge::Welcome(_) => self.welcomed = true,
+            FromEdge::Welcome(wire::Welcome { replicas, .. }) => self.welcomed = Some(*replicas),
             FromEdge::Mappings(wire::Mappings { version, .. }) => {
                 let told = agent.map(|it| it.mappings.clone()).unwrap_or_default();
                 self.mappings = Some((*version, told));
@@ -456,7 +467,7 @@ impl<'a, B: Body + 'static> Talk<'a, B> {
                 self.hub.moved(session);
             }
             FromAgent::DrainDone(_) => {
-                if self.orders.borrow().moving.contains(&session.id) {
+                if self.orders.borrow().moving.contains_key(&session.id) {
                     session.state().draining = true;
                     self.hub.changed(session);
                 }

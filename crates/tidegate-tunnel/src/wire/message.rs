@@ -388,6 +388,39 @@ pub struct MappingCount {
     pub failed: u64,
 }
 
+/// Agents that a replica of the edge has links to; said on the channel between two replicas, never by an agent.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Registrations {
+    /// All of them, or the next ones; replaces what was said before once the set is whole.
+    #[cbor(n(0), default, decode_with = "list")]
+    pub agents: Vec<Registration>,
+    /// The set goes on in the next message.
+    #[cbor(n(1), default)]
+    pub more: bool,
+    /// Links of all agents there.
+    #[cbor(n(2), default)]
+    pub links: u32,
+    /// The replica ends soon and wants no more of them.
+    #[cbor(n(3), default)]
+    pub draining: bool,
+}
+
+/// A process of an agent, as a replica has links to it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Registration {
+    /// Namespace and name.
+    #[n(0)]
+    pub agent: String,
+    /// The process, as in its handshakes.
+    #[n(1)]
+    pub instance: String,
+    /// [`Mapping::id`] of those that may be asked for.
+    #[cbor(n(2), default, decode_with = "list")]
+    pub mappings: Vec<String>,
+}
+
 /// Somebody is there.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]

@@ -18,8 +18,8 @@ pub use convert::{UnknownMapping, mappings};
 pub use frame::{FrameReader, MAX_FRAME};
 pub use message::{
     AgentDrain, AgentTls, Bye, Drain, DrainDone, Hello, MAX_ITEMS, Mapping, MappingCount, Mappings,
-    MappingsReady, Ping, Pong, Probe, ProbeResult, Refused, Request, Requested, Retry, Stats,
-    Verdict, Verdicts, Welcome,
+    MappingsReady, Ping, Pong, Probe, ProbeResult, Refused, Registration, Registrations, Request,
+    Requested, Retry, Stats, Verdict, Verdicts, Welcome,
 };
 
 use bytes::Bytes;
@@ -133,5 +133,7 @@ messages! {
         6 Stats(Stats),
         /// Answer to [`FromEdge::Ping`].
         7 Pong(Pong),
+        /// Agents that a replica has links to: said by the other end of a channel between replicas.
+        8 Registrations(Registrations),
     }
 }

@@ -3,6 +3,7 @@
 
 mod handshakes;
 mod lives;
+mod replicas;
 mod requests;
 mod streams;
 
