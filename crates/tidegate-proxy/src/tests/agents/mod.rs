@@ -53,6 +53,8 @@ struct Rig {
     edge: TestEdge,
     certificate: Arc<Certificate>,
     token: Token,
+    /// The process of agents that connect from now on.
+    instance: String,
     /// Of agents; they must answer while the test's thread waits.
     runtime: tokio::runtime::Runtime,
 }
@@ -149,6 +151,7 @@ impl Rig {
             }),
             certificate,
             token: Token::generate().unwrap(),
+            instance: "ab".repeat(16),
             runtime: tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)
                 .enable_all()
@@ -225,7 +228,7 @@ impl Rig {
         let mut authorization = Authorization {
             edge: HOST.to_owned(),
             agent: agent_id().to_string(),
-            instance: "ab".repeat(16),
+            instance: self.instance.clone(),
             link: 0,
             time: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
@@ -266,6 +269,14 @@ impl Rig {
             self.agents().iter().any(mine) && clusters.iter().any(|it| !it.endpoints.is_empty())
         });
         agent
+    }
+
+    /// Waits until requests have a way to the agent.
+    fn sees_a_link(&self) {
+        eventually("there is a link", || {
+            let clusters = self.edge.edge.observe().clusters;
+            clusters.iter().any(|it| !it.endpoints.is_empty())
+        });
     }
 
     fn agents(&self) -> Vec<ObservedAgent> {

@@ -35,19 +35,31 @@ impl Authority {
 }
 
 /// A replica, and what it may be told to be.
-struct Replica {
-    rig: Rig,
+pub(super) struct Replica {
+    pub(super) rig: Rig,
     name: &'static str,
     _identity: watch::Sender<Arc<PeerIdentity>>,
 }
 
 impl Replica {
     fn start(name: &'static str, identity: Arc<PeerIdentity>, rule: Rule, hold: Duration) -> Self {
-        let (identity, known) = watch::channel(identity);
         let certificate = certificate(&[HOST]);
         let tls = policy(Arc::clone(&certificate));
         let hosts = vec![virtual_host(HOST, rule, tls)];
-        let rig = Rig::hosts(hosts, certificate, hold, |settings| {
+        Self::start_hosts(name, identity, hosts, &certificate, hold)
+    }
+
+    pub(super) fn start_hosts(
+        name: &'static str,
+        identity: Arc<PeerIdentity>,
+        hosts: Vec<VirtualHost>,
+        certificate: &Arc<Certificate>,
+        hold: Duration,
+    ) -> Self {
+        let (identity, known) = watch::channel(identity);
+        let rig = Rig::hosts(hosts, Arc::clone(certificate), hold, |settings| {
+            // What is on its way when an edge begins to drain may take as long as the machine does.
+            settings.timeouts.request_grace = PATIENCE;
             settings.replica = name.to_owned();
             settings.peering = Some(PeeringSettings {
                 listen: vec![([127, 0, 0, 1], 0).into()],
@@ -83,8 +95,12 @@ impl Replica {
         self.addresses().len()
     }
 
-    fn forwarded(&self, outcome: &str) -> u64 {
+    /// Requests to other replicas that came to this; all of them where the outcome is empty.
+    pub(super) fn forwarded(&self, outcome: &str) -> u64 {
         let name = "tidegate_replica_forwarded_requests_total";
+        if outcome.is_empty() {
+            return self.rig.edge.metric(name);
+        }
         self.rig
             .edge
             .metric(&format!("{name}{{outcome=\"{outcome}\"}}"))
@@ -92,14 +108,29 @@ impl Replica {
 }
 
 /// Replicas that know of each other, with one token for the agent.
-fn replicas(names: &[&'static str], hold: Duration) -> Vec<Replica> {
-    replicas_with(names, hold, || forward_to(&[behind_agent()]))
+pub(super) fn replicas(names: &[&'static str], hold: Duration) -> Vec<Replica> {
+    let rule = || forward_to(&[behind_agent()]);
+    replicas_from(names, hold, |name, identity| {
+        Replica::start(name, identity, rule(), hold)
+    })
 }
 
-fn replicas_with(names: &[&'static str], hold: Duration, rule: impl Fn() -> Rule) -> Vec<Replica> {
-    let authority = Authority::new();
-    let start = |name: &&'static str| Replica::start(name, authority.identity(name), rule(), hold);
-    let mut all: Vec<Replica> = names.iter().map(start).collect();
+pub(super) fn replicas_from(
+    names: &[&'static str],
+    hold: Duration,
+    start: impl Fn(&'static str, Arc<PeerIdentity>) -> Replica,
+) -> Vec<Replica> {
+    replicas_of(&Authority::new(), names, hold, start)
+}
+
+fn replicas_of(
+    authority: &Authority,
+    names: &[&'static str],
+    hold: Duration,
+    start: impl Fn(&'static str, Arc<PeerIdentity>) -> Replica,
+) -> Vec<Replica> {
+    let names = names.iter();
+    let mut all: Vec<Replica> = names.map(|it| start(it, authority.identity(it))).collect();
     let token = all[0].rig.token.clone();
     for replica in &mut all {
         replica.rig.token = token.clone();

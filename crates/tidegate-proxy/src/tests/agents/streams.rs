@@ -9,6 +9,7 @@ use http_body_util::StreamBody;
 use hyper_util::rt::TokioIo;
 
 use super::super::h2_peers::{h2_body, h2_request, h2_send};
+use super::replicas::{Replica, replicas, replicas_from};
 use super::*;
 
 /// RFC 6455 §1.3 has this key, and what is to be answered.
@@ -43,10 +44,24 @@ fn echoes(
     }
 }
 
+/// The same over a link of the replica that visitors come to, and over one of another replica.
+fn near_and_far(test: impl Fn(&Rig, &Rig)) {
+    let rig = Rig::new();
+    test(&rig, &rig);
+    let all = replicas(&["a", "b"], PATIENCE);
+    test(&all[0].rig, &all[1].rig);
+    let failed = all[0].forwarded("") - all[0].forwarded("Answered");
+    assert_eq!(failed, 0);
+}
+
 #[test]
 fn websockets_of_both_kinds_of_visitors_go_over_the_link() {
-    let rig = Rig::new();
-    let agent = rig.connect(Way::WebSocket, echoes("websocket"));
+    near_and_far(websockets);
+}
+
+fn websockets(rig: &Rig, agents: &Rig) {
+    let agent = agents.connect(Way::WebSocket, echoes("websocket"));
+    rig.sees_a_link();
     let mut visitor = rig.edge.connect();
     visitor.write_all(HANDSHAKE.as_bytes()).unwrap();
     let head = read_head(&mut visitor);
@@ -61,7 +76,7 @@ fn websockets_of_both_kinds_of_visitors_go_over_the_link() {
     }
     visitor.shutdown(std::net::Shutdown::Write).unwrap();
     assert_eq!(read_to_end(&mut visitor), "");
-    let observed = &rig.agents()[0].sessions[0];
+    let observed = &agents.agents()[0].sessions[0];
     assert_eq!((observed.bytes_sent, observed.bytes_received), (5000, 5000));
 
     rig.edge.block_on(async {
@@ -85,12 +100,16 @@ fn websockets_of_both_kinds_of_visitors_go_over_the_link() {
 
 #[test]
 fn an_upgrade_that_the_service_refuses_is_an_answer_like_any_other() {
-    let rig = Rig::new();
-    let _agent = rig.connect(Way::Direct, |_| async {
+    near_and_far(refused_upgrade);
+}
+
+fn refused_upgrade(rig: &Rig, agents: &Rig) {
+    let _agent = agents.connect(Way::Direct, |_| async {
         let mut response = Response::new(full("not here"));
         *response.status_mut() = http::StatusCode::FORBIDDEN;
         response
     });
+    rig.sees_a_link();
     let mut visitor = rig.edge.connect();
     visitor.write_all(HANDSHAKE.as_bytes()).unwrap();
     let head = read_head(&mut visitor);
@@ -103,14 +122,24 @@ fn an_upgrade_that_the_service_refuses_is_an_answer_like_any_other() {
 #[test]
 fn tls_that_is_not_opened_goes_to_a_tcp_mapping() {
     let cert = certificate(&[HOST]);
-    let rule = forward_to(&[behind_agent()]);
-    let passed = TlsMode::Passthrough(behind_agent());
-    let hosts = vec![
-        virtual_host(HOST, rule, policy(Arc::clone(&cert))),
-        virtual_host("passed.test", forward_to(&[behind_agent()]), passed),
-    ];
-    let rig = Rig::hosts(hosts, cert, PATIENCE, |_| {});
-    let _agent = rig.connect(Way::Direct, echoes("tidegate-tcp"));
+    let hosts = || {
+        let rule = || forward_to(&[behind_agent()]);
+        let passed = TlsMode::Passthrough(behind_agent());
+        vec![
+            virtual_host(HOST, rule(), policy(Arc::clone(&cert))),
+            virtual_host("passed.test", rule(), passed),
+        ]
+    };
+    let rig = Rig::hosts(hosts(), Arc::clone(&cert), PATIENCE, |_| {});
+    passed_through(&rig, &rig);
+    let start = |name, identity| Replica::start_hosts(name, identity, hosts(), &cert, PATIENCE);
+    let all = replicas_from(&["a", "b"], PATIENCE, start);
+    passed_through(&all[0].rig, &all[1].rig);
+}
+
+fn passed_through(rig: &Rig, agents: &Rig) {
+    let _agent = agents.connect(Way::Direct, echoes("tidegate-tcp"));
+    rig.sees_a_link();
     // What comes back is what was sent: a ClientHello, which no client takes for an answer, but we can read.
     let config = tls::client(roots(&[&rig.certificate]));
     let mut hello = Vec::new();
@@ -126,8 +155,11 @@ fn tls_that_is_not_opened_goes_to_a_tcp_mapping() {
 
 #[test]
 fn trailers_pass_both_ways() {
-    let rig = Rig::new();
-    let _agent = rig.connect(Way::WebSocket, |request: Request<Incoming>| async move {
+    near_and_far(trailers);
+}
+
+fn trailers(rig: &Rig, agents: &Rig) {
+    let _agent = agents.connect(Way::WebSocket, |request: Request<Incoming>| async move {
         assert_eq!(request.headers()["te"], "trailers");
         let collected = request.into_body().collect().await.unwrap();
         let sent = collected.trailers().unwrap().clone();
@@ -140,6 +172,7 @@ fn trailers_pass_both_ways() {
         ];
         Response::new(StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync())
     });
+    rig.sees_a_link();
     rig.edge.block_on(async {
         let mut client = rig.edge.h2().await;
         let mut request = h2_request("POST", "/pkg.Service/Call");
@@ -161,13 +194,17 @@ fn trailers_pass_both_ways() {
 
 #[test]
 fn large_bodies_and_events_stream_both_ways() {
+    near_and_far(large_bodies);
+}
+
+fn large_bodies(rig: &Rig, agents: &Rig) {
     const CHUNKS: usize = 1024;
-    let rig = Rig::new();
     // Sends back each piece as it comes: neither side could wait for the whole.
-    let _agent = rig.connect(Way::WebSocket, |request: Request<Incoming>| async move {
+    let _agent = agents.connect(Way::WebSocket, |request: Request<Incoming>| async move {
         let body = request.into_body();
         Response::new(body.map_err(|error| panic!("{error}")).boxed_unsync())
     });
+    rig.sees_a_link();
     rig.edge.block_on(async {
         let mut client = rig.edge.h2().await;
         let (response, mut up) = client.send_request(h2_request("POST", "/"), false).unwrap();
