@@ -22,6 +22,13 @@ const TEST_PACKAGES: &[Package] = &[
     ("git", "git"),
     ("h2load", "nghttp2-client"),
     ("lighttpd", "lighttpd"),
+    ("nginx", "nginx-light"),
+    (
+        "/usr/lib/nginx/modules/ngx_stream_module.so",
+        "libnginx-mod-stream",
+    ),
+    ("haproxy", "haproxy"),
+    ("tinyproxy", "tinyproxy-bin"),
     ("skopeo", "skopeo"),
     ("docker-registry", "docker-registry"),
     ("opentracker", "opentracker"),

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use crate::config::{Config, Edge, Proxies};
-use crate::dial::{self, Clock, DialError, Dialer, proxy};
+use crate::dial::{self, Clock, DialError, Dialer, ProxyError, proxy};
 use crate::link::{Common, Wishes, establish};
 use crate::stream::Stream;
 use crate::table::Registry;
@@ -196,17 +196,23 @@ async fn reach(examined: &mut Examined, dialer: &Dialer, edge: &Edge, proxied: b
             true
         }
         Err(error) => {
-            let fix = if proxied {
-                format!(
+            let fix = match &error {
+                DialError::Proxy(ProxyError::Login(_)) => {
+                    "write them into the proxy's URL: http://USER:PASSWORD@…, with what means something in a URL as %XX"
+                        .to_owned()
+                }
+                DialError::Proxy(ProxyError::Reach(..)) => {
+                    "look at the proxy's name and port, and whether it runs".to_owned()
+                }
+                _ if proxied => format!(
                     "let the proxy allow CONNECT to {}:{}, or write a proxy that does",
                     edge.host.in_url(),
                     edge.port
-                )
-            } else {
-                format!(
+                ),
+                _ => format!(
                     "let this machine out to TCP port {}; where that goes through a proxy only, set HTTPS_PROXY",
                     edge.port
-                )
+                ),
             };
             let found = chain(&error).to_string();
             examined.step(name, StepState::Bad, found).fix = Some(fix);

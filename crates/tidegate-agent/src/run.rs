@@ -50,6 +50,7 @@ pub enum RunError {
 
 /// Runs until the process is told to end.
 pub async fn run(given: Given) -> Result<(), RunError> {
+    system::raise_file_limit();
     let signals = system::Signals::new().map_err(RunError::Signals)?;
     follow(given, signals).await
 }

@@ -1,4 +1,4 @@
-//! Between the agent and the system that it runs on: signals, and systemd's notes.
+//! Between the agent and the system that it runs on: signals, the limit of open files, systemd's notes.
 
 use std::time::Duration;
 
@@ -57,6 +57,23 @@ impl Signals {
                 None => std::future::pending().await,
             },
         }
+    }
+}
+
+/// Each connection to a target is an open file, and the usual soft limit of 1024 is soon reached; the hard limit is
+/// what the administrator allows.
+pub(crate) fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return;
+    }
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!(%error, "cannot raise the limit of open files");
     }
 }
 

@@ -116,6 +116,13 @@ pub(crate) struct ForwardedFacts<'a> {
     pub forwarded_header: bool,
 }
 
+/// Whether it says that the client came by HTTPS. Only a trusted peer may be asked.
+pub(crate) fn says_https(headers: &HeaderMap) -> bool {
+    Said::by_peer(headers)
+        .proto
+        .is_some_and(|proto| proto == "https")
+}
+
 /// Replaces everything the message says about its origin by what the edge knows.
 pub(crate) fn apply(headers: &mut HeaderMap, facts: &ForwardedFacts<'_>) {
     let said = if facts.peer_trusted {

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http::{header, request};
-use tidegate_model::{HostName, PlainHttp, Published, VirtualHost};
+use tidegate_model::{HostName, PlainHttp, Published, TlsMode, VirtualHost};
 
 use crate::body::{Body, ClientBody};
 use crate::connection::{CachedHost, Connection, ResolvedHost};
@@ -17,7 +17,7 @@ use crate::odd_query::{self, RawQuery};
 use crate::router::Candidates;
 use crate::stop::{PageWish, Stop, close_after, empty, stopped};
 use crate::upgrade::ClientUpgrade;
-use crate::{challenge, path, redirect, rewrite, router};
+use crate::{challenge, forwarded, path, redirect, rewrite, router};
 
 /// Answers one request. `upgrade` is there where the client may ask for one, `hints` where it can be told
 /// what the backend says before its response.
@@ -74,11 +74,12 @@ async fn serve(
         return Err(not_served(connection, &host.name));
     };
     guard.route(&virtual_host.route, metrics);
+    let secure = is_secure(connection, virtual_host, &parts.headers);
     match &connection.facts.tls {
         Some(tls) if !tls.may_serve(&host.name, virtual_host) => return Err(MISDIRECTED.into()),
         Some(_) => {}
         // Some rules may answer here by themselves: which one is asked decides.
-        None if !virtual_host.plain.is_empty() => {}
+        None if secure || !virtual_host.plain.is_empty() => {}
         None => {
             if let Some(answer) = instead(connection, &host.name, virtual_host, &mut parts)? {
                 return Ok(answer);
@@ -86,12 +87,10 @@ async fn serve(
         }
     }
 
-    let hsts = virtual_host
-        .hsts
-        .clone()
-        .filter(|_| connection.facts.tls.is_some());
+    let hsts = virtual_host.hsts.clone().filter(|_| secure);
     let message = (parts, incoming, client_upgrade);
-    let served = serve_host(connection, &host, virtual_host, message, page, guard).await;
+    let host = (&*host, &**virtual_host, secure);
+    let served = serve_host(connection, host, message, page, guard).await;
     let mut response = served.unwrap_or_else(|stop| stopped(stop, page, guard));
     if let Some(hsts) = hsts {
         // On error pages too: it is about the host, not about the answer (RFC 6797 §7.2).
@@ -105,8 +104,7 @@ async fn serve(
 /// The phases of a request whose host is known.
 async fn serve_host(
     connection: &Arc<Connection>,
-    host: &ResolvedHost,
-    virtual_host: &VirtualHost,
+    (host, virtual_host, secure): (&ResolvedHost, &VirtualHost, bool),
     (mut parts, incoming, client_upgrade): (Box<request::Parts>, ClientBody, Option<ClientUpgrade>),
     page: &PageWish,
     guard: &mut RequestGuard,
@@ -117,7 +115,6 @@ async fn serve_host(
     let normalized = normalize::request(&mut parts, limits)?;
 
     // Route.
-    let secure = connection.facts.tls.is_some();
     let plain = if secure {
         None
     } else {
@@ -189,6 +186,20 @@ fn odd_query_is_strict(parts: &mut request::Parts) -> Result<bool, Refusal> {
 const BAD_TARGET: Refusal =
     Refusal::bad_request("InvalidTarget", "the request target cannot be read as one");
 
+/// Whether the client came by HTTPS: to this edge, or to something in front that ended TLS and may say so. That cannot
+/// have asked for the certificate that a host wants of its clients.
+fn is_secure(connection: &Connection, host: &VirtualHost, headers: &HeaderMap) -> bool {
+    connection.facts.tls.is_some()
+        || (connection.client_trusted
+            && matches!(host.tls, TlsMode::Terminate(_))
+            && !wants_certificates(host)
+            && forwarded::says_https(headers))
+}
+
+fn wants_certificates(host: &VirtualHost) -> bool {
+    matches!(&host.tls, TlsMode::Terminate(policy) if policy.client_auth.is_some())
+}
+
 /// What a request over plain HTTP gets in place of the host's rules, if so.
 fn instead(
     connection: &Connection,
@@ -197,8 +208,11 @@ fn instead(
     parts: &mut request::Parts,
 ) -> Result<Option<Response<Body>>, Stop> {
     match (&host.plain_http, connection.worker.shared.https_port) {
-        (PlainHttp::Serve, _) | (PlainHttp::Redirect(_), None) => Ok(None),
-        (PlainHttp::Refuse, _) => Err(Stop::page(StatusCode::NOT_FOUND, "PlainHttpRefused")),
+        (PlainHttp::Serve, _) => Ok(None),
+        (PlainHttp::Redirect(_), None) if !wants_certificates(host) => Ok(None),
+        (PlainHttp::Refuse, _) | (PlainHttp::Redirect(_), None) => {
+            Err(Stop::page(StatusCode::NOT_FOUND, "PlainHttpRefused"))
+        }
         (PlainHttp::Redirect(status), Some(port)) => {
             odd_query_is_strict(parts)?;
             redirect_to_https(name, port, *status, parts).map(Some)

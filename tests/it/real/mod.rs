@@ -5,7 +5,7 @@
 
 mod curl;
 mod fastapi;
-mod git;
+pub(crate) mod git;
 mod grpc;
 mod registry;
 mod tracker;

@@ -275,8 +275,7 @@ fn a_new_process_takes_over_without_a_refused_connection() {
         let outcome: Result<(), String> = client.join().unwrap();
         assert_eq!(outcome, Ok(()), "{}", edge.log());
     }
-    let successor = Successor::of(&edge);
-    assert_ne!(successor.0, old);
+    assert_ne!(edge.successor().unwrap(), old);
 }
 
 #[test]
@@ -300,25 +299,4 @@ fn a_takeover_that_fails_leaves_the_old_process_serving() {
     });
     assert!(edge.program().ended().is_none());
     edge.wait_for_status("a.test", "/", 200);
-}
-
-/// The process that took over. Dropping ends it.
-struct Successor(u32);
-
-impl Successor {
-    fn of(edge: &Edge) -> Self {
-        let reply = edge.admin("/api/v1/status").unwrap();
-        let body = reply.split_once("\r\n\r\n").unwrap().1;
-        let view: serde_json::Value = serde_json::from_str(body).unwrap();
-        Self(u32::try_from(view["pid"].as_u64().unwrap()).unwrap())
-    }
-}
-
-impl Drop for Successor {
-    fn drop(&mut self) {
-        let _ = Command::new("kill")
-            .arg("-KILL")
-            .arg(self.0.to_string())
-            .status();
-    }
 }

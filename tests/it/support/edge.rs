@@ -67,6 +67,11 @@ impl Builder {
         self
     }
 
+    /// Adds several.
+    pub(crate) fn args(self, args: &[&str]) -> Self {
+        args.iter().fold(self, |builder, arg| builder.arg(arg))
+    }
+
     /// Adds an environment variable.
     pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
@@ -259,6 +264,20 @@ impl Edge {
         let mut reply = String::new();
         stream.read_to_string(&mut reply)?;
         Ok(reply)
+    }
+
+    /// What the admin listener says of a path of its API.
+    pub(crate) fn api(&self, path: &str) -> Result<serde_json::Value, String> {
+        let reply = self.admin(path).map_err(|error| error.to_string())?;
+        let (_, body) = reply.split_once("\r\n\r\n").unwrap_or_default();
+        serde_json::from_str(body).map_err(|error| format!("{error} in {reply}"))
+    }
+
+    /// Pid of the process that serves, which after an upgrade in place is another one. It ends with this edge.
+    pub(crate) fn successor(&self) -> Result<u32, String> {
+        let pid = self.api("/api/v1/status")?["pid"].as_u64();
+        pid.and_then(|pid| pid.try_into().ok())
+            .ok_or_else(|| "the status names no process".to_owned())
     }
 
     /// A client that trusts the edge.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
@@ -68,18 +68,20 @@ impl Origin {
     }
 
     /// Answers through a function.
-    pub(crate) fn serve<F, R>(answer: F) -> Self
+    pub(crate) fn serve<F, R, B>(answer: F) -> Self
     where
         F: Fn(Request<Incoming>) -> R + Clone + Send + 'static,
-        R: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+        R: Future<Output = Response<B>> + Send + 'static,
+        B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
     {
         Self::serve_at("127.0.0.1:0".parse().unwrap(), answer)
     }
 
-    fn serve_at<F, R>(address: SocketAddr, answer: F) -> Self
+    fn serve_at<F, R, B>(address: SocketAddr, answer: F) -> Self
     where
         F: Fn(Request<Incoming>) -> R + Clone + Send + 'static,
-        R: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+        R: Future<Output = Response<B>> + Send + 'static,
+        B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
     {
         let listener = std::net::TcpListener::bind(address).unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -133,13 +135,14 @@ impl Drop for Origin {
     }
 }
 
-async fn accept<F, R>(
+async fn accept<F, R, B>(
     listener: TcpListener,
     answer: F,
     (requests, connections): (Arc<AtomicUsize>, Arc<AtomicUsize>),
 ) where
     F: Fn(Request<Incoming>) -> R + Clone + Send + 'static,
-    R: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+    R: Future<Output = Response<B>> + Send + 'static,
+    B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
 {
     while let Ok((stream, _)) = listener.accept().await {
         connections.fetch_add(1, Ordering::Relaxed);

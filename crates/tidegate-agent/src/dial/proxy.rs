@@ -116,7 +116,8 @@ async fn tunnel(
     let response = sender.send_request(request).await.map_err(failed)?;
     match response.status() {
         status if status.is_success() => {}
-        StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+        // Some say 401 to a wrong password, such as tinyproxy.
+        StatusCode::PROXY_AUTHENTICATION_REQUIRED | StatusCode::UNAUTHORIZED => {
             connection.abort();
             return Err(ProxyError::Login(name));
         }

@@ -1,7 +1,8 @@
 //! Rules that answer over plain HTTP whatever their host says of it.
 
 use http::StatusCode;
-use tidegate_model::{PathMatch, PlainRules};
+use rustls::RootCertStore;
+use tidegate_model::{ClientAuth, ClientAuthMode, Fingerprint, PathMatch, PlainRules};
 
 use super::filters::field;
 use super::*;
@@ -153,4 +154,63 @@ fn a_port_picks_the_rule_and_the_most_specific_one_says_whether_plain_http_is_se
     let config = tls::client(tls::roots(&[&own]));
     let refused = tls::ask(&mut tls::tls(&edge, &config, "a.test"), "a.test");
     assert!(refused.is_err(), "{refused:?}");
+}
+
+#[test]
+fn who_came_to_a_trusted_front_by_https_is_served_and_nobody_else() {
+    let origin = Origin::echo();
+    let host = |guarded: bool| {
+        let mut tls = policy(certificate(&[HOST]));
+        if let TlsMode::Terminate(wants) = &mut tls
+            && guarded
+        {
+            wants.client_auth = Some(Arc::new(ClientAuth {
+                fingerprint: Fingerprint([7; 32]),
+                roots: Arc::new(RootCertStore::empty()),
+                mode: ClientAuthMode::Required,
+            }));
+        }
+        VirtualHost {
+            plain_http: PlainHttp::Redirect(StatusCode::PERMANENT_REDIRECT),
+            hsts: Some("max-age=1".parse().unwrap()),
+            ..virtual_host(HOST, forward_to(&[cluster(origin.address)]), tls)
+        }
+    };
+    let ask = |trusted: &str, guarded: bool, fields: &str| {
+        let edge = TestEdge::start_hosts(vec![host(guarded)], |settings| {
+            settings.trusted_proxies = vec![trusted.parse().unwrap()];
+        });
+        let request =
+            format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n{fields}Connection: close\r\n\r\n");
+        let mut stream = connect(edge.http);
+        stream.write_all(request.as_bytes()).unwrap();
+        read_to_end(&mut stream)
+    };
+    let (front, other) = ("127.0.0.1/32", "127.0.0.2/32");
+    let says = "X-Forwarded-Proto: https\r\n";
+    let answer = ask(front, false, says);
+    assert_eq!(status_of(&answer), 200, "{answer}");
+    assert!(
+        answer.contains("\r\nX-Forwarded-Proto: https\r\n"),
+        "{answer}"
+    );
+    assert_eq!(
+        field(&answer, "strict-transport-security"),
+        Some("max-age=1")
+    );
+    for (trusted, guarded, fields) in [
+        (other, false, says),
+        (front, false, ""),
+        (front, false, "X-Forwarded-Proto: http\r\n"),
+        (
+            front,
+            false,
+            "X-Forwarded-Proto: https\r\nX-Forwarded-Proto: http\r\n",
+        ),
+        // Who ended TLS has not asked for the certificate that this host wants.
+        (front, true, says),
+    ] {
+        let answer = ask(trusted, guarded, fields);
+        assert_eq!(status_of(&answer), 308, "{fields}{answer}");
+    }
 }

@@ -1,0 +1,157 @@
+//! An agent in a network that lets nothing out but through a proxy: Debian's tinyproxy.
+//!
+//! ```text
+//! hub: the edge ─ bridge ─ proxies         one wants a login, one lets nobody to port 443
+//!                    └───── router (to the proxies only) ─ lan ─ home: the agent
+//! ```
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+
+use super::links;
+use super::nat::{DIAL, Home, agent, agent_does, edge, wait_for_page};
+use super::service::Service;
+use crate::support::edge::PATIENCE;
+use crate::support::netns::{Machine, Network};
+use crate::support::program::{find, run};
+use crate::support::{Edge, Program, eventually, missing};
+
+const LOGIN: u16 = 3128;
+const STRICT: u16 = 3129;
+/// tinyproxy knows no password that must be written otherwise in a URL.
+const PASSWORD: &str = "s3cret.w0rd";
+const IN_URL: &str = "s3cret%2Ew0rd";
+
+/// Starts a tinyproxy on the machine.
+#[track_caller]
+fn tinyproxy(on: &Machine, folder: &Path, port: u16, lines: &str) -> Program {
+    let file = folder.join(format!("tinyproxy-{port}.conf"));
+    let text = format!("Port {port}\nListen {}\nTimeout 600\n{lines}\n", on.v4);
+    fs::write(&file, text).unwrap();
+    let mut command = on.command(find("tinyproxy").unwrap());
+    let program = Program::start(command.arg("-d").arg("-c").arg(file));
+    eventually("the proxy", PATIENCE, || {
+        std::net::TcpStream::connect((on.v4, port))
+            .map(drop)
+            .map_err(|error| format!("{error}: {}", program.log()))
+    });
+    program
+}
+
+/// What `tidegate agent doctor` says of the way from here with these variables, and whether all is well.
+fn doctor(on: &Machine, edge: &Edge, token: &str, variables: &[(&str, &str)]) -> (bool, String) {
+    let mut command = agent_does(Some("doctor"), on, edge, token);
+    command
+        .envs(variables.iter().copied())
+        .env_remove("no_proxy");
+    let (well, said) = run(&mut command);
+    eprintln!("doctor with {variables:?}:\n{said}");
+    (well, said)
+}
+
+#[test]
+fn an_agent_reaches_its_edge_through_a_proxy_alone() {
+    if missing(&["iptables", "curl", "sysctl", "tinyproxy"]) {
+        return;
+    }
+    Network::run(|network| {
+        let (visitor, office) = (network.machine("visitor"), network.machine("proxy"));
+        let out = format!("-d {} -p tcp --dport {LOGIN}:{STRICT}", office.v4);
+        let home = Home::new(network, &out).home;
+        // Names are the proxy's business: home does not know where the edge is.
+        home.hosts(&[("proxy.office", IpAddr::V4(office.v4))]);
+        office.hosts(&[(DIAL, IpAddr::V4(Network::V4))]);
+        let app = home.inside(Service::start);
+        let (token, hash) = Edge::agent_token();
+        let edge = edge(&app.url(), &hash);
+        let folder = tempfile::tempdir().unwrap();
+        let login = format!("BasicAuth agent {PASSWORD}\nConnectPort 443");
+        let proxy = tinyproxy(&office, folder.path(), LOGIN, &login);
+        let strict = tinyproxy(&office, folder.path(), STRICT, "ConnectPort 563");
+
+        // The doctor names what stands in the way, each time something else.
+        let without = format!("http://proxy.office:{LOGIN}");
+        let with = format!("http://agent:{IN_URL}@proxy.office:{LOGIN}");
+        let other = format!("http://proxy.office:{STRICT}");
+        let wrong = format!("http://agent:guessed@proxy.office:{LOGIN}");
+        for (variables, expected) in [
+            (&[][..], &["FAIL  name", "set HTTPS_PROXY"][..]),
+            (
+                &[("HTTPS_PROXY", without.as_str())],
+                &[
+                    "FAIL  through the proxy",
+                    "wants a user name and password",
+                    "http://USER:PASSWORD@",
+                ],
+            ),
+            (
+                &[("HTTPS_PROXY", &wrong)],
+                &[
+                    "FAIL  through the proxy",
+                    "user name and password, or others",
+                ],
+            ),
+            (
+                &[("HTTPS_PROXY", &other)],
+                &[
+                    "answers CONNECT with status 403",
+                    "let the proxy allow CONNECT to edge.example.com:443",
+                ],
+            ),
+            (
+                &[("HTTPS_PROXY", &with), ("NO_PROXY", "lan,example.com")],
+                &["ok    proxy              none", "FAIL  name"],
+            ),
+        ] {
+            let (well, said) = doctor(&home, &edge, &token, variables);
+            assert!(!well, "{said}");
+            for words in expected {
+                assert!(said.contains(words), "{words:?} in {said}");
+            }
+        }
+        let right = [
+            ("HTTPS_PROXY", with.as_str()),
+            ("NO_PROXY", "localhost,home.example.com"),
+        ];
+        let (well, said) = doctor(&home, &edge, &token, &right);
+        assert!(well, "{said}");
+        for words in [
+            "proxy.office:3128 from HTTPS_PROXY or ALL_PROXY, with user name and password",
+            "both carriers work",
+        ] {
+            assert!(said.contains(words), "{words:?} in {said}");
+        }
+        assert!(!said.contains("s3cret"), "{said}");
+
+        // And the agent goes that way, as its links and the proxy's own log tell.
+        let program = Program::start(agent(&home, &edge, &token).envs(right));
+        let page = wait_for_page(&visitor, &edge, &program);
+        assert_eq!(page["headers"]["x-forwarded-for"], visitor.v4.to_string());
+        let all = links(&edge);
+        for link in &all {
+            let address = link["address"].as_str().unwrap();
+            assert!(address.starts_with(&format!("{}:", office.v4)), "{all:?}");
+        }
+        let seen = proxy.log();
+        assert!(seen.contains("CONNECT edge.example.com:443"), "{seen}");
+        println!(
+            "a page through {} links from the proxy's address",
+            all.len()
+        );
+
+        // A proxy that is restarted takes its connections with it, and they come back.
+        drop(proxy);
+        eventually("the lost links are found", PATIENCE, || {
+            match links(&edge) {
+                all if all.is_empty() => Ok(()),
+                all => Err(format!("{all:?}")),
+            }
+        });
+        let _proxy = tinyproxy(&office, folder.path(), LOGIN, &login);
+        wait_for_page(&visitor, &edge, &program);
+        for log in [program.log(), edge.log(), strict.log()] {
+            assert!(!log.contains("s3cret"), "the password is in a log");
+        }
+    });
+}
