@@ -56,7 +56,7 @@ fn bodies_of_any_length_pass_both_ways_in_the_same_memory() {
         return;
     }
     let length = std::env::var("TIDEGATE_TEST_BODY_MIB").ok();
-    let length = MIB * length.map_or(1024, |mib| mib.parse().unwrap());
+    let length = MIB * length.map_or(512, |mib| mib.parse().unwrap());
     let service = Service::start();
     let mut pair = Pair::start(&service.url());
     let before = Memory::of(&mut pair);

@@ -95,7 +95,8 @@ impl Load {
                     while !stop.load(Ordering::Relaxed) {
                         let begin = Instant::now();
                         match client.try_get(APP, "/page") {
-                            Ok(reply) if reply.status == 200 => {}
+                            // And it is the service's own page.
+                            Ok(reply) if reply.status == 200 && reply.body.starts_with(b"{") => {}
                             Ok(reply) => failed.push(format!("{} {}", reply.status, reply.text())),
                             Err(error) => failed.push(error),
                         }
