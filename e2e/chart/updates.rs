@@ -88,7 +88,7 @@ impl Installed<'_> {
     }
 
     /// The root of the internal CA, which outlives every pod.
-    fn root(&self) -> String {
+    pub(super) fn root(&self) -> String {
         let pod = "deployment/edge-tidegate";
         let ca = ["/tidegate", "ca", "--state-dir=/var/lib/tidegate/state"];
         let exec = ["exec", "-n", self.home, pod, "--"];

@@ -278,7 +278,75 @@ fn values_are_rendered() {
                     "/spec/ingress/1/ports",
                     json!([{"port": 9180, "protocol": "TCP"}]),
                 ),
+                (
+                    "NetworkPolicy",
+                    "/spec/ingress/2",
+                    json!({
+                        "ports": [{"port": 8444, "protocol": "TCP"}],
+                        "from": [{"podSelector": {"matchLabels": {
+                            "app.kubernetes.io/name": "tidegate",
+                            "app.kubernetes.io/instance": "edge",
+                        }}}],
+                    }),
+                ),
+                ("NetworkPolicy", "/spec/egress", Value::Null),
             ],
+        ),
+        (
+            &[
+                "networkPolicy.enabled=true",
+                "networkPolicy.egress[0].ports[0].port=443",
+                "containerPorts.replicas=9444",
+            ],
+            &[
+                ("NetworkPolicy", "/spec/egress/0/ports/0/port", json!(443)),
+                (
+                    "NetworkPolicy",
+                    "/spec/egress/1/ports",
+                    json!([{"port": 9444, "protocol": "TCP"}]),
+                ),
+            ],
+        ),
+        (
+            &["service.enabled=false", "kind=DaemonSet"],
+            &[
+                (
+                    "Service",
+                    "/spec/ports/3",
+                    json!({"name": "replicas", "port": 8444, "targetPort": 8444}),
+                ),
+                ("Service", "/spec/publishNotReadyAddresses", json!(true)),
+                (
+                    "DaemonSet",
+                    "/spec/template/spec/containers/0/ports/3",
+                    json!({"name": "replicas", "containerPort": 8444}),
+                ),
+            ],
+        ),
+        (
+            &[
+                "service.enabled=false",
+                "agents.forward=false",
+                "networkPolicy.enabled=true",
+            ],
+            &[
+                ("Service", "/spec/ports/3", Value::Null),
+                (
+                    "Deployment",
+                    "/spec/template/spec/containers/0/ports/3",
+                    Value::Null,
+                ),
+                ("NetworkPolicy", "/spec/ingress/2", Value::Null),
+            ],
+        ),
+        // One replica in the node's network takes no further port of the node.
+        (
+            &[
+                "service.enabled=false",
+                "hostNetwork.enabled=true",
+                "replicas=1",
+            ],
+            &[("Service", "/spec/ports/3", Value::Null)],
         ),
         (
             &[
@@ -338,6 +406,7 @@ fn options_of_the_program_follow_the_values() {
                 "--admin=9180",
                 "--public-https-port=443",
                 "--replicas-service=edge-tidegate-replicas",
+                "--replicas-listen=8444",
                 "--lease=edge-tidegate",
                 "--drain-timeout=30s",
                 "--access-log=on",
@@ -352,11 +421,12 @@ fn options_of_the_program_follow_the_values() {
             ],
         ),
         (
-            &["hostNetwork.enabled=true", "hostPorts.https=8444"],
+            &["hostNetwork.enabled=true", "hostPorts.https=8445"],
             &[
                 "--http=80",
-                "--https=8444",
-                "--public-https-port=8444",
+                "--https=8445",
+                "--public-https-port=8445",
+                "--replicas-listen=8444",
                 "--handover",
             ],
             &[],
@@ -390,7 +460,12 @@ fn options_of_the_program_follow_the_values() {
                 "--tracker-services=off",
             ],
             // At the addresses of its pods such an edge does not answer.
-            &["--replicas-service"],
+            &["--replicas-service", "--replicas-listen"],
+        ),
+        (
+            &["agents.forward=false"],
+            &["--replicas-service=edge-tidegate-replicas"],
+            &["--replicas-listen"],
         ),
         (
             &["watchNamespaces={a,b}", "className=inner"],

@@ -1,5 +1,5 @@
 //! The API server and etcd go away for a minute and come back; objects of a future version turn up. Serving
-//! goes on, also at a replica that is started meanwhile.
+//! goes on, also at a replica that is started meanwhile, and also of what is behind an agent of another replica.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::support::edge::PATIENCE;
-use crate::support::operator::{anywhere, route_to, service};
+use crate::support::operator::{agent_token, anywhere, route_to, service, tunnel_agent};
 use crate::support::{Client, Cluster, Deployment, Origin, Part, Replica, breathe, eventually};
 
 /// A replica that could not renew for ten seconds does not lead any more; this is well beyond it.
@@ -66,9 +66,11 @@ fn serving_goes_on_while_the_api_server_is_away() {
     let namespace = cluster.namespace();
     let space = namespace.name();
     let edge = Deployment::new(&cluster, space).everywhere();
+    let edge = edge.forwarding("replicas");
     let mut one = edge.replica("one").start();
     edge.wait_for_leader("one", PATIENCE);
     let mut two = edge.replica("two").start();
+    edge.replicas_service("replicas", &[&one, &two]);
     let (blue, green) = (
         Origin::text_at(anywhere(), "blue"),
         Origin::text_at(anywhere(), "green"),
@@ -86,16 +88,28 @@ fn serving_goes_on_while_the_api_server_is_away() {
     edge.wait_for("steady", "Ready", "True", "Ready");
     let client = one.client();
     let pid = one.pid();
+    // One link, to the replica that stays.
+    let home = "app.home.example.com";
+    let dial = route_to("dial", "localhost", "blue");
+    cluster.kubectl().apply(space, &dial);
+    let agent = tunnel_agent("homelab", home, blue.address());
+    cluster.kubectl().apply(space, &agent);
+    let token = agent_token(cluster.kubectl(), space, "homelab");
+    let _agent = one.agent(&format!("{space}/homelab"), &token);
+    one.wait_for_text(&client, home, "blue");
+    two.wait_for_text(&two.client(), home, "blue");
     eventually("what was told, on disk", PATIENCE, || {
         let kept = two.kept("cluster.json").unwrap_or_default();
-        kept.contains(host)
+        let all = [host, home, "\"replica-ca\"", "homelab-agent"];
+        all.iter()
+            .all(|it| kept.contains(it))
             .then_some(())
             .ok_or_else(|| kept.len().to_string())
     });
 
-    let load = Load::default();
+    let (load, passed_on) = (Load::default(), Load::default());
     std::thread::scope(|scope| {
-        let stop = Stop(&load);
+        let stop = [Stop(&load), Stop(&passed_on)];
         scope.spawn(|| load.run(&client, host));
         load.more(20);
         // First silent, then refused; together longer than a Lease lasts.
@@ -107,6 +121,11 @@ fn serving_goes_on_while_the_api_server_is_away() {
         two.start_again();
         assert!(two.log().contains("serving what it told last"));
         assert_eq!(two.client().try_get(host, "/").unwrap().text(), "blue");
+        // It knows from before who the others are, and they it.
+        two.wait_for_text(&two.client(), home, "blue");
+        let here = two.client();
+        let passing = &passed_on;
+        scope.spawn(move || passing.run(&here, home));
         cluster.kill(Part::ApiServer);
         cluster.kill(Part::Etcd);
         eventually("time", AWAY * 2, || {
@@ -117,6 +136,7 @@ fn serving_goes_on_while_the_api_server_is_away() {
         });
         assert_eq!(two.client().try_get(host, "/").unwrap().text(), "blue");
         load.more(20);
+        passed_on.more(20);
         cluster.start(Part::Etcd);
         cluster.start(Part::ApiServer);
         cluster.wait_until_ready();
@@ -155,13 +175,18 @@ fn serving_goes_on_while_the_api_server_is_away() {
         one.wait_for_text(&client, new, "blue");
         drop(stop);
     });
-    let failed = load.failed.lock().unwrap();
-    let sent = load.sent.load(Ordering::SeqCst);
-    eprintln!(
-        "{sent} requests while the control plane was away and came back, {} failed",
-        failed.len()
-    );
-    assert!(failed.is_empty(), "{failed:?}");
+    for (load, what) in [
+        (&load, "requests"),
+        (&passed_on, "requests to the other replica's agent"),
+    ] {
+        let failed = load.failed.lock().unwrap();
+        let sent = load.sent.load(Ordering::SeqCst);
+        eprintln!(
+            "{sent} {what} while the control plane was away and came back, {} failed",
+            failed.len()
+        );
+        assert!(failed.is_empty(), "{failed:?}");
+    }
     assert!(one.program().ended().is_none() && one.pid() == pid);
 }
 

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Most requests come on connections of their own with a full handshake and a verified certificate, as a page's first
-//! one does; a few clients keep their connections and have to be told to go before these end.
+//! one does; a few clients keep their connections and have to be told to go before these end. A gentle load has the former
+//! alone, and fewer of them.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -35,6 +36,8 @@ use super::client::Client;
 const FRESH: Duration = Duration::from_millis(33);
 /// Between two requests of a client that keeps its connection.
 const KEPT: Duration = Duration::from_millis(50);
+/// The same of a gentle load.
+const GENTLE: Duration = Duration::from_millis(100);
 /// Clients that keep their HTTP/1.1 connection.
 const KEEPERS: usize = 2;
 /// A request that takes longer has failed.
@@ -79,6 +82,15 @@ struct Target {
 impl Load {
     /// Begins; `root` is what the host's certificate is verified with, in PEM.
     pub(crate) fn start(address: SocketAddr, host: &str, root: &str) -> Self {
+        Self::run(address, host, root, false)
+    }
+
+    /// The same for a host that is not the only one.
+    pub(crate) fn start_gently(address: SocketAddr, host: &str, root: &str) -> Self {
+        Self::run(address, host, root, true)
+    }
+
+    fn run(address: SocketAddr, host: &str, root: &str, gentle: bool) -> Self {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let connector = ["http/1.1", "h2"].map(|protocol| {
             let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
@@ -102,7 +114,7 @@ impl Load {
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread();
             let runtime = { runtime }.enable_all().build().unwrap();
-            runtime.block_on(run(&target, until));
+            runtime.block_on(run(&target, gentle, until));
             let mut report = target.report();
             std::mem::take(&mut *report)
         });
@@ -140,13 +152,15 @@ impl Report {
     }
 }
 
-async fn run(target: &Arc<Target>, stop: CancellationToken) {
+async fn run(target: &Arc<Target>, gentle: bool, stop: CancellationToken) {
     let tasks = TaskTracker::new();
-    for _ in 0..KEEPERS {
-        tasks.spawn(keep(Arc::clone(target), stop.clone()));
+    if !gentle {
+        for _ in 0..KEEPERS {
+            tasks.spawn(keep(Arc::clone(target), stop.clone()));
+        }
+        tasks.spawn(keep_h2(Arc::clone(target), stop.clone()));
     }
-    tasks.spawn(keep_h2(Arc::clone(target), stop.clone()));
-    let mut pace = interval(FRESH);
+    let mut pace = interval(if gentle { GENTLE } else { FRESH });
     while stop.run_until_cancelled(pace.tick()).await.is_some() {
         let target = Arc::clone(target);
         tasks.spawn(async move {

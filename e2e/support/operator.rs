@@ -26,7 +26,7 @@ use tidegate::api::TlsRoute;
 use super::chart::{self, Permissions};
 use super::edge::PATIENCE;
 use super::program::{self, Program};
-use super::{Client, Cluster, Edge, block_on, eventually, ports};
+use super::{Client, Cluster, Edge, Kubectl, block_on, eventually, ports};
 
 /// Names a build of `tidegate` that the replicas run instead of the one that was built with the tests, such as an
 /// optimized one for figures.
@@ -86,12 +86,17 @@ pub(crate) fn slices(name: &str, endpoints: &[SocketAddr]) -> String {
 }
 
 fn slice(service: &str, index: usize, address: IpAddr, ports: &str) -> String {
+    slice_of(service, index, address, ports, "")
+}
+
+/// The same of a pod, as `, targetRef: {…}`.
+fn slice_of(service: &str, index: usize, address: IpAddr, ports: &str, pod: &str) -> String {
     let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
     format!(
         "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
          metadata: {{name: {service}-{index}, labels: {{kubernetes.io/service-name: {service}}}}}\n\
          addressType: {family}\nports: [{ports}]\n\
-         endpoints: [{{addresses: [\"{address}\"], conditions: {{ready: true}}}}]\n"
+         endpoints: [{{addresses: [\"{address}\"], conditions: {{ready: true}}{pod}}}]\n"
     )
 }
 
@@ -108,6 +113,41 @@ pub(crate) fn route_with(name: &str, host: &str, service: &str, tls: &str) -> St
     format!("{}  tls: {{{tls}}}\n", route_to(name, host, service))
 }
 
+/// An agent of this TunnelAgent, `NAMESPACE/NAME`, that dials that edge.
+pub(crate) fn agent(edge: &str, name: &str, token: &str, root: &Path) -> Command {
+    let mut command = Edge::command();
+    command
+        .args(["agent", "--edge", edge, "--agent", name])
+        .args(["--proxy", "none", "--status", "off", "--ca-file"])
+        .arg(root)
+        .env("TIDEGATE_AGENT_TOKEN", token);
+    command
+}
+
+/// A TunnelAgent whose one mapping `app` leads that hostname to the target.
+pub(crate) fn tunnel_agent(name: &str, host: &str, target: SocketAddr) -> String {
+    format!(
+        "apiVersion: edge.tidegate.dev/v1alpha1\nkind: TunnelAgent\nmetadata: {{name: {name}}}\nspec:\n  \
+         credential: {{secretName: {name}-agent}}\n  allowedHostnames: [{host}]\n  \
+         mappings: [{{name: app, hostname: {host}, target: \"http://{target}\"}}]\n"
+    )
+}
+
+/// The token that whoever leads has made for it.
+#[track_caller]
+pub(crate) fn agent_token(kubectl: &Kubectl, namespace: &str, name: &str) -> String {
+    let secret = format!("secret/{name}-agent");
+    eventually(&format!("{secret} in {namespace}"), PATIENCE, || {
+        let path = "-o=go-template={{.data.token | base64decode}}";
+        let (ok, said) = kubectl.attempt(&["get", "-n", namespace, &secret, path]);
+        if ok && said.starts_with("tga_") {
+            Ok(said.trim().to_owned())
+        } else {
+            Err(said)
+        }
+    })
+}
+
 /// What one edge's replicas have in common.
 pub(crate) struct Deployment<'a> {
     pub(crate) cluster: &'a Cluster,
@@ -115,6 +155,8 @@ pub(crate) struct Deployment<'a> {
     kubeconfig: PathBuf,
     permissions: Permissions,
     args: Vec<String>,
+    /// Whether replicas pass on what is for agents.
+    forwards: bool,
 }
 
 impl<'a> Deployment<'a> {
@@ -129,6 +171,7 @@ impl<'a> Deployment<'a> {
             kubeconfig: cluster.kubeconfig_for(namespace, Permissions::account()),
             permissions,
             args: vec!["--watch-namespace".to_owned(), namespace.to_owned()],
+            forwards: false,
         }
     }
 
@@ -155,6 +198,13 @@ impl<'a> Deployment<'a> {
         self
     }
 
+    /// Has replicas pass on to each other what is for agents, as far as [`Self::replicas_service`] of that name tells of
+    /// them.
+    pub(crate) fn forwarding(mut self, service: &str) -> Self {
+        self.forwards = true;
+        self.args(&["--replicas-service", service])
+    }
+
     /// Where it runs.
     pub(crate) fn namespace(&self) -> &str {
         &self.namespace
@@ -163,6 +213,7 @@ impl<'a> Deployment<'a> {
     /// A replica that has not been started.
     pub(crate) fn replica(&self, name: &str) -> Replica {
         let (http, https, admin) = (ports::free(), ports::free(), ports::free());
+        let replicas = ports::free();
         let state = tempfile::Builder::new()
             .prefix("tidegate-operator-")
             .tempdir()
@@ -184,6 +235,10 @@ impl<'a> Deployment<'a> {
             .args(["--workers", "1"])
             .args(&self.args)
             .env("KUBECONFIG", &self.kubeconfig);
+        if self.forwards {
+            let listen = SocketAddr::new(machine(), replicas).to_string();
+            command.args(["--replicas-listen", &listen]);
+        }
         Replica {
             name: name.to_owned(),
             program: None,
@@ -192,6 +247,7 @@ impl<'a> Deployment<'a> {
             http,
             https,
             admin,
+            replicas,
         }
     }
 
@@ -199,15 +255,16 @@ impl<'a> Deployment<'a> {
     /// do, so each is told another as its own and asks all of them.
     pub(crate) fn replicas_service(&self, name: &str, replicas: &[&Replica]) {
         let mut text = format!(
-            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec:\n  clusterIP: None\n  ports: [{{name: http, port: 80}}, {{name: https, port: 443}}]\n"
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec:\n  clusterIP: None\n  ports: [{{name: http, port: 80}}, {{name: https, port: 443}}, {{name: replicas, port: 8444}}]\n"
         );
         // A slice that another call wrote must not stay behind.
         for (index, replica) in replicas.iter().cycle().take(2).enumerate() {
             let ports = format!(
-                "{{name: http, port: {}}}, {{name: https, port: {}}}",
-                replica.http, replica.https
+                "{{name: http, port: {}}}, {{name: https, port: {}}}, {{name: replicas, port: {}}}",
+                replica.http, replica.https, replica.replicas
             );
-            text.push_str(&slice(name, index, machine(), &ports));
+            let pod = format!(", targetRef: {{kind: Pod, name: {}}}", replica.name);
+            text.push_str(&slice_of(name, index, machine(), &ports, &pod));
         }
         self.cluster.kubectl().apply(&self.namespace, &text);
     }
@@ -265,6 +322,8 @@ pub(crate) struct Replica {
     pub(crate) https: u16,
     /// Port of the admin listener.
     pub(crate) admin: u16,
+    /// Port for other replicas.
+    replicas: u16,
 }
 
 impl Replica {
@@ -397,6 +456,15 @@ impl Replica {
     /// A client that trusts this root.
     pub(crate) fn client_with(&self, root: &str) -> Client {
         Client::new(self.https, root.as_bytes())
+    }
+
+    /// An agent of this TunnelAgent, `NAMESPACE/NAME`, that dials this replica and keeps one link.
+    #[track_caller]
+    pub(crate) fn agent(&self, name: &str, token: &str) -> Program {
+        // Any hostname of the edge will do to dial.
+        let edge = format!("https://localhost:{}", self.https);
+        let mut command = agent(&edge, name, token, &self.root_file());
+        Program::start(command.args(["--links", "1"]))
     }
 
     /// Waits until the host answers with this text.

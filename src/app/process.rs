@@ -47,7 +47,7 @@ pub enum RunError {
     /// A listener cannot be bound.
     #[error("listen on {address} for {flag}: {source}; {advice}")]
     Bind {
-        /// `--http`, `--https` or `--admin`.
+        /// `--http`, `--https`, `--admin` or `--replicas-listen`.
         flag: &'static str,
         /// The address.
         address: SocketAddr,
@@ -56,6 +56,9 @@ pub enum RunError {
         /// What the system said; part of the text.
         source: std::io::Error,
     },
+    /// What replicas know each other by cannot be made.
+    #[error("prepare to be one of several replicas")]
+    Peering(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The edge cannot start for another reason.
     #[error("start the edge")]
     Start(#[source] StartError),
@@ -187,7 +190,11 @@ pub(super) fn bind_edge(
         else {
             return RunError::Start(error);
         };
-        let flag = if name == "http" { "--http" } else { "--https" };
+        let flag = match name {
+            "http" => "--http",
+            "replicas" => "--replicas-listen",
+            _ => "--https",
+        };
         RunError::Bind {
             flag,
             address,

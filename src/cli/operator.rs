@@ -8,7 +8,7 @@ use clap::Args;
 use ipnet::IpNet;
 
 use super::edge::{EdgeArgs, Switch};
-use super::values::{self, StateArgs};
+use super::values::{self, Listen, StateArgs};
 use crate::app::operator_mode::{self, OperatorOptions};
 use crate::operator::ClusterOptions;
 
@@ -86,6 +86,20 @@ pub(super) struct OperatorArgs {
         help_heading = "Kubernetes"
     )]
     replicas_service: Option<String>,
+
+    /// Where other replicas reach this one, to pass on what is for agents whose links end here: a port, an address with
+    /// port, or off. The port named replicas of the Service of --replicas-service has to lead here, and nobody else
+    /// needs to: replicas know each other by certificates that they make themselves.
+    #[arg(
+        long,
+        env = "TIDEGATE_REPLICAS_LISTEN",
+        value_name = "ADDRESS",
+        default_value = "off",
+        value_parser = values::listen,
+        value_delimiter = ',',
+        help_heading = "Kubernetes"
+    )]
+    replicas_listen: Vec<Listen>,
 
     /// Service of this edge by which clients reach it, in the program's namespace: what it does to their addresses
     /// is told in the condition ClientAddressPreserved.
@@ -208,6 +222,11 @@ impl OperatorArgs {
             class: self.class,
             lease: self.lease,
             replicas_service: self.replicas_service,
+            replicas_listen: self
+                .replicas_listen
+                .into_iter()
+                .filter_map(Listen::resolve)
+                .collect(),
             service: self.service,
             own_addresses: self.pod_ip,
             static_files: self.static_files,

@@ -26,6 +26,7 @@ mod objects;
 mod pauses;
 pub mod published;
 pub mod relay;
+pub mod replica_ca;
 pub mod replicas;
 mod services;
 pub mod sessions;
@@ -37,5 +38,6 @@ pub mod unused;
 mod watch;
 
 pub use cluster::{Cluster, ClusterError, ClusterOptions};
+pub use services::FoundReplica;
 pub use source::Source;
 pub use watch::World;

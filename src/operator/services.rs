@@ -20,6 +20,8 @@ use crate::translate::{
 
 /// Label by which a slice names its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// Name of the port at which replicas of an edge reach each other.
+const REPLICAS: &str = "replicas";
 
 /// What of a Service counts here.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -74,6 +76,25 @@ pub(super) struct SliceShape {
     /// publishes them all the same count as ready.
     #[serde(default)]
     pub(super) failing: Vec<IpAddr>,
+    /// The pods, of slices with a port for replicas only: nobody else asks, and the others have thousands.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) pods: Vec<PodShape>,
+}
+
+/// A pod and its addresses, ready or not, ending or not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct PodShape {
+    name: String,
+    addresses: Vec<IpAddr>,
+}
+
+/// Another replica, at its port for replicas.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FoundReplica {
+    /// Of its pod.
+    pub name: String,
+    /// Where it is.
+    pub address: SocketAddr,
 }
 
 /// Reads a Service.
@@ -202,6 +223,14 @@ pub(super) fn slice_shape(slice: &EndpointSlice) -> Option<SliceShape> {
         let serving = conditions.and_then(|it| it.serving).unwrap_or(ready);
         let leaving = conditions.and_then(|it| it.terminating).unwrap_or(false);
         let addresses = endpoint.addresses.iter().filter_map(|it| it.parse().ok());
+        let target = endpoint.target_ref.as_ref();
+        let pod = target.filter(|it| it.kind.as_deref() == Some("Pod"));
+        if let Some(name) = pod.and_then(|pod| pod.name.clone())
+            && shape.ports.contains_key(REPLICAS)
+        {
+            let addresses = addresses.clone().collect();
+            shape.pods.push(PodShape { name, addresses });
+        }
         for address in addresses {
             shape.all.push(address);
             if leaving {
@@ -276,6 +305,36 @@ fn joined<'a>(
         }
     });
     found.collect()
+}
+
+/// The pods of the slices but the one of that name, each once: of a pod with two addresses, the one of the family that
+/// is preferred. Those that are ending stay among them to their end, whatever their probes say: who drains is not ready,
+/// and still has links and streams.
+pub(super) fn other_replicas(
+    slices: &[&SliceShape],
+    own_name: &str,
+    prefer_ipv6: bool,
+) -> Vec<FoundReplica> {
+    let pods = slices.iter().flat_map(|slice| {
+        let port = slice.ports.get(REPLICAS).copied();
+        slice.pods.iter().filter_map(move |pod| Some((pod, port?)))
+    });
+    let mut all: Vec<FoundReplica> = pods
+        .filter(|(pod, _)| pod.name != own_name)
+        .flat_map(|(pod, port)| {
+            let found = move |ip: &IpAddr| FoundReplica {
+                name: pod.name.clone(),
+                address: SocketAddr::new(*ip, port),
+            };
+            pod.addresses.iter().map(found)
+        })
+        .collect();
+    all.sort_by(|a, b| {
+        let order = |it: &FoundReplica| (it.address.is_ipv6() != prefer_ipv6, it.address);
+        (&a.name, order(a)).cmp(&(&b.name, order(b)))
+    });
+    all.dedup_by(|a, b| a.name == b.name);
+    all
 }
 
 /// Slices by Service.
@@ -391,6 +450,57 @@ mod tests {
             found,
             expected.map(|(at, serving)| (at.to_owned(), serving))
         );
+    }
+
+    #[test]
+    fn other_replicas_are_known_by_their_pods_from_the_first_to_the_last_moment() {
+        let pod = |name: &str, address: &str, conditions: serde_json::Value| {
+            json!({"addresses": [address], "conditions": conditions,
+                   "targetRef": {"kind": "Pod", "name": name, "namespace": "tidegate"}})
+        };
+        let ports = json!([{"name": "https", "port": 8443}, {"name": "replicas", "port": 8444}]);
+        let mut slices = vec![slice(
+            &ports,
+            &json!([
+                pod("edge-a", "10.0.0.1", json!({"ready": true})),
+                pod("edge-b", "10.0.0.2", json!({"ready": true, "serving": true, "terminating": true})),
+                pod("edge-c", "10.0.0.3", json!({"ready": false, "serving": false, "terminating": true})),
+                pod("edge-d", "10.0.0.4", json!({"ready": true, "serving": false})),
+                // Two pods of one node in the node's own network.
+                pod("edge-e", "10.0.0.1", json!({"ready": true})),
+                {"addresses": ["10.0.0.6"], "conditions": {"ready": true}},
+                {"addresses": ["10.0.0.7"], "targetRef": {"kind": "Node", "name": "n"}},
+            ]),
+        )];
+        slices.push(slice(
+            &ports,
+            &json!([
+                pod("edge-b", "fd00::2", json!({})),
+                pod("edge-f", "fd00::6", json!({}))
+            ]),
+        ));
+        let slices: Vec<&SliceShape> = slices.iter().collect();
+        let found = |own: &str, prefer_ipv6| -> Vec<String> {
+            let all = other_replicas(&slices, own, prefer_ipv6).into_iter();
+            all.map(|it| format!("{} {}", it.name, it.address))
+                .collect()
+        };
+        let expected = [
+            "edge-b 10.0.0.2:8444",
+            "edge-c 10.0.0.3:8444",
+            "edge-d 10.0.0.4:8444",
+            "edge-e 10.0.0.1:8444",
+            "edge-f [fd00::6]:8444",
+        ];
+        assert_eq!(found("edge-a", false), expected);
+        assert_eq!(found("edge-a", true)[0], "edge-b [fd00::2]:8444");
+        assert_eq!(found("edge-b", true)[0], "edge-a 10.0.0.1:8444");
+        // Other Services' pods are nobody's business.
+        let other = slice(
+            &json!([{"name": "http", "port": 80}]),
+            &json!([pod("blog", "10.0.0.9", json!({}))]),
+        );
+        assert!(other.pods.is_empty());
     }
 
     #[test]

@@ -31,7 +31,10 @@ use super::documents::{self, Document};
 use super::named::Named;
 use super::objects::{Guarded, Ours, Seen, guarded, name_of};
 use super::pauses::Pauses;
-use super::services::{ServiceShape, SliceShape, by_service, join, service_shape, slice_shape};
+use super::services::{
+    FoundReplica, ServiceShape, SliceShape, by_service, join, other_replicas, service_shape,
+    slice_shape,
+};
 use crate::api::{AcmeIssuer, TlsRoute, TunnelAgent};
 use crate::translate::{ExposedService, Inputs, Reference, ServiceData, mapping_routes};
 
@@ -231,10 +234,29 @@ impl World {
         addresses::of_port(of.get(service).map(Vec::as_slice).unwrap_or_default(), port)
     }
 
+    /// The other replicas behind this Service, as its port `replicas` leads to them; those too that start or end. Addresses
+    /// of the families that this replica has, which `own` are of, come first.
+    pub fn other_replicas(
+        &self,
+        service: &ObjectName,
+        own_name: &str,
+        own: &[IpAddr],
+    ) -> Vec<FoundReplica> {
+        let slices = self.slices.all();
+        let of = by_service(slices.iter().map(|(name, slice)| (name, &**slice)));
+        let slices = of.get(service).map(Vec::as_slice).unwrap_or_default();
+        other_replicas(slices, own_name, own.first().is_some_and(IpAddr::is_ipv6))
+    }
+
     /// Addresses of the replicas behind this Service.
     pub fn replicas(&self, service: &ObjectName) -> BTreeSet<IpAddr> {
         let endpoints = self.endpoints(service, "https");
         endpoints.into_iter().map(|it| it.ip).collect()
+    }
+
+    /// How many of them there are, of which several may have the same address.
+    pub fn replica_count(&self, service: &ObjectName) -> usize {
+        self.endpoints(service, "https").len()
     }
 
     /// What of these is known to exist and not fetched in its current version.

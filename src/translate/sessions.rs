@@ -58,14 +58,15 @@ pub(super) fn judge<'a>(
             redundant,
             false,
             Reason::SingleLink,
-            "only one link is alive; the agent opens a second one by itself if the edge can be reached",
+            "only one link is alive; the agent opens a second one by itself unless it is told `links: 1`; its log says what it meets",
         ),
         (_, 1) if seen.replicas > 1 => conditions.set(
             redundant,
             false,
             Reason::SingleReplica,
             format!(
-                "all links end at replica {}, and the edge has {}",
+                "all links end at replica {}, and the edge has {}; the agent looks for another one by itself and finds it if the \
+                 address that it dials leads to all of them: take session affinity out of the edge's Service",
                 replicas.first().map_or("", |name| name),
                 seen.replicas
             ),

@@ -91,6 +91,13 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if and .Values.hostNetwork.enabled (or .Values.trackers.transparent (and .Values.hostNetwork.bindPrivilegedPorts $privileged)) }}true{{ end }}
 {{- end }}
 
+{{- /* Whether replicas pass requests for agents on to each other. With chosen addresses they do not know each other. In the
+       node's network it takes a port of the node, which is left alone where there is one replica only. */}}
+{{- define "tidegate.forward" -}}
+{{- $several := or (eq .Values.kind "DaemonSet") (gt (int .Values.replicas) 1) }}
+{{- if and .Values.agents.forward (not .Values.listeners.addresses) (or $several (not .Values.hostNetwork.enabled)) }}true{{ end }}
+{{- end }}
+
 {{- define "tidegate.monitor" -}}
 interval: {{ .interval }}
 path: /metrics

@@ -67,6 +67,9 @@ spec:
     {{- if not .Values.listeners.addresses }}
     - --replicas-service={{ include "tidegate.fullname" . }}-replicas
     {{- end }}
+    {{- if include "tidegate.forward" . }}
+    - --replicas-listen={{ .Values.containerPorts.replicas }}
+    {{- end }}
     {{- if .Values.hostNetwork.enabled }}
     - --handover
     {{- end }}
@@ -148,6 +151,10 @@ spec:
     {{- end }}
     - name: admin
       containerPort: {{ .Values.containerPorts.admin }}
+    {{- if include "tidegate.forward" . }}
+    - name: replicas
+      containerPort: {{ .Values.containerPorts.replicas }}
+    {{- end }}
     {{- end }}
     startupProbe:
       {{- if .Values.hostNetwork.enabled }}

@@ -9,17 +9,16 @@
 //! lost API server changes nothing of what is served. Order of the end: not ready any more, the Lease is given back, the edge drains, the admin stops.
 
 mod leading;
+mod options;
+mod peering;
 mod place;
 
-use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use ipnet::IpNet;
-use tidegate_acme::engine::{Engine, Surroundings};
-use tidegate_model::{HostName, ObjectName, Reach, SnapshotStore, UdpRelayState};
-use tidegate_proxy::{ProxyProtocolMode, RunningEdge, Settings};
+use tidegate_acme::engine::Engine;
+use tidegate_model::{ObjectName, Reach, SnapshotStore, UdpRelayState};
+use tidegate_proxy::{ProxyProtocolMode, RunningEdge};
 use tidegate_telemetry::{chain, spawn_named};
 use tidegate_tracker::udp::{UdpRelays, follow};
 use tokio::sync::watch;
@@ -27,6 +26,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::leading::Leader;
+pub use self::options::OperatorOptions;
+use self::peering::Peering;
 use super::acme::Acme;
 use super::agents::AgentsWatch;
 use super::cluster_desk::ClusterDesk;
@@ -50,7 +51,7 @@ use crate::operator::published::{Publications, PublishedSecrets};
 use crate::operator::relay::Relay;
 use crate::operator::sessions::{Herald, Known};
 use crate::operator::trackers::TrackerServices;
-use crate::operator::{Cluster, ClusterOptions, Source, World};
+use crate::operator::{Cluster, Source, World};
 use crate::rest::accounts::Accounts;
 use crate::rest::{ApiGate, Rest};
 use crate::source::state::StateFolder;
@@ -76,51 +77,6 @@ const NAMED_AGAIN: Duration = Duration::from_secs(1);
 /// Pause before a lost engine is tried again.
 const ENGINE_RETRY: Duration = Duration::from_secs(5);
 
-/// Everything that is fixed when the operator starts.
-#[derive(Debug, Clone)]
-pub struct OperatorOptions {
-    /// The API server.
-    pub cluster: ClusterOptions,
-    /// The class of objects that are served.
-    pub class: Option<String>,
-    /// Name of the Lease.
-    pub lease: String,
-    /// Service whose endpoints are the replicas.
-    pub replicas_service: Option<String>,
-    /// Service by which clients reach the edge.
-    pub service: Option<String>,
-    /// Addresses of this replica.
-    pub own_addresses: Vec<IpAddr>,
-    /// Folder of `static` backends.
-    pub static_files: PathBuf,
-    /// Networks that backends may lead to although they otherwise may not.
-    pub allow_addresses: Vec<IpNet>,
-    /// Networks that backends may not lead to.
-    pub refuse_addresses: Vec<IpNet>,
-    /// File with the AcmeIssuer that is the default.
-    pub default_issuer: Option<PathBuf>,
-    /// Whether the ports are shared with the process of the same Lease on this machine, see [`Handover`].
-    pub handover: bool,
-    /// How long documents of certificates are kept after these have expired, when their route is gone.
-    pub keep_unused: Duration,
-    /// Whether Services of UDP trackers are made.
-    pub tracker_services: bool,
-    /// The state folder; it may be empty at each start.
-    pub state: PathBuf,
-    /// The data plane.
-    pub settings: Settings,
-    /// The admin listener, unless it is off.
-    pub admin: Option<SocketAddr>,
-    /// Host headers that the admin listener answers besides `localhost` and addresses.
-    pub admin_hosts: Vec<HostName>,
-    /// Who may use the API, if anybody.
-    pub accounts: Option<PathBuf>,
-    /// Life of certificates of the internal CA.
-    pub certificate_lifetime: Duration,
-    /// How ACME authorities see this edge, and whom it asks about names.
-    pub surroundings: Surroundings,
-}
-
 /// Runs until the process is asked to end.
 pub fn run(options: OperatorOptions) -> Result<(), RunError> {
     process::run(async {
@@ -142,6 +98,7 @@ struct Running {
     store: Arc<SnapshotStore>,
     /// Until the edge serves.
     opening: Option<Opening>,
+    peering: Option<Peering>,
     edge: Arc<OnceLock<RunningEdge>>,
     /// The edge's Service as it was last seen.
     exposed: Option<ExposedService>,
@@ -195,6 +152,7 @@ impl Running {
         let state = Arc::new(StateFolder::open(&options.state)?);
         let cluster = Cluster::connect(&options.cluster).await?;
         options.settings.replica.clone_from(&cluster.identity);
+        let peering = Peering::prepare(&mut options, &cluster)?;
         let store = Arc::new(SnapshotStore::new());
         let (control, control_receiver) = watch::channel(Arc::new(ControlView::default()));
         let engine = watch::Sender::new(None);
@@ -322,6 +280,7 @@ impl Running {
             store,
             handed_on: opening.handed_on(),
             opening: Some(opening),
+            peering,
             edge,
             exposed: None,
             readiness,
@@ -458,7 +417,11 @@ impl Running {
             edge = opening.open() => edge?,
             () = process::stop_again(&mut self.signals) => return Ok(false),
         };
-        self.edge.get_or_init(|| edge);
+        let edge = self.edge.get_or_init(|| edge).clone();
+        if let Some(peering) = self.peering.take() {
+            let (world, documents) = (Arc::clone(&self.world), Arc::clone(&self.documents));
+            peering.begin(edge, world, documents, (&self.stop, &self.tasks));
+        }
         let relays = follow(self.udp.clone(), Arc::clone(&self.store));
         spawn_named("udp-relays", relays);
         self.readiness.set_ready();
@@ -605,7 +568,7 @@ impl Running {
         let service = self.options.replicas_service.as_ref();
         let replicas = service.map_or(1, |name| {
             let name = ObjectName::new(self.cluster.namespace.as_str(), name.as_str());
-            self.world.replicas(&name).len()
+            self.world.replica_count(&name)
         });
         let identity = &self.cluster.identity;
         self.lock_source()
