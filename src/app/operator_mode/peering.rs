@@ -125,9 +125,9 @@ impl Peering {
                 }
             }
             tokio::select! {
-                changed = certificate.changed() => if changed.is_err() { return },
-                changed = changes.changed() => {
-                    if changed.is_err() {
+                signed = certificate.changed() => if signed.is_err() { return },
+                more = changes.changed() => {
+                    if more.is_err() {
                         return;
                     }
                     tokio::time::sleep(HOLD_OFF).await;

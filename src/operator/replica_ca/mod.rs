@@ -298,17 +298,16 @@ impl Certifier {
 
     fn certify(&self, root: &Root, now: SystemTime) -> Result<Duration, ReplicaCaError> {
         let current = self.issued.borrow().clone();
-        let renew_at = match current.filter(|it| it.serves(root, now)) {
-            Some(current) => current.renew_at,
-            None => {
-                let signed = root
-                    .sign(&self.replica, now)
-                    .map_err(|source| failed(&self.replica, source))?;
-                let renew_at = signed.renew_at;
-                self.issued.send_replace(Some(Arc::new(signed)));
-                tracing::debug!("this replica has a new certificate for others");
-                renew_at
-            }
+        let renew_at = if let Some(current) = current.filter(|it| it.serves(root, now)) {
+            current.renew_at
+        } else {
+            let signed = root
+                .sign(&self.replica, now)
+                .map_err(|source| failed(&self.replica, source))?;
+            let renew_at = signed.renew_at;
+            self.issued.send_replace(Some(Arc::new(signed)));
+            tracing::debug!("this replica has a new certificate for others");
+            renew_at
         };
         Ok(renew_at.duration_since(now).unwrap_or_default())
     }
