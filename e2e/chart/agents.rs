@@ -84,7 +84,10 @@ impl Home {
         home.runtime.spawn(async move {
             while let Ok((stream, _)) = talk.accept().await {
                 tokio::spawn(async move {
-                    let mut talk = tokio_tungstenite::accept_async(stream).await.unwrap();
+                    // The edge looks now and then whether somebody is there.
+                    let Ok(mut talk) = tokio_tungstenite::accept_async(stream).await else {
+                        return;
+                    };
                     while let Some(Ok(message)) = talk.next().await {
                         if message.is_text() && talk.send(message).await.is_err() {
                             break;
@@ -118,7 +121,16 @@ impl Home {
 async fn send_file(mut stream: TcpStream, sent: Arc<AtomicU64>, enough: CancellationToken) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await.unwrap());
+        let Ok(byte) = stream.read_u8().await else {
+            return;
+        };
+        head.push(byte);
+    }
+    // The edge looks now and then whether somebody is there.
+    if !head.starts_with(b"GET /long ") {
+        let nothing = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n";
+        let _ = stream.write_all(nothing).await;
+        return;
     }
     let answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
     stream.write_all(answer).await.unwrap();
@@ -161,14 +173,14 @@ impl Visitor {
         connected.map_err(|error| error.to_string())
     }
 
-    async fn get(&self, host: &str) -> Result<http::Response<Incoming>, String> {
+    async fn get(&self, host: &str, path: &str) -> Result<http::Response<Incoming>, String> {
         let stream = TokioIo::new(self.connect(host).await?);
         let said = |error: hyper::Error| error.to_string();
         let (mut sender, connection) = hyper::client::conn::http1::handshake(stream)
             .await
             .map_err(said)?;
         tokio::spawn(connection);
-        let request = Request::get("/").header("host", host);
+        let request = Request::get(path).header("host", host);
         let request = request.body(Empty::<Bytes>::new()).unwrap();
         let answer = sender.send_request(request).await.map_err(said)?;
         if answer.status() == 200 {
@@ -179,7 +191,7 @@ impl Visitor {
     }
 
     async fn page(&self, host: &str) -> Result<(), String> {
-        let answer = self.get(host).await?.into_body().collect().await;
+        let answer = self.get(host, "/").await?.into_body().collect().await;
         let body = answer.map_err(|error| error.to_string())?.to_bytes();
         if body == "at home" {
             Ok(())
@@ -190,7 +202,7 @@ impl Visitor {
 
     /// How many bytes a download has brought when it was over; counts while it goes on.
     async fn download(&self, arrived: Arc<AtomicU64>) -> Result<u64, String> {
-        let mut body = self.get(FILE).await?.into_body();
+        let mut body = self.get(FILE, "/long").await?.into_body();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| format!("{error}; {arrived:?} bytes had come"))?;
             let length = frame.data_ref().map_or(0, Bytes::len);
@@ -287,7 +299,10 @@ fn an_edge_is_rolled_under_agents_and_no_request_fails() {
     let (Some(node), Some(helm)) = (Node::shared(), helm()) else {
         return;
     };
+    let begun = std::time::Instant::now();
+    let phase = |what: &str| eprintln!("PHASE {:?} {what}", begun.elapsed());
     import_image(node);
+    phase("image");
     let kubectl = node.cluster().kubectl();
     let (release, served) = (node.cluster().namespace(), node.cluster().namespace());
     let (release, served) = (release.name(), served.name());
@@ -303,6 +318,7 @@ fn an_edge_is_rolled_under_agents_and_no_request_fails() {
         "--wait",
         "--timeout=180s",
     ]);
+    phase("installed");
     let edge = Installed {
         node,
         home: release,
@@ -348,7 +364,9 @@ fn an_edge_is_rolled_under_agents_and_no_request_fails() {
             }
         });
     };
+    phase("served");
     spread();
+    phase("spread");
 
     let load = Load::start(service, APP, &root);
     let gentle = Load::start_gently(service, CELLAR, &root);
@@ -382,6 +400,7 @@ fn an_edge_is_rolled_under_agents_and_no_request_fails() {
         });
     };
     more();
+    phase("load");
     let deployment = "deployment/edge-tidegate";
     kubectl.run(&["rollout", "restart", deployment, "-n", release]);
     kubectl.run(&[
@@ -392,6 +411,7 @@ fn an_edge_is_rolled_under_agents_and_no_request_fails() {
         release,
         "--timeout=120s",
     ]);
+    phase("rolled");
     // Every replica that was there is about to end, the two with the download and the WebSocket too.
     eventually("the end of the old pods begins", PATIENCE, || {
         let now = pods(kubectl, release);
@@ -412,6 +432,7 @@ fn an_edge_is_rolled_under_agents_and_no_request_fails() {
         says_back(&mut talk, "and after the download").await;
         talk.close(None).await.unwrap();
     });
+    phase("streams over");
     eventually("the end of the old pods", PATIENCE, || {
         let left = pods(kubectl, release);
         let gone = |it: &(String, String, bool)| old.iter().all(|old| old.0 != it.0);
@@ -421,7 +442,9 @@ fn an_edge_is_rolled_under_agents_and_no_request_fails() {
             Err(format!("{left:?}"))
         }
     });
+    phase("old gone");
     spread();
+    phase("spread again");
     let (report, gentle) = (load.stop(), gentle.stop());
     let new: u64 = pods(kubectl, release)
         .iter()
