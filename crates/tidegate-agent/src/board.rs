@@ -175,6 +175,7 @@ struct Up {
     view: UpView,
     handle: AgentLink,
     table: watch::Receiver<std::sync::Arc<Table>>,
+    replicas: watch::Receiver<u32>,
 }
 
 impl Board {
@@ -224,6 +225,7 @@ impl Board {
             view,
             handle: link.handle.clone(),
             table: link.table.clone(),
+            replicas: link.replicas.clone(),
         };
         self.with(number, |slot| {
             slot.phase = Phase::Connected;
@@ -310,6 +312,7 @@ impl Up {
     fn view(&self) -> UpView {
         let (received, sent) = self.handle.bytes();
         UpView {
+            replicas: *self.replicas.borrow(),
             in_flight: self.handle.in_flight(),
             requests: self.handle.requests(),
             bytes_received: received,

@@ -106,7 +106,7 @@ impl Keeper {
             let facts = Facts {
                 edge: link.edge.clone(),
                 carrier: link.carrier,
-                replicas: link.welcome.replicas,
+                replicas: link.replicas.clone(),
             };
             let outcome = tokio::select! {
                 event = link.events.recv() => Outcome::Event(event),
@@ -259,15 +259,18 @@ impl Keeper {
     async fn on_another_replica(&self, link: &Facts) -> Link {
         let mut wait = DISTINCT.0;
         let mut rotation = 0;
+        let mut replicas = link.replicas.clone();
         loop {
             let changed = self.shared.up.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
             let seen = self.shared.board.replicas();
-            if !should_move(self.number, &seen, link.replicas) {
+            let count = *replicas.borrow_and_update();
+            if !should_move(self.number, &seen, count) {
                 // Others come and go.
                 tokio::select! {
                     () = changed => {}
+                    Ok(()) = replicas.changed() => {}
                     () = sleep(DISTINCT.1.mul_f64(0.75 + fastrand::f64() / 2.0)) => {}
                 }
                 wait = DISTINCT.0;
@@ -338,7 +341,7 @@ enum Outcome {
 struct Facts {
     edge: Edge,
     carrier: Carrier,
-    replicas: u32,
+    replicas: watch::Receiver<u32>,
 }
 
 impl Try {

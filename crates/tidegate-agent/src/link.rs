@@ -73,7 +73,10 @@ pub(crate) enum Event {
 pub(crate) struct Link {
     pub(crate) edge: Edge,
     pub(crate) carrier: Carrier,
+    /// What the edge said first.
     pub(crate) welcome: wire::Welcome,
+    /// How many replicas the edge has, as it said last.
+    pub(crate) replicas: watch::Receiver<u32>,
     pub(crate) since: SystemTime,
     pub(crate) begun: Instant,
     pub(crate) handle: AgentLink,
@@ -114,12 +117,14 @@ pub(crate) async fn establish(
     ) = agent::serve(io, hello, service);
     let (event_sender, events) = mpsc::channel(16);
     let (welcome_sender, welcome) = oneshot::channel();
+    let (count, replicas) = watch::channel(0);
     let attendant = Attendant {
         common: Arc::clone(common),
         tables,
         to_edge: to_edge.clone(),
         events: event_sender.clone(),
         welcome: Some(welcome_sender),
+        replicas: count,
         goodbye: None,
     };
     let driving = tokio::spawn(driver);
@@ -158,6 +163,7 @@ pub(crate) async fn establish(
         edge,
         carrier,
         welcome,
+        replicas,
         since: SystemTime::now(),
         begun: Instant::now(),
         handle,
@@ -245,6 +251,7 @@ struct Attendant {
     to_edge: mpsc::Sender<FromAgent>,
     events: mpsc::Sender<Event>,
     welcome: Option<oneshot::Sender<wire::Welcome>>,
+    replicas: watch::Sender<u32>,
     goodbye: Option<Event>,
 }
 
@@ -286,7 +293,9 @@ impl Attendant {
 
     async fn hear(&mut self, message: FromEdge, probes: &Arc<tokio::sync::Semaphore>) {
         match message {
+            // Said again when the number of replicas has changed.
             FromEdge::Welcome(welcome) => {
+                self.replicas.send_replace(welcome.replicas);
                 if let Some(waiting) = self.welcome.take() {
                     let _ = waiting.send(welcome);
                 }

@@ -40,6 +40,8 @@ pub(super) struct Ways {
     pub(super) ahead: Duration,
     /// Replicas that links reach, in turns; the last one for all that follow.
     pub(super) replicas: Vec<&'static str>,
+    /// How many it says there are; two if None and any are named.
+    pub(super) count: Option<u32>,
 }
 
 /// An edge that listens.
@@ -278,7 +280,9 @@ async fn open<I>(
         protocol: 1,
         edge_version: "test".to_owned(),
         replica: replica.to_owned(),
-        replicas: if ways.replicas.is_empty() { 1 } else { 2 },
+        replicas: ways
+            .count
+            .unwrap_or(if ways.replicas.is_empty() { 1 } else { 2 }),
         session: format!("session-{number}"),
     };
     control.to_agent.send(welcome.into()).await.unwrap();

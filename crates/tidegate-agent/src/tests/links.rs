@@ -3,7 +3,7 @@
 use http::Request;
 use http_body_util::BodyExt as _;
 use tidegate_tunnel::handshake;
-use tidegate_tunnel::wire::{Bye, Drain, FromAgent, Retry, Verdict, Verdicts};
+use tidegate_tunnel::wire::{Bye, Drain, FromAgent, Retry, Verdict, Verdicts, Welcome};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -108,6 +108,45 @@ async fn two_links_end_at_two_replicas() {
         .await;
     within("the second link's end", goes.link.closed()).await;
     assert!(!stays.link.is_closed() && !third.link.is_closed());
+    agent.stop().await;
+}
+
+/// An edge may become several, or learn of the others after its agents have come.
+#[tokio::test]
+async fn a_second_welcome_tells_of_replicas_that_have_come() {
+    let mut edge = Edge::start(Ways {
+        replicas: vec!["a", "a", "b"],
+        count: Some(1),
+        ..Ways::default()
+    })
+    .await;
+    let page = {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        listener.local_addr().unwrap()
+    };
+    let agent = Agent::start(Given {
+        links: Some(2),
+        status: Some(page.to_string()),
+        ..given(&edge)
+    });
+    let both = [edge.session().await, edge.session().await];
+    for session in &both {
+        session
+            .tell(Welcome {
+                protocol: 1,
+                edge_version: "test".to_owned(),
+                replica: "a".to_owned(),
+                replicas: 2,
+                session: "the same".to_owned(),
+            })
+            .await;
+    }
+    let third = edge.session().await;
+    assert_eq!(third.authorization.link, 1);
+    let found = within("the status", status::ask(page)).await.unwrap();
+    let first = found.links[0].up.as_ref().unwrap();
+    assert_eq!((first.replicas, &*first.replica), (2, "a"));
+    assert!(first.session.starts_with("session-"));
     agent.stop().await;
 }
 

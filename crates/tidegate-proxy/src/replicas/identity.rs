@@ -21,8 +21,8 @@ const DOMAIN: &str = ".replicas.tidegate.internal";
 /// The certificate has the DNS name `NAME.replicas.tidegate.internal`, where NAME is
 /// [`Settings::replica`](crate::Settings::replica), and is for servers and clients.
 pub struct PeerIdentity {
-    pub(super) server: Arc<ServerConfig>,
-    pub(super) client: Arc<ClientConfig>,
+    pub(crate) server: Arc<ServerConfig>,
+    pub(crate) client: Arc<ClientConfig>,
 }
 
 impl fmt::Debug for PeerIdentity {

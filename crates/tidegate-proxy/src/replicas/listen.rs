@@ -2,10 +2,11 @@
 //!
 //! Who has no certificate of a replica is gone before a byte of HTTP.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener as StdListener};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use hyper::service::service_fn;
 use tidegate_tunnel::link::agent::{self, AgentControl};
@@ -27,6 +28,8 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(50);
 /// Changes within this time are told together.
 const GATHER: Duration = Duration::from_millis(20);
+/// What is refused for the same reason is said again after this time.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
 /// Time for the streams of a channel whose other end has gone, or that ends with the edge.
 const FAREWELL: Duration = Duration::from_millis(500);
 
@@ -43,6 +46,7 @@ pub(super) async fn accept(
         }
     };
     let places = Arc::new(Semaphore::new(HANDSHAKES));
+    let said = Arc::new(Said::default());
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -55,15 +59,18 @@ pub(super) async fn accept(
                     continue;
                 };
                 let identity = identity.borrow().clone();
-                let serving = Arc::clone(&shared);
+                let (serving, said) = (Arc::clone(&shared), Arc::clone(&said));
                 shared.links.spawn(async move {
                     let shaking = shake(&serving, &identity, tcp);
                     let shaken = tokio::time::timeout(HANDSHAKE, shaking).await;
                     drop((place, identity));
                     match shaken {
                         Ok(Ok((io, replica))) => channel(&serving, io, replica, address).await,
-                        Ok(Err(refused)) => refuse(&serving, address, refused),
-                        Err(_) => refuse(&serving, address, Refused("HandshakeTimeout", None)),
+                        Ok(Err(refused)) => refuse(&serving, &said, address, refused),
+                        Err(_) => {
+                            let refused = Refused("HandshakeTimeout", None);
+                            refuse(&serving, &said, address, refused);
+                        }
                     }
                 });
             }
@@ -78,10 +85,31 @@ pub(super) async fn accept(
 /// Why somebody is no replica, in one word and in more.
 struct Refused(&'static str, Option<std::io::Error>);
 
-fn refuse(shared: &Shared, address: SocketAddr, Refused(reason, error): Refused) {
+/// When which refusal was said last: whoever looks whether the port is open is no news each time.
+#[derive(Default)]
+struct Said(Mutex<BTreeMap<&'static str, Instant>>);
+
+impl Said {
+    fn is_due(&self, reason: &'static str) -> bool {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let last = all.get(reason);
+        let due = last.is_none_or(|at| now.saturating_duration_since(*at) >= SAY_AGAIN);
+        if due {
+            all.insert(reason, now);
+        }
+        due
+    }
+}
+
+fn refuse(shared: &Shared, said: &Said, address: SocketAddr, Refused(reason, error): Refused) {
     shared.metrics.replicas.failed(reason);
     let error = error.map(|error| error.to_string());
-    tracing::warn!(%address, reason, error, "a connection for replicas is refused");
+    if said.is_due(reason) {
+        tracing::warn!(%address, reason, error, "a connection for replicas is refused");
+    } else {
+        tracing::debug!(%address, reason, error, "a connection for replicas is refused");
+    }
 }
 
 type Stream = tokio_rustls::server::TlsStream<TcpStream>;

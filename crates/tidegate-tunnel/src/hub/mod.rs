@@ -15,6 +15,8 @@ mod probing;
 mod rebalance;
 mod replicas;
 mod session;
+#[cfg(test)]
+mod tests;
 mod told;
 
 use std::collections::BTreeMap;

@@ -129,6 +129,20 @@ proptest! {
     }
 
     #[test]
+    fn no_damaged_registration_is_too_strange(
+        damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let mut bytes = content(&FromAgent::from(registrations()).encode().unwrap()).to_vec();
+        for (place, byte) in damage {
+            let place = place.index(bytes.len());
+            bytes[place] = byte;
+        }
+        bytes.truncate(cut.index(bytes.len() + 1));
+        let _ = FromAgent::decode(&bytes);
+    }
+
+    #[test]
     fn frames_come_out_however_the_stream_is_cut(
         frames in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..300), 0..20),
         cut in 1_usize..50,
@@ -147,6 +161,20 @@ proptest! {
             }
         }
         prop_assert_eq!(found, frames);
+    }
+}
+
+fn registrations() -> Registrations {
+    let agent = Registration {
+        agent: "default/homelab".to_owned(),
+        instance: "ab".repeat(16),
+        mappings: vec!["0".repeat(16), "1".repeat(16)],
+    };
+    Registrations {
+        agents: vec![agent, Registration::default()],
+        more: true,
+        links: 3,
+        draining: true,
     }
 }
 
@@ -201,6 +229,7 @@ fn what_the_agent_says_comes_out_as_it_went_in() {
         }
         .into(),
         Pong { token: 8 }.into(),
+        registrations().into(),
     ];
     for message in said {
         let bytes = message.encode().unwrap();
@@ -217,6 +246,20 @@ fn the_bytes_are_what_the_protocol_says() {
     let bye = FromEdge::from(bye).encode().unwrap();
     let expected = b"\x00\x00\x00\x0e\x82\x05\xa2\x01\x67Revoked\x02\x60";
     assert_eq!(bye[..], expected[..]);
+    let agent = Registration {
+        agent: "a/b".to_owned(),
+        instance: "c".to_owned(),
+        mappings: vec!["d".to_owned()],
+    };
+    let told = Registrations {
+        agents: vec![agent],
+        links: 2,
+        ..Registrations::default()
+    };
+    let told = FromAgent::from(told).encode().unwrap();
+    let expected =
+        b"\x82\x08\xa4\x00\x81\xa3\x00\x63a/b\x01\x61c\x02\x81\x61d\x01\xf4\x02\x02\x03\xf4";
+    assert_eq!(content(&told), &expected[..]);
 }
 
 /// What a later version may add, and an earlier one passes over.

@@ -8,16 +8,22 @@ use super::*;
 use crate::{Peer, PeerIdentity, PeeringSettings};
 
 /// Signs replicas' certificates.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub(super) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
-    fn identity_as(&self, name: &str, believes: &Self) -> Arc<PeerIdentity> {
+    pub(super) fn roots(&self) -> rustls::RootCertStore {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(self.0.der().clone()).unwrap();
+        roots
+    }
+
+    pub(super) fn identity_as(&self, name: &str, believes: &Self) -> Arc<PeerIdentity> {
         let key = KeyPair::generate().unwrap();
         let names = vec![name.to_owned()];
         let certificate = CertificateParams::new(names)
@@ -29,7 +35,7 @@ impl Authority {
         Arc::new(PeerIdentity::new(vec![certificate.der().clone()], key, root).unwrap())
     }
 
-    fn identity(&self, replica: &str) -> Arc<PeerIdentity> {
+    pub(super) fn identity(&self, replica: &str) -> Arc<PeerIdentity> {
         self.identity_as(&format!("{replica}.replicas.tidegate.internal"), self)
     }
 }
@@ -37,16 +43,26 @@ impl Authority {
 /// A replica, and what it may be told to be.
 pub(super) struct Replica {
     pub(super) rig: Rig,
-    name: &'static str,
-    _identity: watch::Sender<Arc<PeerIdentity>>,
+    pub(super) name: &'static str,
+    pub(super) identity: watch::Sender<Arc<PeerIdentity>>,
 }
 
 impl Replica {
-    fn start(name: &'static str, identity: Arc<PeerIdentity>, rule: Rule, hold: Duration) -> Self {
+    pub(super) fn start(
+        name: &'static str,
+        identity: Arc<PeerIdentity>,
+        rule: Rule,
+        hold: Duration,
+    ) -> Self {
         let certificate = certificate(&[HOST]);
         let tls = policy(Arc::clone(&certificate));
         let hosts = vec![virtual_host(HOST, rule, tls)];
         Self::start_hosts(name, identity, hosts, &certificate, hold)
+    }
+
+    /// Starts one that holds visitors for so long.
+    pub(super) fn plain(hold: Duration) -> impl Fn(&'static str, Arc<PeerIdentity>) -> Self {
+        move |name, identity| Self::start(name, identity, forward_to(&[behind_agent()]), hold)
     }
 
     pub(super) fn start_hosts(
@@ -69,23 +85,23 @@ impl Replica {
         Self {
             rig,
             name,
-            _identity: identity,
+            identity,
         }
     }
 
-    fn peer(&self) -> Peer {
+    pub(super) fn peer(&self) -> Peer {
         Peer {
             name: self.name.to_owned(),
             address: self.rig.edge.edge.peer_address().unwrap(),
         }
     }
 
-    fn get(&self, path: &str) -> String {
+    pub(super) fn get(&self, path: &str) -> String {
         self.rig.edge.exchange(&get(path))
     }
 
     /// Of the agent's links that requests take.
-    fn addresses(&self) -> Vec<SocketAddr> {
+    pub(super) fn addresses(&self) -> Vec<SocketAddr> {
         let clusters = self.rig.edge.edge.observe().clusters;
         let endpoints = clusters.iter().flat_map(|it| &it.endpoints);
         endpoints.map(|it| it.address).collect()
@@ -109,10 +125,7 @@ impl Replica {
 
 /// Replicas that know of each other, with one token for the agent.
 pub(super) fn replicas(names: &[&'static str], hold: Duration) -> Vec<Replica> {
-    let rule = || forward_to(&[behind_agent()]);
-    replicas_from(names, hold, |name, identity| {
-        Replica::start(name, identity, rule(), hold)
-    })
+    replicas_from(names, hold, Replica::plain(hold))
 }
 
 pub(super) fn replicas_from(
@@ -123,7 +136,7 @@ pub(super) fn replicas_from(
     replicas_of(&Authority::new(), names, hold, start)
 }
 
-fn replicas_of(
+pub(super) fn replicas_of(
     authority: &Authority,
     names: &[&'static str],
     hold: Duration,
@@ -143,7 +156,7 @@ fn replicas_of(
     all
 }
 
-fn introduce(all: &[Replica]) {
+pub(super) fn introduce(all: &[Replica]) {
     let peers: Vec<Peer> = all.iter().map(Replica::peer).collect();
     for replica in all {
         replica.rig.edge.edge.set_peers(peers.clone());
