@@ -124,7 +124,7 @@ pub fn usable<'a, B: Body + 'static>(
     let good = || links.iter().filter(|it| it.ready.contains_key(mapping));
     let mut chosen: Vec<_> = good().filter(|it| it.elsewhere.is_none()).collect();
     for draining in [false, true] {
-        if !chosen.is_empty() && (!everywhere || draining) {
+        if !chosen.is_empty() && !everywhere {
             break;
         }
         let here: Vec<_> = chosen.iter().map(|it| Arc::clone(&it.instance)).collect();
