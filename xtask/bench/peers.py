@@ -11,6 +11,7 @@ prints: requests=N failed=N seconds=S p50_us=N p99_us=N.
   websocket PORT HOST CONNS COUNT    client: COUNT echoes of 128 bytes over CONNS connections
   idle PORT HOST PATH CONNS          client: opens CONNS connections, one request each, prints `open N`,
                                      holds them until its stdin is closed
+  streams PORT HOST PATH CONNS       client: the same with WebSockets on which nothing is said
 """
 
 import base64
@@ -114,6 +115,17 @@ def handshakes(port, host, path, count, alpn):
     report(*spread(PARALLEL, work))
 
 
+def upgrade(stream, host):
+    key = base64.b64encode(os.urandom(16)).decode()
+    stream.sendall((
+        f"GET /ws HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n"
+    ).encode())
+    head, _ = read_head(stream)
+    if b" 101 " not in head:
+        raise ConnectionError(head.split(b"\r\n", 1)[0])
+
+
 def websocket(port, host, connections, count):
     tls = context()
     # An all-zero mask is a valid mask and leaves the payload as it is.
@@ -122,14 +134,7 @@ def websocket(port, host, connections, count):
 
     def work(mine):
         with connect(tls, port, host) as stream:
-            key = base64.b64encode(os.urandom(16)).decode()
-            stream.sendall((
-                f"GET /ws HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-                f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n"
-            ).encode())
-            head, _ = read_head(stream)
-            if b" 101 " not in head:
-                raise ConnectionError(head.split(b"\r\n", 1)[0])
+            upgrade(stream, host)
             for _ in range(count // connections):
                 start = time.perf_counter()
                 stream.sendall(frame)
@@ -144,14 +149,14 @@ def websocket(port, host, connections, count):
     report(*spread(connections, work))
 
 
-def idle(port, host, path, connections):
+def idle(port, host, connections, begin):
     tls = context()
     held = []
     for index in range(connections):
         # A few hundred per source address, as a limit per client address would have it.
         source = f"127.0.0.{1 + index // 200}"
         stream = connect(tls, port, host, source)
-        fetch(stream, host, path)
+        begin(stream)
         held.append(stream)
     print(f"open {len(held)}", flush=True)
     sys.stdin.read()
@@ -228,7 +233,9 @@ def main(command, *rest):
     elif command == "websocket":
         websocket(int(rest[0]), rest[1], int(rest[2]), int(rest[3]))
     elif command == "idle":
-        idle(int(rest[0]), rest[1], rest[2], int(rest[3]))
+        idle(int(rest[0]), rest[1], int(rest[3]), lambda stream: fetch(stream, rest[1], rest[2]))
+    elif command == "streams":
+        idle(int(rest[0]), rest[1], int(rest[3]), lambda stream: upgrade(stream, rest[1]))
     else:
         sys.exit(__doc__)
 

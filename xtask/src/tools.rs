@@ -68,6 +68,9 @@ const BENCH_PACKAGES: &[Package] = &[
     ("ab", "apache2-utils"),
     ("openssl", "openssl"),
     ("taskset", "util-linux"),
+    // What rathole is built with.
+    ("pkg-config", "pkg-config"),
+    ("/usr/include/openssl/ssl.h", "libssl-dev"),
 ];
 
 /// A program that Go builds from its module proxy: name, module with version.
@@ -309,6 +312,32 @@ fn torrust_tracker() -> Result<()> {
     )?;
     std::fs::remove_dir_all(&build).context("remove what the build leaves")?;
     std::fs::write(&stamp, TORRUST).context("note what is built")
+}
+
+/// The version of rathole that the benchmark compares with.
+pub(crate) const RATHOLE: &str = "0.5.0";
+
+/// rathole (Apache-2.0), a program that the benchmark runs and nothing links, built as its release is but for what
+/// is not measured: other transports, and the watch on its configuration.
+pub(crate) fn rathole() -> Result<PathBuf> {
+    let folder = shell::tools_dir();
+    let (stamp, program) = (folder.join("rathole.txt"), folder.join("bin/rathole"));
+    if program.is_file() && std::fs::read_to_string(&stamp).is_ok_and(|built| built == RATHOLE) {
+        return Ok(program);
+    }
+    eprintln!("building rathole {RATHOLE} into {}", shown(&folder));
+    let build = folder.join("rathole-build");
+    run(
+        // Not `--locked`: what it was released with is too old for compilers of today.
+        shell::cargo(&["install", "rathole", "--quiet", "--force"])
+            .args(["--version", RATHOLE, "--no-default-features"])
+            .args(["--features", "server,client,tls", "--root"])
+            .arg(&folder)
+            .env("CARGO_TARGET_DIR", &build),
+    )?;
+    std::fs::remove_dir_all(&build).context("remove what the build leaves")?;
+    std::fs::write(&stamp, RATHOLE).context("note what is built")?;
+    Ok(program)
 }
 
 fn go_programs() -> Result<()> {

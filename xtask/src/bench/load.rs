@@ -6,6 +6,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -26,6 +27,27 @@ pub(super) struct Sample {
     pub(super) rss_kib: f64,
     /// Requests that failed.
     pub(super) failed: u64,
+    /// Of each program by itself.
+    pub(super) parts: Vec<Part>,
+}
+
+/// What one of several programs cost.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Part {
+    /// CPU time per request, in microseconds.
+    pub(super) cpu_us: f64,
+    /// Resident memory in KiB: after the load, or per connection for those that stay open.
+    pub(super) rss_kib: f64,
+}
+
+/// The middle value; of an even number the lower middle.
+pub(super) fn median(samples: &[Sample], pick: impl Fn(&Sample) -> f64) -> f64 {
+    let mut values: Vec<f64> = samples.iter().map(pick).collect();
+    values.sort_by(f64::total_cmp);
+    values
+        .get(values.len().saturating_sub(1) / 2)
+        .copied()
+        .unwrap_or(0.0)
 }
 
 /// What a client reported.
@@ -47,12 +69,14 @@ pub(super) struct Target<'a> {
     pub(super) folder: &'a Path,
 }
 
-/// Runs a client and takes the proxy's CPU time over the run.
-pub(super) fn measure(proxy: &Running, kind: &Kind, target: &Target<'_>) -> Result<Sample> {
-    if let Kind::Idle { connections } = kind {
-        return idle(proxy, *connections, target);
+/// Runs a client and takes the CPU time over the run of the proxy, or of all programs that are one together.
+pub(super) fn measure(proxies: &[Running], kind: &Kind, target: &Target<'_>) -> Result<Sample> {
+    match kind {
+        Kind::Idle { connections } => return held("idle", proxies, *connections, target),
+        Kind::Streams { connections } => return held("streams", proxies, *connections, target),
+        _ => {}
     }
-    let before = proxy.cpu();
+    let before = cpu(proxies);
     let report = match kind {
         Kind::H2load {
             h1,
@@ -88,21 +112,43 @@ pub(super) fn measure(proxy: &Running, kind: &Kind, target: &Target<'_>) -> Resu
                 &count.to_string(),
             ],
         )?,
-        Kind::Idle { .. } => bail!("measured apart"),
+        Kind::Idle { .. } | Kind::Streams { .. } => bail!("measured apart"),
     };
-    let spent = proxy.cpu().saturating_sub(before);
     #[allow(clippy::cast_precision_loss, reason = "counts far below 2^52")]
     let requests = report.requests.max(1) as f64;
-    #[allow(clippy::cast_precision_loss, reason = "KiB far below 2^52")]
-    let rss_kib = proxy.rss_kib() as f64;
+    let grown = |_, now| now;
     Ok(Sample {
         per_second: requests / report.seconds.max(1e-9),
-        cpu_us: spent.as_secs_f64() * 1e6 / requests,
         p50_us: report.p50_us,
         p99_us: report.p99_us,
-        rss_kib,
         failed: report.failed,
+        ..sum(proxies, &before, requests, grown)
     })
+}
+
+fn cpu(proxies: &[Running]) -> Vec<(Duration, u64)> {
+    proxies.iter().map(|it| (it.cpu(), it.rss_kib())).collect()
+}
+
+/// What was spent since then, for each request; `rss` makes of the memory then and now what is told.
+fn sum(
+    proxies: &[Running],
+    before: &[(Duration, u64)],
+    requests: f64,
+    rss: impl Fn(f64, f64) -> f64,
+) -> Sample {
+    #[allow(clippy::cast_precision_loss, reason = "KiB far below 2^52")]
+    let part = |(proxy, (cpu, then)): (&Running, &(Duration, u64))| Part {
+        cpu_us: proxy.cpu().saturating_sub(*cpu).as_secs_f64() * 1e6 / requests,
+        rss_kib: rss(*then as f64, proxy.rss_kib() as f64),
+    };
+    let parts: Vec<Part> = proxies.iter().zip(before).map(part).collect();
+    Sample {
+        cpu_us: parts.iter().map(|it| it.cpu_us).sum(),
+        rss_kib: parts.iter().map(|it| it.rss_kib).sum(),
+        parts,
+        ..Sample::default()
+    }
 }
 
 /// How a proxy is loaded.
@@ -127,6 +173,8 @@ pub(super) enum Kind {
     WebSocket { connections: u32, count: u64 },
     /// Connections that are open and do nothing.
     Idle { connections: u32 },
+    /// Upgraded connections that are open and on which nothing is said.
+    Streams { connections: u32 },
 }
 
 fn h2load(
@@ -247,10 +295,10 @@ fn peers(target: &Target<'_>, args: &[&str]) -> Result<Report> {
 }
 
 /// Memory and handshake cost of connections that stay open.
-fn idle(proxy: &Running, connections: u32, target: &Target<'_>) -> Result<Sample> {
-    let (cpu, rss) = (proxy.cpu(), proxy.rss_kib());
+fn held(what: &str, proxies: &[Running], connections: u32, target: &Target<'_>) -> Result<Sample> {
+    let before = cpu(proxies);
     let args = [
-        "idle",
+        what,
         &target.port.to_string(),
         target.host,
         "/1k",
@@ -260,29 +308,28 @@ fn idle(proxy: &Running, connections: u32, target: &Target<'_>) -> Result<Sample
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
-        .context("start the idle client")?;
+        .context("start the client that holds connections")?;
     let mut line = String::new();
     let stdout = client.stdout.take().context("the client's output")?;
     BufReader::new(stdout)
         .read_line(&mut line)
-        .context("read from the idle client")?;
-    let grown = proxy.rss_kib().saturating_sub(rss);
-    let spent = proxy.cpu().saturating_sub(cpu);
+        .context("read from the client that holds connections")?;
+    let each = f64::from(connections.max(1));
+    let sample = sum(proxies, &before, each, |then, now| {
+        (now - then).max(0.0) / each
+    });
     drop(client.stdin.take());
-    client.wait().context("wait for the idle client")?;
+    client
+        .wait()
+        .context("wait for the client that holds connections")?;
     let open: u32 = line
         .trim()
         .strip_prefix("open ")
         .and_then(|count| count.parse().ok())
         .unwrap_or(0);
-    let failed = u64::from(connections - open.min(connections));
-    #[allow(clippy::cast_precision_loss, reason = "KiB far below 2^52")]
-    let rss_kib = grown as f64 / f64::from(connections.max(1));
     Ok(Sample {
-        rss_kib,
-        cpu_us: spent.as_secs_f64() * 1e6 / f64::from(connections.max(1)),
-        failed,
-        ..Sample::default()
+        failed: u64::from(connections - open.min(connections)),
+        ..sample
     })
 }
 

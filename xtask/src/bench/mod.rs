@@ -13,6 +13,7 @@ mod load;
 mod process;
 mod proxies;
 mod report;
+mod tunnel;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -31,6 +32,8 @@ usage: cargo xtask bench [--quick] [--only WORKLOAD,…] [--proxies NAME,…] [-
   --quick      2 rounds with small counts; prints, but leaves docs/benchmarks.md alone
   --only       workloads: small-h1 small-h2 large-h1 large-h2 upload handshake websocket idle
                routes-1000 routes-10000 announce announce-new
+               tunnel-small-h1 tunnel-small-h2 tunnel-latency tunnel-large tunnel-upload tunnel-streams
+               or `tunnel` for all of a tunnel, which writes that section of docs/benchmarks.md
   --proxies    tidegate nginx haproxy caddy traefik
   --rounds     rounds to take the median of (default 5)
 ";
@@ -94,7 +97,11 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     }
     let options = parse(args)?;
     tools::install("bench")?;
-    if options.proxies.contains(&Proxy::Tidegate) {
+    let tunnels = tunnel::NAMES.iter().any(|name| options.wants(name));
+    if tunnels {
+        tools::rathole()?;
+    }
+    if tunnels || options.proxies.contains(&Proxy::Tidegate) {
         shell::run(&mut shell::cargo(&[
             "build",
             "--release",
@@ -113,28 +120,42 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
 
     let mut tables = Vec::new();
     for workload in workloads(options.quick, &body) {
-        let wanted = options
-            .only
-            .as_ref()
-            .is_none_or(|names| names.iter().any(|name| name == workload.name));
-        if wanted {
+        if options.wants(workload.name) {
             let table = measure(&workload, &options, &folder)
                 .with_context(|| format!("workload {}", workload.name))?;
             print!("{}", report::table(&table));
             tables.push(table);
         }
     }
-    if options.quick || options.only.is_some() {
+    let through = tunnel::run(&options, &folder, &body, |name| options.wants(name))?;
+    if options.quick {
         return Ok(());
     }
     let path = shell::root().join("docs/benchmarks.md");
-    std::fs::write(
-        &path,
-        report::document(&tables, &options.proxies, options.rounds)?,
-    )
-    .with_context(|| format!("write {}", path.display()))?;
+    let document = match &options.only {
+        None => report::document(&tables, &options.proxies, options.rounds)? + "\n",
+        // The rest stays as it was measured.
+        Some(only) if *only == ["tunnel"] => {
+            let old = std::fs::read_to_string(&path).context("read docs/benchmarks.md")?;
+            let rest = old.split(tunnel::HEADING).next().unwrap_or_default();
+            format!("{}\n\n", rest.trim_end())
+        }
+        Some(_) => return Ok(()),
+    };
+    let document = document + &tunnel::section(&through, options.rounds)?;
+    std::fs::write(&path, document).with_context(|| format!("write {}", path.display()))?;
     println!("wrote docs/benchmarks.md");
     Ok(())
+}
+
+impl Options {
+    fn wants(&self, name: &str) -> bool {
+        let wanted =
+            |only: &String| only == name || (only == "tunnel" && tunnel::NAMES.contains(&name));
+        self.only
+            .as_ref()
+            .is_none_or(|only| only.iter().any(wanted))
+    }
 }
 
 fn parse(args: &[String]) -> Result<Options> {
@@ -319,7 +340,10 @@ fn measure(workload: &Workload, options: &Options, folder: &Path) -> Result<Tabl
         let began = Instant::now();
         process
             .wait_for_port(port, START)
-            .and_then(|()| serves(port, host, workload))
+            .and_then(|()| match workload.origin {
+                OriginKind::Files => serves(port, host),
+                _ => Ok(()),
+            })
             .with_context(|| format!("{}; see {}", proxy.name(), log.display()))?;
         let start = began.elapsed();
         let rss_kib = process.rss_kib();
@@ -343,7 +367,7 @@ fn measure(workload: &Workload, options: &Options, folder: &Path) -> Result<Tabl
             if round == 0 && matches!(workload.kind, Kind::Idle { .. }) {
                 continue;
             }
-            let sample = load::measure(process, &workload.kind, &target)
+            let sample = load::measure(std::slice::from_ref(&*process), &workload.kind, &target)
                 .with_context(|| format!("load on {}", row.proxy.name()))?;
             if round > 0 {
                 row.samples.push(sample);
@@ -365,10 +389,7 @@ fn measure(workload: &Workload, options: &Options, folder: &Path) -> Result<Tabl
 }
 
 /// Waits for a right answer: listening is not yet serving.
-fn serves(port: u16, host: &str, workload: &Workload) -> Result<()> {
-    if workload.origin != OriginKind::Files {
-        return Ok(());
-    }
+fn serves(port: u16, host: &str) -> Result<()> {
     let deadline = Instant::now() + START;
     loop {
         let resolve = format!("{host}:{port}:127.0.0.1");

@@ -84,7 +84,7 @@ impl Proxy {
         Ok(word.unwrap_or("?").to_owned())
     }
 
-    fn program(self) -> Result<PathBuf> {
+    pub(super) fn program(self) -> Result<PathBuf> {
         match self {
             Self::Tidegate => {
                 let folder =

@@ -5,20 +5,10 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use super::load::Sample;
+use super::load::median;
 use super::proxies::Proxy;
 use super::{Row, Table};
 use crate::shell;
-
-/// The middle value; of an even number the lower middle.
-fn median(samples: &[Sample], pick: impl Fn(&Sample) -> f64) -> f64 {
-    let mut values: Vec<f64> = samples.iter().map(pick).collect();
-    values.sort_by(f64::total_cmp);
-    values
-        .get(values.len().saturating_sub(1) / 2)
-        .copied()
-        .unwrap_or(0.0)
-}
 
 /// One workload as a Markdown table.
 pub(super) fn table(table: &Table) -> String {
