@@ -146,12 +146,42 @@ const ROWS: &[Row] = &[
     (
         "TunnelAgent",
         "credential: {secretName: a}, mappings: [{name: a, hostname: a.example.com, target: 'http://127.0.0.1:80'}]",
-        "mappings need allowedHostnames: an agent may only serve hostnames it was given",
+        "mappings with a hostname need allowedHostnames: an agent may only serve hostnames it was given",
     ),
     (
         "TunnelAgent",
         "credential: {secretName: a}, allowedHostnames: [a.example.com], mappings: [{name: a, hostname: a.example.com, target: 'https://127.0.0.1', tls: {caSecretName: a, insecureSkipVerify: true}}]",
         "set at most one of caSecretName, caConfigMapName and insecureSkipVerify",
+    ),
+    (
+        "TunnelAgent",
+        "credential: {secretName: a}, mappings: [{name: a, target: 'tcp://127.0.0.1:80'}]",
+        "set exactly one of hostname and port",
+    ),
+    (
+        "TunnelAgent",
+        "credential: {secretName: a}, allowedHostnames: [a.example.com], mappings: [{name: a, hostname: a.example.com, port: 80, target: 'tcp://127.0.0.1:80'}]",
+        "set exactly one of hostname and port",
+    ),
+    (
+        "TunnelAgent",
+        "credential: {secretName: a}, mappings: [{name: a, port: 80, target: 'http://127.0.0.1:80'}]",
+        "a port leads to a target with tcp:// or udp://; for HTTP set hostname",
+    ),
+    (
+        "TunnelAgent",
+        "credential: {secretName: a}, allowedHostnames: [a.example.com], mappings: [{name: a, hostname: a.example.com, target: 'udp://127.0.0.1:80'}]",
+        "datagrams have no hostname: a target with udp:// needs port",
+    ),
+    (
+        "TunnelAgent",
+        "credential: {secretName: a}, mappings: [{name: a, port: 80, target: 'tcp://127.0.0.1:80', protocol: HTTP2}]",
+        "what a port carries is not opened here: leave out protocol, tls, limits and rateLimit",
+    ),
+    (
+        "TunnelAgent",
+        "credential: {secretName: a}, mappings: [{name: a, port: 80, target: 'udp://127.0.0.1:80', proxyProtocol: v1}]",
+        "datagrams can have a PROXY protocol header of version v2 only",
     ),
     (
         "AcmeIssuer",

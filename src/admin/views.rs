@@ -154,6 +154,9 @@ pub struct AgentView {
     pub name: String,
     /// Hostnames that its mappings serve.
     pub hostnames: Vec<String>,
+    /// Ports that lead to its mappings, such as `TCP 25565 (minecraft) at 203.0.113.7:25565`.
+    #[serde(default)]
+    pub ports: Vec<String>,
     /// Conditions of its status.
     pub conditions: Vec<ConditionView>,
     /// Links of the agent, at all replicas.

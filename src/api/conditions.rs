@@ -198,6 +198,12 @@ words! {
         DefinedByObject,
         /// The agent may not serve a hostname, because its `allowedHostnames` do not cover it.
         HostnameNotAllowed,
+        /// A port of a mapping is not among those that the edge was started with (`--tunnel-ports`), or not among the agent's `allowedPorts`. The message says which.
+        PortNotAllowed,
+        /// A port of a mapping belongs to the edge itself, to a UDP tracker or to an older mapping.
+        PortConflict,
+        /// A port of a mapping cannot be listened on. The message says why; it is tried again.
+        PortUnavailable,
         /// An AcmeIssuer does not exist.
         IssuerNotFound,
         /// The backend's name or Service does not exist.

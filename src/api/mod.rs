@@ -63,7 +63,7 @@ pub use tls_route::{
 };
 pub use tracker::{Tracker, TrackerProbe, UdpTracker};
 pub use tunnel_agent::{
-    AgentCredential, AgentMapping, AgentSession, MappingTls, RequestedMappingStatus, TunnelAgent,
-    TunnelAgentSpec, TunnelAgentStatus,
+    AgentCredential, AgentMapping, AgentPort, AgentSession, MappingTls, RequestedMappingStatus,
+    TunnelAgent, TunnelAgentSpec, TunnelAgentStatus,
 };
 pub use validate::{CelError, CelValidated, validate_cel};

@@ -50,8 +50,8 @@ use super::{IpAccessFilter, RateLimitFilter, RuleLimits};
         json_path = ".spec.className"
     )
 )]
-#[x_kube(validation = Rule::new("!has(self.mappings) || has(self.allowedHostnames)")
-    .message("mappings need allowedHostnames: an agent may only serve hostnames it was given")
+#[x_kube(validation = Rule::new("!has(self.mappings) || has(self.allowedHostnames) || self.mappings.all(m, has(m.port))")
+    .message("mappings with a hostname need allowedHostnames: an agent may only serve hostnames it was given")
     .reason(Reason::FieldValueInvalid))]
 #[serde(rename_all = "camelCase")]
 pub struct TunnelAgentSpec {
@@ -78,6 +78,17 @@ pub struct TunnelAgentSpec {
     )]
     pub allowed_hostnames: Vec<String>,
 
+    /// Ports of the edge that the agent itself may ask for, such as `["25565", "51820/udp", "20000-20100"]`;
+    /// without `/tcp` or `/udp` both. Mappings of this object are not bound by it. Of all of them only those can
+    /// be opened that the edge was started with (`--tunnel-ports`). Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(min = 1, max = 64),
+        inner(length(max = 16), regex(pattern = "^[0-9]{1,5}(-[0-9]{1,5})?(/(tcp|udp))?$")),
+        extend("x-kubernetes-list-type" = "set")
+    )]
+    pub allowed_ports: Vec<String>,
+
     /// Whether the agent may be away, as a laptop is: it is then Ready without being connected.
     /// Default: `false`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -96,7 +107,8 @@ pub struct TunnelAgentSpec {
     #[schemars(length(min = 1, max = 32))]
     pub probe_interval: Option<String>,
 
-    /// Hostnames and where the agent sends them. Each is short for a TlsRoute with an `agent` backend.
+    /// Hostnames and ports, and where the agent sends them. One with a hostname is short for a TlsRoute with an
+    /// `agent` backend.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(min = 1, max = 256),
@@ -117,8 +129,18 @@ pub struct AgentCredential {
     pub secret_name: String,
 }
 
-/// One hostname of an agent.
-#[derive(JsonSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+/// One hostname or port of an agent.
+#[derive(KubeSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[x_kube(validation = Rule::new("has(self.hostname) != has(self.port)")
+    .message("set exactly one of hostname and port"))]
+#[x_kube(validation = Rule::new("!has(self.port) || self.target.matches('^(?i)(tcp|udp)://')")
+    .message("a port leads to a target with tcp:// or udp://; for HTTP set hostname"))]
+#[x_kube(validation = Rule::new("has(self.port) || !self.target.matches('^(?i)udp://')")
+    .message("datagrams have no hostname: a target with udp:// needs port"))]
+#[x_kube(validation = Rule::new("!has(self.port) || !(has(self.protocol) || has(self.tls) || has(self.limits) || has(self.rateLimit))")
+    .message("what a port carries is not opened here: leave out protocol, tls, limits and rateLimit"))]
+#[x_kube(validation = Rule::new("!has(self.proxyProtocol) || self.proxyProtocol != 'v1' || !self.target.matches('^(?i)udp://')")
+    .message("datagrams can have a PROXY protocol header of version v2 only"))]
 #[serde(rename_all = "camelCase")]
 pub struct AgentMapping {
     /// Name of the mapping, unique within the agent, such as `nas`: lower-case letters, digits and hyphens.
@@ -128,12 +150,20 @@ pub struct AgentMapping {
     )]
     pub name: String,
 
-    /// The name that clients ask for, such as `nas.home.example.com`.
+    /// The name that clients ask for, such as `nas.home.example.com`. Either this or `port`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
-    pub hostname: String,
+    pub hostname: Option<String>,
 
-    /// URL of the service as the agent reaches it, such as `https://192.168.1.10:5001`. With `tcp://` the
-    /// service speaks TLS with the client itself, with a certificate of its own.
+    /// Port of the edge that clients connect to, such as `25565`: TCP if the target is `tcp://`, UDP if it is
+    /// `udp://`. Whoever starts the edge allows it (`--tunnel-ports`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65_535))]
+    pub port: Option<i32>,
+
+    /// URL of the service as the agent reaches it, such as `https://192.168.1.10:5001`. With a hostname and
+    /// `tcp://` the service speaks TLS with the client itself, with a certificate of its own; with a port
+    /// `tcp://` and `udp://` are passed on whatever they carry.
     #[schemars(length(min = 1, max = 512))]
     pub target: String,
 
@@ -143,8 +173,8 @@ pub struct AgentMapping {
     #[schemars(length(max = 32), extend("enum" = ["Auto", "HTTP1", "HTTP2"]))]
     pub protocol: Option<String>,
 
-    /// The agent sends the target HAProxy's PROXY protocol header, `v1` or `v2`, before anything else.
-    /// Default: no header.
+    /// The agent sends the target HAProxy's PROXY protocol header, `v1` or `v2`, before anything else; before
+    /// each datagram with `udp://`, which knows `v2` only. Default: no header.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32), extend("enum" = ["v1", "v2"]))]
     pub proxy_protocol: Option<String>,
@@ -223,6 +253,11 @@ pub struct TunnelAgentStatus {
     #[schemars(length(max = 512), inner(length(max = 253)))]
     pub hostnames: Vec<String>,
 
+    /// Ports that lead to mappings of the agent, its own wishes included.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    pub ports: Vec<AgentPort>,
+
     /// What to write into the DNS for these, as lines of a zone file.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 512), inner(length(max = 1024)))]
@@ -246,6 +281,28 @@ pub struct TunnelAgentStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
     pub requested_mappings: Vec<RequestedMappingStatus>,
+}
+
+/// A port that leads to a mapping of an agent.
+#[derive(JsonSchema, Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentPort {
+    /// Name of the mapping.
+    #[schemars(length(max = 63))]
+    pub name: String,
+
+    /// `TCP` or `UDP`.
+    #[schemars(length(max = 8))]
+    pub protocol: String,
+
+    /// Number of the port.
+    #[schemars(range(min = 1, max = 65_535))]
+    pub port: i32,
+
+    /// Where clients reach it, such as `203.0.113.7:25565`; empty while the edge does not know its addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 300)))]
+    pub addresses: Vec<String>,
 }
 
 /// A live session of an agent.
@@ -309,8 +366,14 @@ pub struct RequestedMappingStatus {
     pub name: String,
 
     /// The name that clients ask for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
-    pub hostname: String,
+    pub hostname: Option<String>,
+
+    /// The port that clients connect to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65_535))]
+    pub port: Option<i32>,
 
     /// URL of the service as the agent reaches it.
     #[schemars(length(max = 512))]

@@ -25,6 +25,7 @@ use crate::operator::ClusterError;
 use crate::rest::accounts::AccountsError;
 use crate::source::ca::CaError;
 use crate::source::state::StateError;
+use crate::translate::PortPolicy;
 
 /// Why the edge could not start.
 #[derive(Debug, thiserror::Error)]
@@ -237,6 +238,19 @@ fn raise_file_limit() {
     };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::debug!(error = %error, "cannot raise the limit of open files");
+    }
+}
+
+/// Which ports mappings of agents may have.
+pub(super) fn port_policy(
+    settings: &Settings,
+    listeners: &[(&'static str, SocketAddr)],
+    admin: Option<SocketAddr>,
+) -> PortPolicy {
+    let own = listeners.iter().map(|(_, address)| *address).chain(admin);
+    PortPolicy {
+        allowed: settings.tunnel_ports.clone(),
+        own: own.map(|address| address.port()).collect(),
     }
 }
 

@@ -9,7 +9,7 @@ use crate::admin::{
     AgentView, BoundView, ConditionView, ControlView, FindingView, ObjectCount, ProblemView,
     RouteView, SessionView, SeverityView, rfc3339,
 };
-use crate::api::Condition;
+use crate::api::{AgentPort, Condition};
 use crate::source::{Finding, Refreshed};
 use crate::translate::Severity;
 
@@ -102,6 +102,7 @@ fn agents(refreshed: &Refreshed) -> Vec<AgentView> {
         namespace: id.namespace.to_string(),
         name: id.name.to_string(),
         hostnames: status.hostnames.clone(),
+        ports: status.ports.iter().map(port).collect(),
         conditions: conditions(&status.conditions),
         sessions: status
             .sessions
@@ -121,6 +122,14 @@ fn agents(refreshed: &Refreshed) -> Vec<AgentView> {
         dns_records: status.dns_records.clone(),
     })
     .collect()
+}
+
+fn port(port: &AgentPort) -> String {
+    let line = format!("{} {} ({})", port.protocol, port.port, port.name);
+    match port.addresses.join(", ") {
+        places if places.is_empty() => line,
+        places => format!("{line} at {places}"),
+    }
 }
 
 fn routes(refreshed: &Refreshed) -> Vec<RouteView> {

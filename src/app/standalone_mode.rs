@@ -135,10 +135,12 @@ impl Running {
         let edge = process::bind_edge(&options.settings, &store, inherited)?;
         let listeners = edge.addresses();
         let wishes = wishes::load(&state);
+        let policy = process::port_policy(&options.settings, &listeners, options.admin);
         let source = source
             .with_agent_requests(&wishes)
             .with_acme(Issuance::new(&acme.engine))
-            .with_plain_ports(process::plain_ports(&listeners));
+            .with_plain_ports(process::plain_ports(&listeners))
+            .with_ports(policy);
         let source = Arc::new(Mutex::new(source));
         let refreshed = refresh(&source, started_at);
         let admin_listener = process::bind_admin(options.admin, shared)?;
@@ -235,6 +237,8 @@ impl Running {
         // What changed between the first load and the watch is found by looking once more.
         let mut due = watch.is_some();
         let mut relays = self.udp.states();
+        let mut ports = self.edge.ports();
+        ports.mark_changed();
         let watchdog = sd_notify::watchdog_enabled().map(|limit| limit / 2);
         loop {
             if std::mem::take(&mut due) {
@@ -272,6 +276,11 @@ impl Running {
                 Ok(()) = relays.changed() => {
                     let states = Arc::clone(&relays.borrow_and_update());
                     self.lock_source().set_udp_relays(states);
+                    due = true;
+                }
+                Ok(()) = ports.changed() => {
+                    let states = Arc::clone(&ports.borrow_and_update());
+                    self.lock_source().set_ports(states);
                     due = true;
                 }
                 () = self.probes.changed() => due = true,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 use tidegate_acme::engine::Surroundings;
-use tidegate_model::HostName;
+use tidegate_model::{HostName, PortSet};
 use tidegate_telemetry::{LogFormat, LogOptions};
 
 use super::values::{self, Listen};
@@ -33,6 +33,17 @@ pub(super) struct EdgeArgs {
         help_heading = "Listeners"
     )]
     public_https_port: Option<u16>,
+
+    /// Ports that mappings of agents may open, besides those of the listeners: numbers and ranges, at most 256, such
+    /// as 25565,51820/udp,20000-20100; without /tcp or /udp both. Default: none.
+    #[arg(
+        long,
+        env = "TIDEGATE_TUNNEL_PORTS",
+        value_name = "PORTS",
+        value_parser = values::ports,
+        help_heading = "Listeners"
+    )]
+    tunnel_ports: Option<PortSet>,
 
     /// Where to listen for health checks, metrics and the read-only API, or off. Keep it private: it has no login but with accounts.
     #[arg(long, env = "TIDEGATE_ADMIN", value_name = "ADDRESS", default_value = "127.0.0.1:9180", value_parser = values::listen, help_heading = "Listeners")]
@@ -302,6 +313,7 @@ impl EdgeArgs {
             http: addresses(&self.http),
             https: addresses(&self.https),
             public_https_port: self.public_https_port,
+            tunnel_ports: self.tunnel_ports.clone().unwrap_or_default(),
             workers: self.workers.unwrap_or(defaults.workers),
             trusted_proxies: self.trusted_proxies.clone(),
             proxy_protocol: match self.proxy_protocol {

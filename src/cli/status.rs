@@ -168,6 +168,9 @@ fn agents(terminal: &mut Terminal, last: &ControlView) -> std::io::Result<()> {
             let line = terminal.paint(Look::Bad, &broken.message);
             terminal.line(format_args!("    {line}"))?;
         }
+        for port in &agent.ports {
+            terminal.line(format_args!("    port {port}"))?;
+        }
         for session in &agent.sessions {
             let text = |part: &Option<String>| part.clone().unwrap_or_default();
             let mut line = format!(

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use tidegate_model::PortSet;
 
 use crate::source::state;
 
@@ -92,6 +93,19 @@ impl Every {
             Self::Never => None,
             Self::Time(time) => Some(time),
         }
+    }
+}
+
+/// Ports such as `25565,51820/udp,20000-20100`.
+pub(super) fn ports(text: &str) -> Result<PortSet, String> {
+    const MOST: usize = 256;
+    let items: Vec<&str> = text.split(',').map(str::trim).collect();
+    let items: Vec<&str> = items.into_iter().filter(|item| !item.is_empty()).collect();
+    let ports = PortSet::parse(&items)
+        .map_err(|error| format!("{error}: write ports such as 25565,51820/udp,20000-20100"))?;
+    match ports.count() {
+        count if count > MOST => Err(format!("{count} ports are more than {MOST}")),
+        _ => Ok(ports),
     }
 }
 

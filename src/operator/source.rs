@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use tidegate_acme::answers::for_data_plane;
 use tidegate_acme::record::{CertificateRecord, Issued};
 use tidegate_acme::store::Kind as DocumentKind;
-use tidegate_model::{Certificate, ChallengeAnswers, RouteId, RuleId, UdpRelayState};
+use tidegate_model::{Certificate, ChallengeAnswers, PortState, RouteId, RuleId, UdpRelayState};
 use tokio::sync::watch;
 
 use super::cache::Cache;
@@ -50,6 +50,7 @@ pub struct Source {
     refusals: Option<watch::Receiver<Arc<Refusals>>>,
     https_port: Option<u16>,
     udp_relays: Option<Arc<Vec<UdpRelayState>>>,
+    ports: Option<Arc<Vec<PortState>>>,
     /// What this replica knows of agents, its name, and how many replicas there are.
     agents: Option<(Known, String, usize)>,
 }
@@ -89,6 +90,7 @@ impl Source {
             refusals: None,
             https_port: None,
             udp_relays: None,
+            ports: None,
             agents: None,
         }
     }
@@ -153,6 +155,11 @@ impl Source {
         self.udp_relays = Some(states);
     }
 
+    /// What became of the ports of mappings on this replica.
+    pub fn set_ports(&mut self, states: Arc<Vec<PortState>>) {
+        self.ports = Some(states);
+    }
+
     /// What this replica, which has this name, knows of agents, and how many replicas there are.
     pub fn set_agents(&mut self, known: Known, identity: &str, replicas: usize) {
         self.agents = Some((known, identity.to_owned(), replicas));
@@ -168,6 +175,7 @@ impl Source {
             place: self.place.clone(),
             https_port: self.https_port,
             udp_relays: self.udp_relays.clone(),
+            ports: self.ports.clone(),
             ..Inputs::default()
         };
         self.world.fill(&mut inputs);

@@ -41,7 +41,7 @@ pub(super) struct MappingView {
     /// Why it cannot be changed here.
     #[serde(skip_serializing_if = "Option::is_none")]
     read_only: Option<String>,
-    /// Its entry in the object: `name`, `hostname`, `target` and so on.
+    /// Its entry in the object: `name`, `hostname` or `port`, `target` and so on.
     #[serde(flatten)]
     #[schema(value_type = MappingEntry)]
     entry: Map<String, Value>,
@@ -73,6 +73,8 @@ pub(super) struct Filter {
     agent: Option<String>,
     /// Only those of this hostname.
     hostname: Option<String>,
+    /// Only those of this port.
+    port: Option<u16>,
 }
 
 type Place = Path<(String, String, String)>;
@@ -96,6 +98,7 @@ pub(super) async fn list(
         is(&filter.namespace, &view.namespace)
             && is(&filter.agent, &view.agent)
             && is(&filter.hostname, hostname.unwrap_or_default())
+            && (filter.port).is_none_or(|port| view.entry.get("port") == Some(&json!(port)))
     });
     Ok(Json(views))
 }

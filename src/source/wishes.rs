@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use tidegate_model::{AgentId, RequestedMapping};
+use tidegate_model::{AgentId, ProxyProtocolVersion, RequestedMapping};
 use tidegate_telemetry::chain;
 
 use super::state::StateFolder;
@@ -26,7 +26,11 @@ pub type Wishes = BTreeMap<AgentId, Vec<RequestedMapping>>;
 pub struct WrittenWish {
     name: String,
     hostname: String,
+    #[serde(default)]
+    port: Option<u16>,
     target: String,
+    #[serde(default)]
+    proxy_protocol: Option<u8>,
     #[serde(default)]
     insecure_skip_verify: bool,
     #[serde(default)]
@@ -94,7 +98,12 @@ impl WrittenWish {
         Self {
             name: cut(&wish.name),
             hostname: cut(&wish.hostname),
+            port: wish.port,
             target: cut(&wish.target),
+            proxy_protocol: wish.proxy_protocol.map(|version| match version {
+                ProxyProtocolVersion::V1 => 1,
+                ProxyProtocolVersion::V2 => 2,
+            }),
             insecure_skip_verify: wish.insecure_skip_verify,
             description: wish.description.as_deref().map(cut),
         }
@@ -105,7 +114,13 @@ impl WrittenWish {
         RequestedMapping {
             name: self.name,
             hostname: self.hostname,
+            port: self.port,
             target: self.target,
+            proxy_protocol: match self.proxy_protocol {
+                Some(1) => Some(ProxyProtocolVersion::V1),
+                Some(2) => Some(ProxyProtocolVersion::V2),
+                _ => None,
+            },
             insecure_skip_verify: self.insecure_skip_verify,
             description: self.description,
         }

@@ -16,7 +16,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tidegate_model::{
-    AgentId, HostPattern, ObservedAgent, RequestedMapping, RouteId, RuleId, UdpRelayState,
+    AgentId, HostPattern, ObservedAgent, PortState, RequestedMapping, RouteId, RuleId,
+    UdpRelayState,
 };
 
 use super::loader::{Loaded, Loader};
@@ -30,7 +31,8 @@ use crate::source::{
     Finding, InternalIssuer, Issuance, Parsed, Place, Refreshed, next_moment, wanted,
 };
 use crate::translate::{
-    Environment, Kind, LastGood, ProbeReport, SeenAgents, StaticFilesPolicy, Translation, translate,
+    Environment, Kind, LastGood, PortPolicy, ProbeReport, SeenAgents, StaticFilesPolicy,
+    Translation, translate,
 };
 
 /// Where the objects come from.
@@ -52,6 +54,7 @@ pub struct Source {
     environment: Environment,
     place: Place,
     udp_relays: Option<Arc<Vec<UdpRelayState>>>,
+    ports: Option<Arc<Vec<PortState>>>,
     last_good: Arc<LastGood>,
     tracker_reports: Arc<BTreeMap<RuleId, ProbeReport>>,
     agents_seen: Option<Arc<SeenAgents>>,
@@ -87,6 +90,7 @@ impl Source {
             environment,
             place: Place::default(),
             udp_relays: None,
+            ports: None,
             last_good: Arc::default(),
             tracker_reports: Arc::default(),
             agents_seen: None,
@@ -165,6 +169,18 @@ impl Source {
         self
     }
 
+    /// Ports that mappings of agents may have. Without this, as in a check, any.
+    #[must_use]
+    pub fn with_ports(mut self, policy: PortPolicy) -> Self {
+        self.environment.ports = Some(Arc::new(policy));
+        self
+    }
+
+    /// What became of the ports of mappings.
+    pub fn set_ports(&mut self, states: Arc<Vec<PortState>>) {
+        self.ports = Some(states);
+    }
+
     /// Says in the statuses where clients reach this edge.
     #[must_use]
     pub fn with_place(mut self, place: Place) -> Self {
@@ -186,6 +202,7 @@ impl Source {
         inputs.place = self.place.now();
         inputs.https_port = self.place.https_port();
         inputs.udp_relays.clone_from(&self.udp_relays);
+        inputs.ports.clone_from(&self.ports);
         inputs.last_good = Arc::clone(&self.last_good);
         inputs.tracker_reports = Arc::clone(&self.tracker_reports);
         inputs.agents_seen.clone_from(&self.agents_seen);

@@ -13,12 +13,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tidegate_model::{
-    Agent, AgentId, AgentTarget, HostPattern, MappingVerdict, RequestedMapping, RouteId, StoredKey,
+    Agent, AgentId, AgentTarget, HostPattern, MappingVerdict, PortSet, ProxyProtocolVersion,
+    RequestedMapping, RouteId, StoredKey,
 };
 
 use super::conflicts::id_of;
 use super::credentials;
 use super::durations::duration_or;
+use super::ports::WantedPort;
 use super::report::{Field, Report};
 use super::status::{Conditions, joined};
 use super::words::host_pattern;
@@ -28,8 +30,9 @@ use super::{
 };
 use crate::api::conditions::{Condition, ConditionType, Reason};
 use crate::api::{
-    AgentMapping, AgentRef, Backend, BackendTls, Filter, MappingTls, RequestedMappingStatus,
-    RouteRule, TlsPolicy, TlsRoute, TlsRouteSpec, TlsRouteStatus, TunnelAgent, TunnelAgentStatus,
+    AgentMapping, AgentPort, AgentRef, Backend, BackendTls, Filter, MappingTls,
+    RequestedMappingStatus, RouteRule, TlsPolicy, TlsRoute, TlsRouteSpec, TlsRouteStatus,
+    TunnelAgent, TunnelAgentStatus,
 };
 
 /// Between the names of an agent and of its mapping. No object of Kubernetes has it in its name.
@@ -46,7 +49,7 @@ pub(super) fn is_mapping(id: &RouteId) -> bool {
 }
 
 /// The route that a mapping stands for.
-fn route_id(agent: &AgentId, mapping: &str) -> RouteId {
+pub(super) fn route_id(agent: &AgentId, mapping: &str) -> RouteId {
     let name = format!("{}{SEPARATOR}{mapping}", agent.name);
     RouteId::new(Arc::clone(&agent.namespace), name)
 }
@@ -72,10 +75,10 @@ pub fn in_words(id: &RouteId) -> Option<String> {
 /// An agent whose object was read, and whose mappings wait for what becomes of their routes.
 pub(super) struct ReadAgent {
     pub(super) id: AgentId,
-    wire: Arc<TunnelAgent>,
+    pub(super) wire: Arc<TunnelAgent>,
     report: Report,
     /// What is wrong with mappings, its own wishes included.
-    wrong: Report,
+    pub(super) wrong: Report,
     keys: Vec<StoredKey>,
     hold: Duration,
     probe_interval: Option<Duration>,
@@ -84,10 +87,18 @@ pub(super) struct ReadAgent {
     refused: BTreeMap<usize, (Reason, String)>,
     /// The names that its mappings may have.
     allowed: Vec<HostPattern>,
+    /// The ports that it may ask for.
+    pub(super) allowed_ports: PortSet,
     /// Routes of the object's mappings.
     pub(super) mapped: Vec<Mapped>,
     /// Routes of what the agent asks for.
     pub(super) asked: Vec<Mapped>,
+    /// Ports of both.
+    pub(super) ports: Vec<WantedPort>,
+    /// What became of the ports that the agent asks for, by place among the requests.
+    pub(super) port_verdicts: BTreeMap<usize, (bool, Reason, String)>,
+    /// The ports that lead to it.
+    pub(super) opened: Vec<AgentPort>,
 }
 
 /// A mapping as a route.
@@ -115,7 +126,7 @@ pub(super) struct Finished {
     pub(super) reports: [Report; 2],
 }
 
-fn reference(id: &AgentId) -> ObjectRef {
+pub(super) fn reference(id: &AgentId) -> ObjectRef {
     ObjectRef {
         kind: Kind::TunnelAgent,
         namespace: Some(id.namespace.to_string()),
@@ -212,6 +223,9 @@ impl ReadAgent {
         for (index, name) in wire.spec.allowed_hostnames.iter().enumerate() {
             allowed.extend(host_pattern(&mut report, &at.index(index), name));
         }
+        let allowed_ports = PortSet::parse(&wire.spec.allowed_ports);
+        let hint = "write ports such as 25565, 51820/udp and 20000-20100";
+        let allowed_ports = report.keep(field.at("allowedPorts"), allowed_ports, hint);
         let hold = wire.spec.hold.as_deref();
         let hold = duration_or(&mut report, &field.at("hold"), hold, Agent::HOLD);
         let probe_interval = read_probe_interval(&mut report, &field, wire);
@@ -227,8 +241,12 @@ impl ReadAgent {
             requested: requested.cloned().unwrap_or_default(),
             refused: BTreeMap::new(),
             allowed,
+            allowed_ports: allowed_ports.unwrap_or_default(),
             mapped: Vec::new(),
             asked: Vec::new(),
+            ports: Vec::new(),
+            port_verdicts: BTreeMap::new(),
+            opened: Vec::new(),
             id,
         };
         read.map();
@@ -272,6 +290,10 @@ impl ReadAgent {
                 }
                 continue;
             }
+            if mapping.port.is_some() {
+                self.ports.push(WantedPort::new(mapping.clone(), index));
+                continue;
+            }
             let mapped = self.mapped(mapping, index);
             self.mapped.push(mapped);
         }
@@ -280,8 +302,20 @@ impl ReadAgent {
     /// What must be right before there can be a route: the name that it has, and the kind of its target.
     fn look_at(&mut self, at: &Field<'_>, mapping: &AgentMapping) {
         let report = &mut self.wrong;
+        let Some(hostname) = &mapping.hostname else {
+            if mapping.port.is_none() {
+                let hint = "write the name that clients ask for, or the port that they connect to";
+                report.invalid(at, "it has neither hostname nor port", hint);
+            }
+            return;
+        };
+        if mapping.port.is_some() {
+            let hint =
+                "leave out one; a hostname is for HTTP, or for TLS that the service speaks itself";
+            report.invalid(at.at("port"), "it has a hostname too", hint);
+        }
         // A name that is none is said by the route, and so is a bad target: its last good version stays in use.
-        if let Ok(host) = HostPattern::parse(&mapping.hostname)
+        if let Ok(host) = HostPattern::parse(hostname)
             && !is_allowed(&self.allowed, &host)
         {
             report.add(
@@ -332,8 +366,13 @@ impl ReadAgent {
             }
             let mapping = AgentMapping {
                 name: wish.name,
-                hostname: wish.hostname,
+                hostname: wish.port.is_none().then_some(wish.hostname),
+                port: wish.port.map(i32::from),
                 target: wish.target,
+                proxy_protocol: wish.proxy_protocol.map(|version| match version {
+                    ProxyProtocolVersion::V1 => "v1".to_owned(),
+                    ProxyProtocolVersion::V2 => "v2".to_owned(),
+                }),
                 tls: wish.insecure_skip_verify.then(|| MappingTls {
                     insecure_skip_verify: Some(true),
                     ..MappingTls::default()
@@ -341,6 +380,10 @@ impl ReadAgent {
                 description: wish.description,
                 ..AgentMapping::default()
             };
+            if mapping.port.is_some() {
+                self.ports.push(WantedPort::asked(mapping, index));
+                continue;
+            }
             let mapped = self.mapped(&mapping, index);
             self.asked.push(mapped);
         }
@@ -375,6 +418,13 @@ impl ReadAgent {
                 ),
             ));
         }
+        if wish.port.is_some() {
+            return if wish.hostname.is_empty() {
+                Ok(())
+            } else {
+                invalid("it has a hostname and a port; ask for one of them".to_owned())
+            };
+        }
         let host = match HostPattern::parse(&wish.hostname) {
             Ok(host) => host,
             Err(error) => {
@@ -392,9 +442,8 @@ impl ReadAgent {
         }
         match AgentTarget::parse(&wish.target) {
             Err(error) => invalid(format!("{error}; {TARGET_HINT}")),
-            Ok(AgentTarget::Udp { .. }) => Err((
-                Reason::UnsupportedValue,
-                "datagrams are not carried to agents yet".to_owned(),
+            Ok(target @ AgentTarget::Udp { .. }) => invalid(format!(
+                "datagrams to {target} have no hostname; ask for a port instead"
             )),
             Ok(AgentTarget::Tcp { .. }) if wish.insecure_skip_verify => {
                 invalid("what is sent to a target with tcp:// is not opened".to_owned())
@@ -473,6 +522,7 @@ impl ReadAgent {
             observed_generation: generation,
             conditions: conditions.into_inner(),
             hostnames: hostnames.into_iter().take(512).collect(),
+            ports: std::mem::take(&mut self.opened),
             dns_records: dns_records.into_iter().take(512).collect(),
             requested_mappings: requested,
             ..sessions::status(seen, previous)
@@ -509,9 +559,11 @@ impl ReadAgent {
     fn verdicts(&mut self, asked: &BTreeMap<usize, Outcome>) -> Vec<RequestedMappingStatus> {
         let mut all = Vec::new();
         for (index, wish) in self.requested.iter().enumerate().take(REQUESTS) {
-            let (accepted, reason, message) = match (self.refused.get(&index), asked.get(&index)) {
+            let refused = self.refused.get(&index);
+            let (accepted, reason, message) = match (refused, self.port_verdicts.get(&index)) {
                 (Some((reason, message)), _) => (false, *reason, message.clone()),
-                (None, outcome) => verdict(outcome, &wish.hostname),
+                (None, Some(verdict)) => verdict.clone(),
+                (None, None) => verdict(asked.get(&index), &wish.hostname),
             };
             if !accepted {
                 self.wrong.add(
@@ -523,7 +575,8 @@ impl ReadAgent {
             }
             all.push(RequestedMappingStatus {
                 name: cut(&wish.name, 63),
-                hostname: cut(&wish.hostname, 253),
+                hostname: wish.port.is_none().then(|| cut(&wish.hostname, 253)),
+                port: wish.port.map(i32::from),
                 target: cut(&wish.target, 512),
                 description: wish.description.as_ref().map(|text| cut(text, 1024)),
                 accepted,
@@ -626,7 +679,7 @@ fn specification(agent: &TunnelAgent, id: &AgentId, mapping: &AgentMapping) -> T
         ..Filter::default()
     });
     TlsRouteSpec {
-        hostnames: vec![mapping.hostname.clone()],
+        hostnames: mapping.hostname.iter().cloned().collect(),
         class_name: agent.spec.class_name.clone(),
         tls: is_tcp(mapping).then(|| TlsPolicy {
             mode: Some("Passthrough".to_owned()),
@@ -681,7 +734,7 @@ fn fold(wrong: &mut Report, mapped: &Mapped, outcome: Outcome) {
 }
 
 /// Where in a mapping stands what stands there in its route.
-fn place(field: &str) -> String {
+pub(super) fn place(field: &str) -> String {
     if field.starts_with("spec.hostnames") || field.starts_with("spec.tls") {
         return "hostname".to_owned();
     }

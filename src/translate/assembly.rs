@@ -30,7 +30,7 @@ use super::verdicts::{
 use super::{
     GoodRoute, Inputs, IssuerChoice, Kind, Lost, ObjectRef, PublishedSecret, SecretData,
     ServiceResolution, Statuses, Translation, UdpMode, WantedCertificate, agents, exposure,
-    issuance, issuers, probes, udp_services,
+    issuance, issuers, ports, probes, udp_services,
 };
 use crate::api::conditions::{Condition, ConditionType, Reason, timestamp};
 use crate::api::{CertificateStatus, TlsRoute, TlsRouteStatus};
@@ -75,7 +75,7 @@ pub fn translate(inputs: &Inputs, now: SystemTime) -> Translation {
         }
         issuers.push((name, status, report));
     }
-    let agents = agents::read_all(inputs);
+    let mut agents = agents::read_all(inputs);
     work.barred = agents::barred(&agents, &inputs.last_good);
     let mut routes = work.own_routes();
     routes.extend(work.mapped(agents.iter().flat_map(|agent| &agent.mapped)));
@@ -89,6 +89,7 @@ pub fn translate(inputs: &Inputs, now: SystemTime) -> Translation {
     for (id, route, age) in routes.into_iter().chain(asked) {
         work.route(&id, &route, age);
     }
+    ports::assign(inputs, now, &mut agents, &mut work.result);
     agents::finish_all(agents, inputs, now, &mut work.result);
     for (name, status, report) in issuers {
         report.close(&mut work.result);

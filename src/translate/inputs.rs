@@ -13,11 +13,13 @@ use std::time::SystemTime;
 use tidegate_acme::notices::DeliveryState;
 use tidegate_acme::preflight::Finding;
 use tidegate_model::{
-    AgentId, Certificate, ChallengeAnswers, ObjectName, ObservedAgent, Reach, RequestedMapping,
-    RouteId, RuleId, TicketKeys, UdpRelayState,
+    AgentId, Certificate, ChallengeAnswers, ObjectName, ObservedAgent, PortState, Reach,
+    RequestedMapping, RouteId, RuleId, TicketKeys, UdpRelayState,
 };
 
-use super::{Exposure, FoundService, LastGood, ProbeReport, PublicPlace, Refusals, ServiceKeeper};
+use super::{
+    Exposure, FoundService, LastGood, PortPolicy, ProbeReport, PublicPlace, Refusals, ServiceKeeper,
+};
 use crate::api::{AcmeIssuer, TlsRoute, TunnelAgent};
 
 /// Everything that decides what the data plane serves.
@@ -63,6 +65,8 @@ pub struct Inputs {
     pub udp_relays: Option<Arc<Vec<UdpRelayState>>>,
     /// Why Services of UDP trackers cannot be written, where this program writes them.
     pub service_refusals: Arc<Refusals>,
+    /// What became of the ports of mappings, where an edge runs.
+    pub ports: Option<Arc<Vec<PortState>>>,
     /// What trackers have told of themselves that were asked.
     pub tracker_reports: Arc<BTreeMap<RuleId, ProbeReport>>,
     /// What agents ask for themselves.
@@ -112,6 +116,8 @@ pub struct Environment {
     pub services: ServiceResolution,
     /// Ports of the edge's listeners for plain HTTP, sorted; None where nobody listens, as in a check.
     pub plain_ports: Option<Vec<u16>>,
+    /// Which ports mappings may have; None where nobody listens, as in a check.
+    pub ports: Option<Arc<PortPolicy>>,
     /// Where `static` backends may lie.
     pub static_files: StaticFilesPolicy,
     /// Whether solvers may run programs of this machine.

@@ -213,11 +213,10 @@ pub(super) fn check_mode(
         let at = at.at("agent");
         let at = at.at("target");
         match target {
-            AgentTarget::Udp { .. } => report.add(
+            AgentTarget::Udp { .. } => report.invalid(
                 at,
-                Reason::UnsupportedValue,
-                "datagrams are not carried to agents yet",
-                "write a target with http://, https:// or tcp://",
+                format!("datagrams to {target} have no hostname"),
+                "give them a port: a mapping with `port` in the TunnelAgent",
             ),
             AgentTarget::Tcp { .. } if !passthrough => report.invalid(
                 at,
@@ -255,6 +254,9 @@ pub(super) fn used(snapshot: &Snapshot) -> Used {
             used.entry(key).or_default().insert(route.name.to_string());
         }
     };
+    for port in snapshot.ports.values() {
+        note(&port.cluster, &port.route);
+    }
     for host in snapshot.hosts.values() {
         if let TlsMode::Passthrough(cluster) = &host.tls {
             note(cluster, &host.route);

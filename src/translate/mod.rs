@@ -32,6 +32,7 @@ mod mappings;
 mod matches;
 mod notifications;
 mod outputs;
+mod ports;
 mod probes;
 mod quantities;
 mod reach;
@@ -67,6 +68,7 @@ pub use outputs::{
     GoodRoute, IssuerChoice, Kind, LastGood, ObjectRef, Problem, Reference, ReferenceKind,
     Severity, Statuses, Translation, UdpMode, UdpTracker, WantedCertificate,
 };
+pub use ports::PortPolicy;
 pub use probes::{ProbeReport, TrackerProbe};
 pub use quantities::{QuantityError, parse_quantity};
 pub use udp_services::{

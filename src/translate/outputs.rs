@@ -15,7 +15,7 @@ use tidegate_model::{
 use super::mappings::Mappings;
 use super::{SecretData, TrackerProbe, UnwantedService, WantedService};
 use crate::api::conditions::Reason;
-use crate::api::{AcmeIssuerStatus, TlsRouteSpec, TlsRouteStatus, TunnelAgentStatus};
+use crate::api::{AcmeIssuerStatus, AgentMapping, TlsRouteSpec, TlsRouteStatus, TunnelAgentStatus};
 
 /// The result of a translation.
 #[derive(Debug, Default)]
@@ -254,6 +254,8 @@ pub struct LastGood {
     pub routes: BTreeMap<RouteId, GoodRoute>,
     /// The statuses that the last translation reported, for the times of transitions.
     pub statuses: Arc<Statuses>,
+    /// Mappings with a port, as they were when they were right.
+    pub(super) ports: BTreeMap<RouteId, Arc<AgentMapping>>,
     /// When a route was first seen, which is its age if it has no creationTimestamp.
     pub(super) first_seen: BTreeMap<RouteId, SystemTime>,
     /// Certificates by the Secret they were read from.

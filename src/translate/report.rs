@@ -190,6 +190,11 @@ impl Report {
         self.mappings.extend(other.mappings);
     }
 
+    /// Keeps those problems only; what the object names and maps stays.
+    pub(super) fn retain(&mut self, keep: impl Fn(&Problem) -> bool) {
+        self.problems.retain(keep);
+    }
+
     /// Drops what speaks of one condition.
     pub(super) fn forget(&mut self, condition: ConditionType) {
         self.problems
@@ -240,7 +245,8 @@ pub(super) fn condition_of(reason: Reason) -> ConditionType {
         Reason::Suspended
         | Reason::NothingToServe
         | Reason::PlainListenerMissing
-        | Reason::UdpPortUnavailable => ConditionType::Programmed,
+        | Reason::UdpPortUnavailable
+        | Reason::PortUnavailable => ConditionType::Programmed,
         _ => ConditionType::Accepted,
     }
 }

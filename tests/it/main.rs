@@ -21,6 +21,7 @@ mod generated;
 mod h2spec;
 mod http;
 mod names;
+mod ports;
 mod real;
 mod reload;
 mod standalone;

@@ -74,6 +74,21 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- join "," $all }}
 {{- end }}
 
+{{- /* The ports of agents, each number of each protocol. */}}
+{{- define "tidegate.tunnelPorts" -}}
+{{- range .Values.tunnel.ports }}
+{{- $parts := splitList "/" (toString .) }}
+{{- $ends := splitList "-" (first $parts) }}
+{{- $protocols := list "TCP" "UDP" }}
+{{- if gt (len $parts) 1 }}{{ $protocols = list (upper (last $parts)) }}{{ end }}
+{{- range $number := untilStep (int (first $ends)) (int (add1 (int (last $ends)))) 1 }}
+{{- range $protocols }}
+- {number: {{ $number }}, protocol: {{ . }}}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- /* Where clients reach it; redirects lead there. */}}
 {{- define "tidegate.public" -}}
 {{- if or .Values.hostNetwork.enabled .Values.hostPorts.enabled }}{{ .Values.hostPorts.https }}{{ else }}{{ .Values.service.ports.https }}{{ end }}

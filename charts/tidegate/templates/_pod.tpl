@@ -61,6 +61,9 @@ spec:
     {{- if .Values.api.accountsSecret }}
     - --accounts=/etc/tidegate-accounts/accounts.yaml
     {{- end }}
+    {{- with .Values.tunnel.ports }}
+    - --tunnel-ports={{ join "," . }}
+    {{- end }}
     - --public-https-port={{ include "tidegate.public" . }}
     - --lease={{ include "tidegate.fullname" . }}
     {{- /* At the addresses of its pods an edge with chosen ones is not reached. */}}
@@ -147,6 +150,14 @@ spec:
       containerPort: {{ . }}
       {{- if $.Values.hostPorts.enabled }}
       hostPort: {{ . }}
+      {{- end }}
+    {{- end }}
+    {{- range fromYamlArray (include "tidegate.tunnelPorts" .) }}
+    - name: {{ lower .protocol }}-{{ .number }}
+      containerPort: {{ .number }}
+      protocol: {{ .protocol }}
+      {{- if $.Values.hostPorts.enabled }}
+      hostPort: {{ .number }}
       {{- end }}
     {{- end }}
     - name: admin

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tidegate_model::{Carrier, RequestedMapping};
+use tidegate_model::{Carrier, ProxyProtocolVersion, RequestedMapping};
 use tidegate_tunnel::link::agent::{self, AgentControl, AgentLink};
 use tidegate_tunnel::settings;
 use tidegate_tunnel::wire::{self, FromAgent, FromEdge, Retry};
@@ -362,6 +362,11 @@ impl Attendant {
             target: mapping.target.clone(),
             insecure_skip_verify: mapping.insecure_skip_verify,
             description: mapping.description.clone(),
+            port: mapping.port,
+            proxy_protocol: mapping.proxy_protocol.map(|version| match version {
+                ProxyProtocolVersion::V1 => 1,
+                ProxyProtocolVersion::V2 => 2,
+            }),
         });
         let request = wire::Request {
             version: wishes.version,

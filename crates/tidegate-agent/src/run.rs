@@ -325,7 +325,7 @@ fn requested(wishes: &Wishes, common: &Common) -> Vec<RequestedView> {
         let verdict = verdicts.iter().find(|verdict| verdict.name == wish.name);
         RequestedView {
             name: wish.name.clone(),
-            hostname: wish.hostname.clone(),
+            hostname: wish.public(),
             target: wish.target.clone(),
             accepted: verdict.map(|verdict| verdict.accepted),
             reason: verdict

@@ -134,7 +134,7 @@ impl fmt::Debug for UpstreamTls {
 }
 
 /// Versions of HAProxy's PROXY protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ProxyProtocolVersion {
     /// Text.
     V1,

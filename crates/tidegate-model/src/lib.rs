@@ -15,6 +15,7 @@ mod challenge;
 mod filter;
 mod names;
 mod observed;
+mod port;
 mod reach;
 mod rule;
 mod secret;
@@ -39,6 +40,9 @@ pub use filter::{
 pub use names::{HostName, HostPattern, NameError, ObjectName, RouteId, RuleId};
 pub use observed::{
     EndpointState, ListenerState, Observed, ObservedCluster, ObservedListener, ObservedPeers,
+};
+pub use port::{
+    MappedPort, PortError, PortId, PortListener, PortSet, PortSetError, PortState, Transport,
 };
 pub use reach::{Reach, Special};
 pub use rule::{

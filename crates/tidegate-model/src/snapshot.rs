@@ -7,7 +7,7 @@ use rustls::RootCertStore;
 
 use crate::{
     Agent, AgentId, Certificate, ChallengeAnswers, Cluster, Fingerprint, HostName, HostPattern,
-    Reach, RouteEntry, RouteId, TicketKeys, UdpRelay,
+    MappedPort, PortId, Reach, RouteEntry, RouteId, TicketKeys, UdpRelay,
 };
 
 /// One complete configuration of the data plane. A request or connection uses one from start to end.
@@ -29,12 +29,18 @@ pub struct Snapshot {
     pub udp_relays: Vec<Arc<UdpRelay>>,
     /// Agents that may connect, and what is asked of them.
     pub agents: BTreeMap<AgentId, Arc<Agent>>,
+    /// Ports that lead to agents, beside those of the listeners.
+    pub ports: BTreeMap<PortId, Arc<MappedPort>>,
 }
 
 impl Snapshot {
     /// Every distinct cluster, which is what health checks and name resolution follow.
     pub fn clusters(&self) -> Vec<Arc<Cluster>> {
         let mut by_key = HashMap::new();
+        for port in self.ports.values() {
+            let cluster = Arc::clone(&port.cluster);
+            by_key.insert(cluster.key.clone(), cluster);
+        }
         for host in self.hosts.values() {
             if let TlsMode::Passthrough(cluster) = &host.tls {
                 by_key

@@ -301,14 +301,30 @@ pub struct MappingVerdict {
 pub struct RequestedMapping {
     /// Unique among what the agent asks for.
     pub name: String,
-    /// The name that clients ask for.
+    /// The name that clients ask for; empty if there is a port.
     pub hostname: String,
+    /// The port that clients connect to instead of a name.
+    pub port: Option<u16>,
     /// URL of the service as the agent reaches it.
     pub target: String,
+    /// PROXY protocol header that the target expects.
+    pub proxy_protocol: Option<ProxyProtocolVersion>,
     /// The agent accepts any certificate of an `https` target.
     pub insecure_skip_verify: bool,
     /// Words for people.
     pub description: Option<String>,
+}
+
+// === impl RequestedMapping ===
+
+impl RequestedMapping {
+    /// What clients ask for: a hostname, or a port.
+    pub fn public(&self) -> String {
+        match self.port {
+            None => self.hostname.clone(),
+            Some(port) => format!("port {port}"),
+        }
+    }
 }
 
 /// What is known of one agent at one moment.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, StatusCode, Uri, Version};
 use percent_encoding::percent_decode_str;
-use tidegate_model::RouteId;
+use tidegate_model::{PortId, RouteId};
 use tidegate_tracker::announce;
 
 use crate::AccessLogSettings;
@@ -122,6 +122,45 @@ pub(crate) fn emit(settings: &AccessLogSettings, line: &Line<'_>) {
         tracker_warning = line.tracker_warning,
         user_agent = user_agent.as_deref(),
         referer = referer.as_deref(),
+    );
+}
+
+/// What is known of a connection to a port, or of a client there, when it has ended.
+pub(crate) struct StreamLine<'a> {
+    pub(crate) client: IpAddr,
+    pub(crate) port: PortId,
+    pub(crate) route: &'a RouteId,
+    /// Bytes from the client.
+    pub(crate) received: u64,
+    /// Bytes to the client.
+    pub(crate) sent: u64,
+    pub(crate) duration: Duration,
+    /// Why it ended, unless one of its ends wanted that.
+    pub(crate) reason: Option<&'static str>,
+    pub(crate) error: Option<&'a str>,
+}
+
+/// Writes the line of something that was no request.
+pub(crate) fn emit_stream(settings: &AccessLogSettings, line: &StreamLine<'_>) {
+    if !settings.enabled {
+        return;
+    }
+    let client = if settings.mask_client {
+        mask(line.client)
+    } else {
+        line.client.to_canonical()
+    };
+    tracing::info!(
+        target: "access",
+        client = %client,
+        protocol = line.port.transport.name(),
+        port = line.port.number,
+        sent_bytes = line.sent,
+        received_bytes = line.received,
+        duration_ms = milliseconds(line.duration),
+        route = %line.route,
+        reason = line.reason,
+        error = line.error,
     );
 }
 

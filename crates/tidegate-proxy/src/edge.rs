@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tidegate_model::{
-    AgentId, ListenerState, Observed, ObservedAgent, ObservedListener, SnapshotStore,
+    AgentId, ListenerState, Observed, ObservedAgent, ObservedListener, PortState, SnapshotStore,
 };
 use tidegate_tunnel::hub::{ChannelView, Hub, HubSettings, LinkChange, Requested};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -27,6 +27,7 @@ use crate::filters::rate_limit::RateLimits;
 use crate::listener::{self, ListenerKind};
 use crate::metrics::Metrics;
 use crate::peers::Peers;
+use crate::ports::{self, Ports};
 use crate::replicas::{self, Peer};
 use crate::tls::TlsConfigs;
 use crate::upstream::watch::{Clusters, watch as watch_clusters};
@@ -185,13 +186,15 @@ impl Edge {
             replicas: settings.replicas,
             version: env!("CARGO_PKG_VERSION"),
         });
-        let metrics = Metrics::new(&hub);
+        let ports = Arc::new(Ports::new(&settings, !exclusive));
+        let metrics = Metrics::new(&hub, &ports);
         let forwarded = metrics.replicas.forwarded.clone();
         let shared = Arc::new(Shared {
             tls: TlsConfigs::new(Arc::clone(&store)),
             clusters: Arc::new(Clusters::new(hub.clone(), forwarded)),
             metrics,
             hub,
+            ports,
             peers: Peers::default(),
             https_port,
             rate_limits: RateLimits::new(std::time::Instant::now()),
@@ -235,6 +238,8 @@ impl Edge {
             .apply(published.revision, &published.snapshot.agents);
         drop(published);
         let mut threads = Vec::new();
+        let (opened, for_workers): (Vec<_>, Vec<_>) =
+            sockets.iter().map(|_| mpsc::unbounded_channel()).unzip();
         let watcher = Arc::clone(&shared);
         threads.push(spawn_thread("edge-watch".to_owned(), async move {
             let stop = watcher.cut.clone();
@@ -243,9 +248,10 @@ impl Edge {
                 () = watch_clusters(clusters, Arc::clone(&watcher.store), stop) => {}
                 () = forget_unused_limits(&watcher) => {}
                 () = agents::follow(&watcher) => {}
+                () = ports::follow(&watcher, opened) => {}
             }
         })?);
-        for (index, sockets) in sockets.into_iter().enumerate() {
+        for (index, (sockets, opened)) in sockets.into_iter().zip(for_workers).enumerate() {
             let worker = Arc::new(Worker {
                 upstreams: Upstreams::new(Arc::clone(&shared.clusters)),
                 shared: Arc::clone(&shared),
@@ -254,7 +260,7 @@ impl Edge {
             let beginning = shared.tasks.token();
             threads.push(spawn_thread(
                 format!("edge-{index}"),
-                serve(worker, sockets, beginning),
+                serve(worker, sockets, opened, beginning),
             )?);
         }
         let (peers, known) = watch::channel(Vec::new());
@@ -318,7 +324,12 @@ async fn forget_unused_limits(shared: &Shared) {
     std::future::pending::<()>().await;
 }
 
-async fn serve(worker: Arc<Worker>, sockets: Vec<Bound>, beginning: TaskTrackerToken) {
+async fn serve(
+    worker: Arc<Worker>,
+    sockets: Vec<Bound>,
+    opened: mpsc::UnboundedReceiver<ports::Opened>,
+    beginning: TaskTrackerToken,
+) {
     let accepting = TaskTracker::new();
     for Bound { kind, listener } in sockets {
         let accept = listener::accept(Arc::clone(&worker), kind, listener);
@@ -337,6 +348,7 @@ async fn serve(worker: Arc<Worker>, sockets: Vec<Bound>, beginning: TaskTrackerT
         }
     };
     tokio::select! {
+        () = ports::serve(Arc::clone(&worker), opened, accepting.clone()) => {}
         () = async {
             accepting.wait().await;
             worker.shared.tasks.wait().await;
@@ -524,6 +536,11 @@ impl RunningEdge {
         self.running.shared.hub.joined()
     }
 
+    /// What became of the ports that lead to agents, now and from now on.
+    pub fn ports(&self) -> watch::Receiver<Arc<Vec<PortState>>> {
+        self.running.shared.ports.states()
+    }
+
     /// Counts from now on who connects: the way here was changed.
     pub fn forget_peers(&self) {
         self.running.shared.peers.forget();
@@ -556,13 +573,13 @@ fn is_wanted(address: SocketAddr, local: SocketAddr) -> bool {
 }
 
 /// Whether nobody else listens there: without `SO_REUSEPORT` the kernel tells.
-fn probe_free(address: SocketAddr) -> io::Result<()> {
+pub(crate) fn probe_free(address: SocketAddr) -> io::Result<()> {
     let socket = socket(address)?;
     socket.bind(&address.into())?;
     socket.listen(1)
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = socket(address)?;
     socket.set_reuse_port(true)?;
     socket.bind(&address.into())?;

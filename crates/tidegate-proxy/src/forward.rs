@@ -330,6 +330,7 @@ impl<'a> Routed<'a> {
             first_byte: self.rule.timeouts.first_byte,
             body: watch.clone(),
             upgrade: upgrading,
+            datagrams: false,
             hints: self.guard.hints(),
         };
         let body = mirror::tee(worker, &self.rule.filters.mirrors, &parts, body, &options);

@@ -34,6 +34,7 @@ mod odd_query;
 mod passthrough;
 mod path;
 mod peers;
+mod ports;
 mod proxy_protocol;
 mod read_ahead;
 mod redirect;

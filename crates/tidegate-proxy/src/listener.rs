@@ -22,7 +22,7 @@ use crate::io::{Socket, Transport};
 use crate::peers::Began;
 use crate::proxy_protocol::{self, Parsed};
 use crate::tls::{self, Decision, TlsError};
-use crate::worker::Worker;
+use crate::worker::{Shared, Worker};
 use crate::{passthrough, upstream};
 
 /// The two kinds of listener.
@@ -58,26 +58,40 @@ pub(crate) async fn accept(worker: Arc<Worker>, kind: ListenerKind, listener: St
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((tcp, peer)) => begin(&worker, kind, tcp, peer),
-                Err(error) => {
-                    if !is_about_one_connection(&error) {
-                        tracing::warn!(listener = kind.name(), %error, "accept failed");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
-                    }
-                }
+                Err(error) => accept_failed(kind.name(), &error).await,
             },
             () = draining.cancelled() => break,
         }
     }
-    // Connections that finished their TCP handshake would be reset by closing the socket, and those who are
-    // still sent here refused. Under load new ones come for ever, and where another process has the socket too
-    // they are its to take.
-    let timeouts = &worker.shared.settings.timeouts;
+    last_ones(&worker.shared, &listener, |tcp, peer| {
+        begin(&worker, kind, tcp, peer);
+    })
+    .await;
+}
+
+/// Takes who has come already. Connections that finished their TCP handshake would be reset by closing the socket, and
+/// those who are still sent here refused. Under load new ones come for ever, and where another process has the socket
+/// too they are its to take.
+pub(crate) async fn last_ones(
+    shared: &Shared,
+    listener: &TcpListener,
+    mut take: impl FnMut(TcpStream, SocketAddr),
+) {
+    let timeouts = &shared.settings.timeouts;
     let latest = Instant::now() + timeouts.accept_longest;
     while Instant::now() < latest
         && let until = latest.min(Instant::now() + timeouts.accept_quiet)
         && let Ok(Ok((tcp, peer))) = tokio::time::timeout_at(until, listener.accept()).await
     {
-        begin(&worker, kind, tcp, peer);
+        take(tcp, peer);
+    }
+}
+
+/// Says so, and waits where the next accept would fail as well.
+pub(crate) async fn accept_failed(listener: &'static str, error: &io::Error) {
+    if !is_about_one_connection(error) {
+        tracing::warn!(listener, %error, "accept failed");
+        tokio::time::sleep(ACCEPT_PAUSE).await;
     }
 }
 
@@ -90,19 +104,36 @@ fn is_about_one_connection(error: &io::Error) -> bool {
     )
 }
 
-fn canonical(address: SocketAddr) -> SocketAddr {
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 fn begin(worker: &Arc<Worker>, kind: ListenerKind, tcp: TcpStream, peer: SocketAddr) {
     let shared = &worker.shared;
     let peer = canonical(peer);
-    shared.metrics.accepted(kind.name());
+    if let Ok((trusted, open)) = admit(shared, kind.name(), peer) {
+        let worker = Arc::clone(worker);
+        let tracker = shared.tasks.clone();
+        tracker.spawn(run(worker, kind, tcp, peer, trusted, open));
+    }
+}
+
+/// Counts a new connection; the error is why there may not be one more. Whether it comes from a trusted proxy is said
+/// besides.
+pub(crate) fn admit(
+    shared: &Shared,
+    listener: &'static str,
+    peer: SocketAddr,
+) -> Result<(bool, OpenConnection), &'static str> {
+    shared.metrics.accepted(listener);
+    let refused = |reason| {
+        shared.metrics.connection_refused(reason);
+        Err(reason)
+    };
     let limits = &shared.settings.limits;
     let in_all = usize::try_from(shared.metrics.connections.get()).unwrap_or_default();
     if in_all >= limits.connections {
-        shared.metrics.connection_refused("TooManyConnections");
-        return;
+        return refused("TooManyConnections");
     }
     // Behind a trusted proxy all clients share its address; the limit is for direct clients.
     let trusted = forwarded::is_trusted(peer.ip(), &shared.settings.trusted_proxies);
@@ -111,17 +142,12 @@ fn begin(worker: &Arc<Worker>, kind: ListenerKind, tcp: TcpStream, peer: SocketA
     } else {
         let limit = limits.connections_per_client;
         let Some(place) = shared.connections.try_enter("", peer.ip(), limit) else {
-            shared
-                .metrics
-                .connection_refused("TooManyConnectionsOfClient");
-            return;
+            return refused("TooManyConnectionsOfClient");
         };
         Some(place)
     };
-    let worker = Arc::clone(worker);
-    let tracker = shared.tasks.clone();
     let open = OpenConnection::new(shared.metrics.connections.clone(), place);
-    tracker.spawn(run(worker, kind, tcp, peer, trusted, open));
+    Ok((trusted, open))
 }
 
 /// Counts a connection for as long as its socket lives, which may be longer than HTTP on it: an upgraded
@@ -389,7 +415,7 @@ async fn begin_tls(
 
 /// Reads a PROXY header. Returns the client it names and where that connected to (None for health checks of the proxy itself and,
 /// where the header is optional, when there is none) and what was read beyond it.
-async fn read_proxy_header(
+pub(crate) async fn read_proxy_header(
     tcp: &mut TcpStream,
     mode: ProxyProtocolMode,
 ) -> io::Result<(Option<(SocketAddr, SocketAddr)>, Bytes)> {

@@ -16,6 +16,7 @@ use tidegate_tunnel::hub::Hub;
 
 use crate::agents::AgentMetrics;
 use crate::body::Body;
+use crate::ports::{OfPorts, Ports};
 use crate::replicas::ReplicaMetrics;
 use crate::tracker::{TrackerFamilies, TrackerMetrics};
 
@@ -99,7 +100,7 @@ fn histogram() -> Histogram {
 }
 
 impl Metrics {
-    pub(crate) fn new(hub: &Hub<Body>) -> Self {
+    pub(crate) fn new(hub: &Hub<Body>, ports: &Arc<Ports>) -> Self {
         let mut registry = Registry::with_prefix("tidegate");
         let this = Self {
             requests: Family::default(),
@@ -197,6 +198,7 @@ impl Metrics {
         this.trackers.register(r);
         this.agents.register(r, hub);
         this.replicas.register(r, hub);
+        r.register_collector(Box::new(OfPorts(Arc::clone(ports))));
         Self { registry, ..this }
     }
 

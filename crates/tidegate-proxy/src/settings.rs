@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use tidegate_model::PortSet;
 
 use crate::replicas::PeeringSettings;
 
@@ -17,6 +18,8 @@ pub struct Settings {
     pub https: Vec<SocketAddr>,
     /// Port that clients use for HTTPS, when it differs from the bound one (port mapping); used in redirects.
     pub public_https_port: Option<u16>,
+    /// Ports that mappings of agents may open, at the addresses of the listeners.
+    pub tunnel_ports: PortSet,
     /// Worker threads, each with its own runtime, listener sockets and upstream connections.
     pub workers: NonZeroUsize,
     /// Peers whose forwarding headers and PROXY protocol headers are believed.
@@ -47,6 +50,7 @@ impl Default for Settings {
             http: Vec::new(),
             https: Vec::new(),
             public_https_port: None,
+            tunnel_ports: PortSet::default(),
             workers: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             trusted_proxies: Vec::new(),
             proxy_protocol: ProxyProtocolMode::Off,

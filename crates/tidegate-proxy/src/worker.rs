@@ -15,6 +15,7 @@ use crate::filters::concurrency::InFlight;
 use crate::filters::rate_limit::RateLimits;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
+use crate::ports::Ports;
 use crate::tls::TlsConfigs;
 use crate::upstream::Upstreams;
 use crate::upstream::watch::Clusters;
@@ -28,6 +29,8 @@ pub(crate) struct Shared {
     /// Agents and their links.
     pub(crate) hub: Hub<Body>,
     pub(crate) metrics: Metrics,
+    /// Ports that lead to agents.
+    pub(crate) ports: Arc<Ports>,
     /// The port that clients use for HTTPS; None without such a listener.
     pub(crate) https_port: Option<u16>,
     pub(crate) rate_limits: RateLimits,

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use tidegate_acme::engine::Engine;
-use tidegate_model::{ObjectName, Reach, SnapshotStore, UdpRelayState};
+use tidegate_model::{ObjectName, PortState, Reach, SnapshotStore, UdpRelayState};
 use tidegate_proxy::{ProxyProtocolMode, RunningEdge};
 use tidegate_telemetry::{chain, spawn_named};
 use tidegate_tracker::udp::{UdpRelays, follow};
@@ -124,6 +124,8 @@ struct Running {
     leader: Option<Leader>,
     udp: UdpRelays,
     udp_states: watch::Receiver<Arc<Vec<UdpRelayState>>>,
+    /// Once the edge serves.
+    ports: Option<watch::Receiver<Arc<Vec<PortState>>>>,
     agents: AgentsWatch,
     agents_known: watch::Sender<Known>,
     next: SystemTime,
@@ -231,6 +233,11 @@ impl Running {
             class_name: options.class.clone(),
             services: ServiceResolution::Objects,
             plain_ports: Some(process::plain_ports(&opening.listeners)),
+            ports: Some(Arc::new(process::port_policy(
+                &options.settings,
+                &opening.listeners,
+                options.admin,
+            ))),
             static_files: StaticFilesPolicy::Within(options.static_files.clone()),
             programs: ProgramPolicy::Refused,
             name_servers: options.surroundings.name_servers.clone(),
@@ -299,6 +306,7 @@ impl Running {
             tenure,
             leader: None,
             udp_states: udp.states(),
+            ports: None,
             agents,
             agents_known: watch::Sender::default(),
             udp,
@@ -417,6 +425,7 @@ impl Running {
             edge = opening.open() => edge?,
             () = process::stop_again(&mut self.signals) => return Ok(false),
         };
+        self.ports = Some(edge.ports());
         let edge = self.edge.get_or_init(|| edge).clone();
         if let Some(peering) = self.peering.take() {
             let (world, documents) = (Arc::clone(&self.world), Arc::clone(&self.documents));
@@ -491,6 +500,7 @@ impl Running {
             () = engine => Woken::Refresh,
             Ok(()) = self.published_seen.changed() => Woken::Refresh,
             Ok(()) = self.udp_states.changed() => Woken::Refresh,
+            () = changed(self.ports.as_mut()) => Woken::Refresh,
             Ok(()) = self.services_refused.changed() => Woken::Refresh,
             () = self.agents.changed() => Woken::Refresh,
             () = tokio::time::sleep(pause) => Woken::Refresh,
@@ -535,6 +545,10 @@ impl Running {
         self.lock_source().set_exposure(exposure);
         let relays = Arc::clone(&self.udp_states.borrow_and_update());
         self.lock_source().set_udp_relays(relays);
+        if let Some(ports) = &mut self.ports {
+            let states = Arc::clone(&ports.borrow_and_update());
+            self.lock_source().set_ports(states);
+        }
         self.tell_of_agents();
         let reports = self.leader.as_ref().map(|leader| leader.probes.reports());
         self.lock_source()
@@ -707,6 +721,16 @@ impl Running {
 
     fn lock_source(&self) -> std::sync::MutexGuard<'_, Source> {
         self.source.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn changed<T>(news: Option<&mut watch::Receiver<T>>) {
+    let changed = match news {
+        Some(news) => news.changed().await.ok(),
+        None => None,
+    };
+    if changed.is_none() {
+        std::future::pending::<()>().await;
     }
 }
 

@@ -12,13 +12,14 @@ use serde::Deserialize;
 use serde_json::Value;
 use tidegate_model::{
     Carrier, CertificateOrigin, Hop, ObjectName, ObservedAgent, ObservedProbe, ObservedSession,
-    ProbeFailure, Reach, RequestedMapping, RouteId, RuleId,
+    PortError, PortId, PortListener, PortSet, PortState, ProbeFailure, Reach, RequestedMapping,
+    RouteId, RuleId, Transport,
 };
 
 use super::now;
 use crate::translate::{
-    ConfigMapData, FoundService, Inputs, ProgramPolicy, PublicPlace, SecretData, ServiceData,
-    ServiceKeeper, ServicePortData, ServiceResolution, ServiceSpec, StaticFilesPolicy,
+    ConfigMapData, FoundService, Inputs, PortPolicy, ProgramPolicy, PublicPlace, SecretData,
+    ServiceData, ServiceKeeper, ServicePortData, ServiceResolution, ServiceSpec, StaticFilesPolicy,
     UdpServicePort, parse_certificate,
 };
 
@@ -80,6 +81,12 @@ struct TestEnvironment {
     refused_services: BTreeMap<String, String>,
     #[serde(default)]
     plain_ports: Option<Vec<u16>>,
+    /// Ports that agents may have.
+    #[serde(default)]
+    tunnel_ports: Option<Vec<String>>,
+    /// Ports that cannot be listened on, and what the system says.
+    #[serde(default)]
+    broken_ports: BTreeMap<u16, String>,
     /// An edge runs that can tell of agents, with that many replicas.
     #[serde(default)]
     replicas: Option<usize>,
@@ -100,7 +107,7 @@ struct TestAgent {
     /// Name, target, and hop, reason and message where it fails.
     #[serde(default)]
     probes: Vec<TestProbe>,
-    /// Name, hostname and target.
+    /// Name, hostname or port, and target.
     #[serde(default)]
     asks: Vec<(String, String, String)>,
 }
@@ -253,6 +260,30 @@ pub(super) fn add(inputs: &mut Inputs, document: Value) {
             let refused = refused.map(|(name, error)| (split(&name), error));
             inputs.service_refusals = Arc::new(refused.collect());
             inputs.environment.plain_ports = wire.plain_ports;
+            inputs.environment.ports = wire.tunnel_ports.map(|allowed| {
+                Arc::new(PortPolicy {
+                    allowed: PortSet::parse(&allowed).unwrap(),
+                    own: [80, 443, 9180].into(),
+                })
+            });
+            let broken = wire
+                .broken_ports
+                .into_iter()
+                .map(|(number, said)| PortState {
+                    id: PortId {
+                        number,
+                        transport: Transport::Tcp,
+                    },
+                    listeners: vec![PortListener {
+                        address: SocketAddr::from(([0, 0, 0, 0], number)),
+                        error: Some(match &*said {
+                            "InUse" => PortError::InUse,
+                            "NotPermitted" => PortError::NotPermitted,
+                            _ => PortError::Other(said),
+                        }),
+                    }],
+                });
+            inputs.ports = Some(Arc::new(broken.collect()));
             if let Some(replicas) = wire.replicas {
                 Arc::make_mut(inputs.agents_seen.get_or_insert_default()).replicas = replicas;
             }
@@ -285,9 +316,14 @@ pub(super) fn add(inputs: &mut Inputs, document: Value) {
 fn agent(inputs: &mut Inputs, wire: TestAgent) {
     let id = split(&wire.name);
     let asks = wire.asks.into_iter();
-    let asks = asks.map(|(name, hostname, target)| RequestedMapping {
+    let asks = asks.map(|(name, public, target)| RequestedMapping {
         name,
-        hostname,
+        port: public.parse().ok(),
+        hostname: if public.parse::<u16>().is_ok() {
+            String::new()
+        } else {
+            public
+        },
         target,
         ..RequestedMapping::default()
     });

@@ -79,6 +79,16 @@ pub(super) fn render(translation: &Translation) -> String {
         let agents: Map<String, Value> = agents.collect();
         out.insert("8 agents".to_owned(), agents.into());
     }
+    if !translation.snapshot.ports.is_empty() {
+        let ports = translation.snapshot.ports.values().map(|port| {
+            let access = port.access.as_ref();
+            let access = access.map_or(String::new(), |it| format!(", only {it:?}"));
+            let cluster = &port.cluster.name;
+            format!("{} for {}: {cluster}{access}", port.id, port.route)
+        });
+        let ports: Vec<_> = ports.collect();
+        out.insert("9 ports".to_owned(), ports.into());
+    }
     let mut text = serde_saphyr::to_string(&out).unwrap();
     // A CA is part of what the identity follows from.
     for mapping in translation

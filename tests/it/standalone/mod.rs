@@ -5,7 +5,7 @@ mod addresses;
 mod api;
 mod certificates;
 mod check;
-mod lifecycle;
+pub(crate) mod lifecycle;
 mod metrics;
 mod operations;
 mod serving;

@@ -11,5 +11,5 @@ mod probe;
 mod requests;
 mod stack;
 mod swarm;
-mod udp;
+pub(crate) mod udp;
 mod uniform;

@@ -187,7 +187,7 @@ struct ConfigArgs {
     )]
     allow_target: Vec<String>,
 
-    /// Ask the edge to serve a hostname, as HOSTNAME=TARGET; can be given more than once.
+    /// Ask the edge to serve a hostname or a port, as HOSTNAME=TARGET or PORT=TARGET; can be given more than once.
     #[arg(
         long,
         env = "TIDEGATE_AGENT_EXPOSE",

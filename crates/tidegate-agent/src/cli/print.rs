@@ -48,7 +48,9 @@ pub(super) fn check(out: &mut impl Write, config: &Config) -> io::Result<()> {
         writeln!(
             out,
             "asks for  {} → {} ({})",
-            mapping.hostname, mapping.target, mapping.name
+            mapping.public(),
+            mapping.target,
+            mapping.name
         )?;
     }
     writeln!(

@@ -37,8 +37,10 @@ pub(super) struct FileMapping {
     pub(super) name: Option<String>,
     #[serde(default)]
     pub(super) hostname: String,
+    pub(super) port: Option<u16>,
     #[serde(default)]
     pub(super) target: String,
+    pub(super) proxy_protocol: Option<String>,
     #[serde(default)]
     pub(super) insecure_skip_verify: bool,
     pub(super) description: Option<String>,

@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use hyper_util::client::proxy::matcher::Matcher;
-use tidegate_model::{AgentId, AgentTarget, HostPattern, RequestedMapping, Secret};
+use tidegate_model::{
+    AgentId, AgentTarget, HostPattern, ProxyProtocolVersion, RequestedMapping, Secret,
+};
 
 use super::file::{File, FileMapping};
 use super::{
@@ -261,16 +263,29 @@ fn allow_targets(rules: &[String], problems: &mut Vec<Problem>) -> Vec<TargetRul
     parsed
 }
 
-/// `HOSTNAME=TARGET`; the name is the hostname with hyphens for dots.
+/// `HOSTNAME=TARGET` or `PORT=TARGET`; the name is the hostname with hyphens for dots, or the port.
 fn expose(text: &str, problems: &mut Vec<Problem>) -> Option<RequestedMapping> {
     let Some((hostname, target)) = text.split_once('=') else {
         problems.push(Problem::new(
             "expose",
             format!("{text:?} has no ="),
-            "write HOSTNAME=TARGET, such as nas.example.com=http://192.168.1.10:5000",
+            "write HOSTNAME=TARGET or PORT=TARGET, such as nas.example.com=http://192.168.1.10:5000",
         ));
         return None;
     };
+    if let Ok(port) = hostname.parse::<u16>() {
+        // TCP and UDP of one number are two mappings.
+        let scheme = target
+            .split_once("://")
+            .map_or("port", |(scheme, _)| scheme);
+        let mapping = FileMapping {
+            name: Some(format!("{}-{port}", scheme.to_ascii_lowercase())),
+            port: Some(port),
+            target: target.to_owned(),
+            ..FileMapping::default()
+        };
+        return check_mapping("expose", mapping, problems);
+    }
     let name = hostname.replace("*.", "any-").replace('.', "-");
     let mapping = FileMapping {
         name: Some(name.chars().take(63).collect()),
@@ -299,14 +314,60 @@ fn check_mapping(
             "write up to 63 of a-z, 0-9 and -, such as nas",
         );
     }
-    if let Err(error) = HostPattern::parse(&mapping.hostname) {
-        wrong(
+    let target = AgentTarget::parse(&mapping.target);
+    match (mapping.port, HostPattern::parse(&mapping.hostname)) {
+        (Some(_), _) if !mapping.hostname.is_empty() => wrong(
+            "port",
+            "it has a hostname too".to_owned(),
+            "leave out one; a hostname is for HTTP, or for TLS that the service speaks itself",
+        ),
+        (Some(0), _) => wrong(
+            "port",
+            "0 is no port".to_owned(),
+            "write one from 1 to 65535, such as 25565",
+        ),
+        (Some(port), _) => {
+            if let Ok(target) = target.as_ref()
+                && target.is_http()
+            {
+                let found = format!("{target} is a target for requests, not for port {port}");
+                wrong(
+                    "target",
+                    found,
+                    "write tcp:// or udp://, or a hostname instead of the port",
+                );
+            }
+        }
+        (None, Err(error)) => wrong(
             "hostname",
             error.to_string(),
-            "write the name that visitors ask for, such as nas.example.com",
-        );
+            "write the name that visitors ask for, such as nas.example.com, or a port",
+        ),
+        (None, Ok(_)) => {
+            if let Ok(target @ AgentTarget::Udp { .. }) = &target {
+                wrong(
+                    "target",
+                    format!("datagrams to {target} have no hostname"),
+                    "write a port instead of the hostname",
+                );
+            }
+        }
     }
-    let target = AgentTarget::parse(&mapping.target);
+    let proxy_protocol = match mapping.proxy_protocol.as_deref() {
+        None => None,
+        Some("v1") if !matches!(target, Ok(AgentTarget::Udp { .. })) => {
+            Some(ProxyProtocolVersion::V1)
+        }
+        Some("v2") => Some(ProxyProtocolVersion::V2),
+        Some(other) => {
+            wrong(
+                "proxyProtocol",
+                format!("{other:?} is no PROXY protocol for this target"),
+                "write v1 or v2, for udp:// v2",
+            );
+            None
+        }
+    };
     match &target {
         Err(error) => wrong(
             "target",
@@ -335,7 +396,9 @@ fn check_mapping(
     (problems.len() == before).then(|| RequestedMapping {
         name,
         hostname: mapping.hostname,
+        port: mapping.port,
         target: target.map(|target| target.to_string()).unwrap_or_default(),
+        proxy_protocol,
         insecure_skip_verify: mapping.insecure_skip_verify,
         description: mapping.description,
     })

@@ -142,6 +142,11 @@ mappings:
   - { name: c, hostname: c.example.com, target: 'http://nas' }
   - { name: c, hostname: c.example.com, target: 'http://nas/path' }
   - { name: c, hostname: d.example.com, target: 'http://nas' }
+  - { name: d, hostname: e.example.com, port: 22, target: 'tcp://nas:22' }
+  - { name: e, port: 80, target: 'http://nas' }
+  - { name: f, hostname: f.example.com, target: 'udp://nas:53' }
+  - { name: g, port: 53, target: 'udp://nas:53', proxyProtocol: v1 }
+  - { name: h, port: 53, target: 'udp://nas:53', proxyProtocol: v2 }
 ";
     let problems = join(&Given::default(), yaml).unwrap_err();
     let fields: Vec<&str> = problems
@@ -154,6 +159,10 @@ mappings:
         "mappings[0].target",
         "mappings[1].insecureSkipVerify",
         "mappings[3].target",
+        "mappings[5].port",
+        "mappings[6].target",
+        "mappings[7].target",
+        "mappings[8].proxyProtocol",
         "mappings",
     ];
     assert_eq!(fields, expected, "{problems:#?}");

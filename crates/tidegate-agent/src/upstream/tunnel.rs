@@ -5,6 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -36,8 +37,10 @@ use crate::config::target_rule;
 const COPY_BUFFER: usize = 16 * 1024;
 /// Time for a target's answer to an upgrade.
 const UPGRADE: Duration = Duration::from_secs(60);
-/// A UDP flow that is quiet for so long has ended: the least that RFC 4787 §4.3 asks of others.
-const UDP_IDLE: Duration = Duration::from_secs(120);
+/// A UDP flow that is quiet for so long has been forgotten by the edge, which decides.
+const UDP_IDLE: Duration = Duration::from_secs(240);
+/// Bytes of datagrams that are written together.
+const BATCH: usize = 32 * 1024;
 
 /// The edge's side of a tunnel, once the answer is on its way, and what keeps it counted.
 pub(super) struct Side {
@@ -273,39 +276,91 @@ async fn relay(side: Side, socket: UdpSocket, header: Vec<u8>) {
     let Ok(visitor) = upgrade.await else {
         return;
     };
-    let mut visitor = TokioIo::new(visitor);
-    let mut received = vec![0; datagram::MAX_DATAGRAM];
-    let (mut from_edge, mut to_edge) = (BytesMut::new(), BytesMut::new());
-    let mut last = Instant::now();
+    // One direction must not wait for the other.
+    let (from_edge, to_edge) = tokio::io::split(TokioIo::new(visitor));
+    let quiet = Quiet::new();
+    tokio::select! {
+        () = to_target(from_edge, &socket, &header, &quiet) => {}
+        () = from_target(to_edge, &socket, &quiet) => {}
+        () = quiet.for_long() => {}
+    }
+}
+
+async fn to_target(
+    mut from_edge: impl tokio::io::AsyncRead + Unpin,
+    socket: &UdpSocket,
+    header: &[u8],
+    quiet: &Quiet,
+) {
+    // A frame is 64 KiB at most, so what is left over is bounded.
+    let mut frames = BytesMut::new();
     loop {
-        tokio::select! {
-            read = visitor.read_buf(&mut from_edge) => {
-                if !matches!(read, Ok(1..)) {
-                    return;
-                }
-                while let Some(datagram) = datagram::decode(&mut from_edge) {
-                    send(&socket, &header, &datagram).await;
-                }
-                // A frame is 64 KiB at most, so what is left over is bounded.
-                last = Instant::now();
+        frames.reserve(BATCH);
+        if !matches!(from_edge.read_buf(&mut frames).await, Ok(1..)) {
+            return;
+        }
+        while let Some(datagram) = datagram::decode(&mut frames) {
+            send(socket, header, &datagram).await;
+        }
+        quiet.broken();
+    }
+}
+
+async fn from_target(
+    mut to_edge: impl tokio::io::AsyncWrite + Unpin,
+    socket: &UdpSocket,
+    quiet: &Quiet,
+) {
+    let mut received = vec![0; datagram::MAX_DATAGRAM];
+    let mut frames = BytesMut::new();
+    loop {
+        // A port that nobody listens at: later datagrams may reach somebody.
+        let Ok(length) = socket.recv(&mut received).await else {
+            continue;
+        };
+        let mut next = Some(length);
+        while let Some(length) = next {
+            // It fits: no datagram is longer.
+            let _ = datagram::encode(received.get(..length).unwrap_or_default(), &mut frames);
+            next = (frames.len() < BATCH)
+                .then(|| socket.try_recv(&mut received).ok())
+                .flatten();
+        }
+        // Small answers must not wait for others.
+        if to_edge.write_all_buf(&mut frames).await.is_err() || to_edge.flush().await.is_err() {
+            return;
+        }
+        quiet.broken();
+    }
+}
+
+/// Since when nothing came from either side.
+struct Quiet {
+    start: Instant,
+    /// Milliseconds after `start`.
+    last: AtomicU64,
+}
+
+impl Quiet {
+    fn new() -> Self {
+        Self {
+            start: Instant::now(),
+            last: AtomicU64::new(0),
+        }
+    }
+
+    fn broken(&self) {
+        let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last.store(now, Ordering::Relaxed);
+    }
+
+    async fn for_long(&self) {
+        loop {
+            let last = self.start + Duration::from_millis(self.last.load(Ordering::Relaxed));
+            if last.elapsed() >= UDP_IDLE {
+                return;
             }
-            got = socket.recv(&mut received) => {
-                // A port that nobody listens at: later datagrams may reach somebody.
-                let Ok(length) = got else { continue };
-                let datagram = received.get(..length).unwrap_or_default();
-                if datagram::encode(datagram, &mut to_edge).is_ok()
-                    && visitor.write_all_buf(&mut to_edge).await.is_err()
-                {
-                    return;
-                }
-                // Small answers must not wait for others.
-                if visitor.flush().await.is_err() {
-                    return;
-                }
-                to_edge.clear();
-                last = Instant::now();
-            }
-            () = sleep_until(last + UDP_IDLE) => return,
+            sleep_until(last + UDP_IDLE).await;
         }
     }
 }

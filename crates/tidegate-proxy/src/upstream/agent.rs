@@ -553,7 +553,7 @@ async fn agent_failed(
     }
 }
 
-/// Bytes to a service behind an agent, for passed-through TLS.
+/// Bytes to a service behind an agent, for passed-through TLS and ports; or datagrams.
 pub(super) async fn open(
     behind: Behind<'_>,
     worker: &Arc<WorkerCluster>,
@@ -568,7 +568,11 @@ pub(super) async fn open(
     }
     request
         .extensions_mut()
-        .insert(Protocol::from_static(handshake::PROTOCOL_TCP));
+        .insert(Protocol::from_static(if options.datagrams {
+            handshake::PROTOCOL_UDP
+        } else {
+            handshake::PROTOCOL_TCP
+        }));
     let mut attempt = Attempt {
         request: None,
         repeatable: false,

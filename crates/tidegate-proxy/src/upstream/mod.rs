@@ -52,6 +52,8 @@ pub(crate) struct SendOptions {
     pub(crate) first_byte: Option<Duration>,
     /// Tells when the request's body has ended; None without one.
     pub(crate) body: Option<BodyWatch>,
+    /// For a stream of an agent: it carries datagrams.
+    pub(crate) datagrams: bool,
     /// A connection of its own that speaks HTTP/1.1, because it will be upgraded.
     pub(crate) upgrade: bool,
     /// Takes 1xx responses, where the client can.

@@ -18,7 +18,7 @@ const BURST: f32 = 5.0;
 
 /// Token buckets of all networks.
 #[derive(Debug)]
-pub(super) struct FloodLimit {
+pub struct FloodLimit {
     per_second: f32,
     started: Instant,
     rows: [Row; 2],
@@ -39,7 +39,7 @@ struct Bucket {
 
 impl FloodLimit {
     /// So many connect requests in a second from one network; five times as many at once.
-    pub(super) fn new(per_second: u32, now: Instant) -> Self {
+    pub fn new(per_second: u32, now: Instant) -> Self {
         #[allow(clippy::cast_precision_loss, reason = "rates stay below 2^23")]
         let per_second = per_second as f32;
         let row = || Row {
@@ -60,7 +60,7 @@ impl FloodLimit {
     }
 
     /// Whether this address may ask now.
-    pub(super) fn admit(&mut self, client: IpAddr, now: Instant) -> bool {
+    pub fn admit(&mut self, client: IpAddr, now: Instant) -> bool {
         let network = network(client);
         let at = now
             .checked_duration_since(self.started)

@@ -13,13 +13,13 @@
 mod counters;
 mod engine;
 mod evidence;
-mod flood;
+pub mod flood;
 mod follow;
 pub mod packet;
 mod proxy_header;
 mod relay;
-mod sessions;
-mod socket;
+pub mod sessions;
+pub mod socket;
 mod token;
 mod trial;
 mod way;

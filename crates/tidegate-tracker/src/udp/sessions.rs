@@ -23,7 +23,7 @@ const NOBODY: usize = usize::MAX;
 
 /// Sessions by client.
 #[derive(Debug)]
-pub(super) struct Sessions<T> {
+pub struct Sessions<T> {
     limit: usize,
     by_client: HashMap<SocketAddr, usize>,
     slots: Vec<Slot<T>>,
@@ -59,7 +59,7 @@ const EMPTY: List = List {
 
 /// What the table says to a new client.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Room {
+pub enum Room {
     /// There is room.
     Free,
     /// There is, after this session was ended.
@@ -69,7 +69,8 @@ pub(super) enum Room {
 }
 
 impl<T> Sessions<T> {
-    pub(super) fn new(limit: usize) -> Self {
+    /// So many at most.
+    pub fn new(limit: usize) -> Self {
         Self {
             limit,
             by_client: HashMap::new(),
@@ -80,6 +81,7 @@ impl<T> Sessions<T> {
         }
     }
 
+    /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.by_client.len()
     }
@@ -105,14 +107,14 @@ impl<T> Sessions<T> {
     }
 
     /// The session of a client, which was heard of now.
-    pub(super) fn heard(&mut self, client: SocketAddr, now: Instant) -> Option<usize> {
+    pub fn heard(&mut self, client: SocketAddr, now: Instant) -> Option<usize> {
         let index = *self.by_client.get(&client)?;
         self.touch(index, now);
         Some(index)
     }
 
     /// Makes room for one more.
-    pub(super) fn make_room(&mut self, now: Instant) -> Room {
+    pub fn make_room(&mut self, now: Instant) -> Room {
         if self.len() < self.limit {
             return Room::Free;
         }
@@ -139,7 +141,7 @@ impl<T> Sessions<T> {
     }
 
     /// Adds a session; there must be room and none of that client.
-    pub(super) fn insert(&mut self, client: SocketAddr, value: T, now: Instant) -> usize {
+    pub fn insert(&mut self, client: SocketAddr, value: T, now: Instant) -> usize {
         let slot = Slot {
             client,
             value: Some(value),
@@ -161,14 +163,14 @@ impl<T> Sessions<T> {
     }
 
     /// A session by its place.
-    pub(super) fn get(&mut self, index: usize) -> Option<(SocketAddr, &mut T)> {
+    pub fn get(&mut self, index: usize) -> Option<(SocketAddr, &mut T)> {
         let slot = self.slots.get_mut(index)?;
         let client = slot.client;
         slot.value.as_mut().map(|value| (client, value))
     }
 
     /// The tracker has accepted a connection id of this client.
-    pub(super) fn establish(&mut self, index: usize, now: Instant) {
+    pub fn establish(&mut self, index: usize, now: Instant) {
         self.unlink(index);
         if let Some(slot) = self.slots.get_mut(index) {
             slot.established = true;
@@ -178,7 +180,7 @@ impl<T> Sessions<T> {
     }
 
     /// Ends what was quiet for [`IDLE`]; returns how many.
-    pub(super) fn expire(&mut self, now: Instant) -> usize {
+    pub fn expire(&mut self, now: Instant) -> usize {
         let mut ended = 0;
         for first in [|it: &Self| it.fresh.first, |it: &Self| it.established.first] {
             loop {
@@ -198,7 +200,7 @@ impl<T> Sessions<T> {
     }
 
     /// Ends one session.
-    pub(super) fn remove(&mut self, index: usize) {
+    pub fn remove(&mut self, index: usize) {
         let Some(slot) = self.slots.get_mut(index) else {
             return;
         };

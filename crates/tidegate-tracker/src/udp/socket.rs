@@ -20,31 +20,34 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 
 /// A socket that clients send to.
 #[derive(Debug)]
-pub(super) struct Listener {
+pub struct Listener {
     socket: UdpSocket,
     v6: bool,
 }
 
 /// A datagram that arrived; its bytes are in the buffer.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Received {
-    pub(super) length: usize,
-    pub(super) client: SocketAddr,
+pub struct Received {
+    /// Its length; more than the buffer's if it was cut.
+    pub length: usize,
+    /// Who sent it.
+    pub client: SocketAddr,
     /// The local address that was asked.
-    pub(super) asked: Asked,
+    pub asked: Asked,
 }
 
 /// A local address, and the interface where that is part of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Asked {
-    pub(super) ip: IpAddr,
+pub struct Asked {
+    /// The address.
+    pub ip: IpAddr,
     /// Only of link-local addresses, else 0.
     interface: u32,
 }
 
 impl Listener {
     /// Binds. `shared` lets another process of this user have the port too, which is how a successor takes over.
-    pub(super) fn bind(address: SocketAddr, shared: bool) -> io::Result<Self> {
+    pub fn bind(address: SocketAddr, shared: bool) -> io::Result<Self> {
         if !shared {
             // Without `SO_REUSEPORT` the kernel tells whether somebody else is there.
             unbound(address)?.bind(&address.into())?;
@@ -70,8 +73,13 @@ impl Listener {
         self.socket.as_raw_fd()
     }
 
+    /// A second handle of the socket, to wait with.
+    pub fn handle(&self) -> io::Result<UdpSocket> {
+        self.socket.try_clone()
+    }
+
     /// Takes one datagram. `control` is scratch space of [`control_space`].
-    pub(super) fn receive(&self, buffer: &mut [u8], control: &mut [u8]) -> io::Result<Received> {
+    pub fn receive(&self, buffer: &mut [u8], control: &mut [u8]) -> io::Result<Received> {
         let mut parts = [IoSliceMut::new(buffer)];
         // With this flag the length is the true one, also of what was cut.
         let flags = MsgFlags::MSG_TRUNC;
@@ -116,12 +124,7 @@ impl Listener {
     }
 
     /// Sends from the address that was asked.
-    pub(super) fn answer(
-        &self,
-        datagram: &[u8],
-        client: SocketAddr,
-        asked: Asked,
-    ) -> io::Result<()> {
+    pub fn answer(&self, datagram: &[u8], client: SocketAddr, asked: Asked) -> io::Result<()> {
         let parts = [IoSlice::new(datagram)];
         let flags = MsgFlags::MSG_DONTWAIT;
         match (client, asked.ip) {
@@ -155,7 +158,7 @@ impl Listener {
 }
 
 /// Scratch space for [`Listener::receive`].
-pub(super) fn control_space() -> Vec<u8> {
+pub fn control_space() -> Vec<u8> {
     let mut space = nix::cmsg_space!(in6_pktinfo, in_pktinfo);
     space.resize(space.capacity(), 0);
     space

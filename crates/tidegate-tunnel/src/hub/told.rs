@@ -60,11 +60,15 @@ pub(super) fn wish(wish: wire::Requested) -> RequestedMapping {
         target,
         insecure_skip_verify,
         description,
+        port,
+        proxy_protocol,
     } = wish;
     RequestedMapping {
         name,
         hostname,
+        port,
         target,
+        proxy_protocol: proxy_protocol.and_then(wire::proxy_protocol),
         insecure_skip_verify,
         description,
     }

@@ -49,6 +49,15 @@ impl UnknownMapping {
     }
 }
 
+/// The version of the PROXY protocol with that number.
+pub fn proxy_protocol(version: u8) -> Option<model::ProxyProtocolVersion> {
+    match version {
+        1 => Some(model::ProxyProtocolVersion::V1),
+        2 => Some(model::ProxyProtocolVersion::V2),
+        _ => None,
+    }
+}
+
 impl From<&model::Mapping> for Mapping {
     fn from(mapping: &model::Mapping) -> Self {
         Self {
@@ -95,9 +104,9 @@ impl TryFrom<Mapping> for model::Mapping {
             }),
             proxy_protocol: match mapping.proxy_protocol {
                 None => None,
-                Some(1) => Some(model::ProxyProtocolVersion::V1),
-                Some(2) => Some(model::ProxyProtocolVersion::V2),
-                Some(other) => return Err(UnknownMapping::ProxyProtocol(other)),
+                Some(version) => {
+                    Some(proxy_protocol(version).ok_or(UnknownMapping::ProxyProtocol(version))?)
+                }
             },
             connect_timeout: Duration::from_millis(mapping.connect_timeout_ms),
             names: mapping.names,
@@ -129,7 +138,9 @@ impl From<Requested> for model::RequestedMapping {
         Self {
             name: wish.name,
             hostname: wish.hostname,
+            port: wish.port,
             target: wish.target,
+            proxy_protocol: wish.proxy_protocol.and_then(proxy_protocol),
             insecure_skip_verify: wish.insecure_skip_verify,
             description: wish.description,
         }

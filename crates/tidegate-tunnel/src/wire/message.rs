@@ -285,6 +285,12 @@ pub struct Requested {
     /// For people.
     #[n(4)]
     pub description: Option<String>,
+    /// The port that clients connect to; the hostname is empty then.
+    #[n(5)]
+    pub port: Option<u16>,
+    /// Version of the PROXY protocol that the target expects.
+    #[n(6)]
+    pub proxy_protocol: Option<u8>,
 }
 
 /// A set of mappings is in force at the agent.

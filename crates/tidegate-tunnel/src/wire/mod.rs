@@ -14,7 +14,7 @@ mod message;
 #[cfg(test)]
 mod tests;
 
-pub use convert::{UnknownMapping, mappings};
+pub use convert::{UnknownMapping, mappings, proxy_protocol};
 pub use frame::{FrameReader, MAX_FRAME};
 pub use message::{
     AgentDrain, AgentTls, Bye, Drain, DrainDone, Hello, MAX_ITEMS, Mapping, MappingCount, Mappings,

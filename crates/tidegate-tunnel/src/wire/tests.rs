@@ -186,6 +186,8 @@ fn what_the_agent_says_comes_out_as_it_went_in() {
         target: "http://127.0.0.1:8123".to_owned(),
         insecure_skip_verify: true,
         description: Some("Home".to_owned()),
+        port: Some(25_565),
+        proxy_protocol: Some(2),
     };
     let refused = Refused {
         id: "0".repeat(16),

@@ -11,7 +11,7 @@ const AGAIN: Duration = Duration::from_millis(500);
 
 /// What a tracker said.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(crate) enum Answer {
     Connected(u64),
     /// Seeders and leechers, then the peers.
     Announced(u32, u32, Vec<SocketAddr>),
@@ -20,7 +20,7 @@ pub(super) enum Answer {
 }
 
 /// A client with a port of its own.
-pub(super) struct Client {
+pub(crate) struct Client {
     socket: UdpSocket,
     next: u32,
 }
@@ -28,7 +28,7 @@ pub(super) struct Client {
 impl Client {
     /// Any port of this thread's network, and one tracker.
     #[track_caller]
-    pub(super) fn of(tracker: SocketAddr) -> Self {
+    pub(crate) fn of(tracker: SocketAddr) -> Self {
         let any: IpAddr = match tracker {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
@@ -42,18 +42,18 @@ impl Client {
     }
 
     /// Its address as the tracker should see it.
-    pub(super) fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.socket.local_addr().unwrap()
     }
 
     /// Sends without waiting for anything.
-    pub(super) fn send(&self, datagram: &[u8]) {
+    pub(crate) fn send(&self, datagram: &[u8]) {
         // What the kernel says of earlier datagrams does not matter here.
         let _ = self.socket.send(datagram);
     }
 
     /// A connect request.
-    pub(super) fn connect_request(&mut self) -> Vec<u8> {
+    pub(crate) fn connect_request(&mut self) -> Vec<u8> {
         self.request(PROTOCOL, 0, &[])
     }
 
@@ -85,7 +85,7 @@ impl Client {
     }
 
     /// Asks once; None if nothing comes in that time.
-    pub(super) fn ask_once(&mut self, datagram: &[u8], patience: Duration) -> Option<Answer> {
+    pub(crate) fn ask_once(&mut self, datagram: &[u8], patience: Duration) -> Option<Answer> {
         self.send(datagram);
         let until = Instant::now() + patience;
         let mut buffer = [0; 2048];
@@ -135,7 +135,7 @@ impl Client {
 
     /// Gets a connection id.
     #[track_caller]
-    pub(super) fn connect(&mut self) -> u64 {
+    pub(crate) fn connect(&mut self) -> u64 {
         let request = self.connect_request();
         match self.ask(&request) {
             Answer::Connected(id) => id,
@@ -145,7 +145,7 @@ impl Client {
 
     /// Announces a peer at this client's own port that has everything but `left` bytes.
     #[track_caller]
-    pub(super) fn announce(&mut self, id: u64, torrent: &str, left: u64) -> Answer {
+    pub(crate) fn announce(&mut self, id: u64, torrent: &str, left: u64) -> Answer {
         let port = self.address().port();
         let mut rest = hash(torrent);
         rest.extend(format!("-XX0001-{port:012}").as_bytes());
@@ -164,13 +164,13 @@ impl Client {
 
     /// Scrapes one torrent.
     #[track_caller]
-    pub(super) fn scrape(&mut self, id: u64, torrent: &str) -> Answer {
+    pub(crate) fn scrape(&mut self, id: u64, torrent: &str) -> Answer {
         let request = self.request(id, 2, &hash(torrent));
         self.ask(&request)
     }
 
     /// Whether a connect request is answered within this time.
-    pub(super) fn is_answered(&mut self, patience: Duration) -> bool {
+    pub(crate) fn is_answered(&mut self, patience: Duration) -> bool {
         let request = self.connect_request();
         self.ask_once(&request, patience).is_some()
     }

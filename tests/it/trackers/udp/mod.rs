@@ -2,7 +2,7 @@
 //!
 //! Nothing is prepared but what the edge's own status tells to do: the tests run the commands of its message.
 
-mod client;
+pub(crate) mod client;
 mod masqueraded;
 mod refused;
 

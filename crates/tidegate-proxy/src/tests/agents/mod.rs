@@ -3,6 +3,7 @@
 
 mod handshakes;
 mod lives;
+mod ports;
 mod replica_lives;
 mod replicas;
 mod requests;

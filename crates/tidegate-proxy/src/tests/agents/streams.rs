@@ -18,7 +18,7 @@ const HANDSHAKE: &str = "GET /ws HTTP/1.1\r\nHost: app.test\r\nConnection: Upgra
 const ACCEPT: &str = "sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
 
 /// Agrees to streams of the protocol and sends back what comes.
-fn echoes(
+pub(super) fn echoes(
     protocol: &'static str,
 ) -> impl Fn(Request<Incoming>) -> std::future::Ready<Response<AgentBody>> + Clone + Send {
     move |mut request| {
