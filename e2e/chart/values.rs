@@ -239,6 +239,26 @@ fn values_are_rendered() {
             ],
         ),
         (
+            &["tunnel.ports={25565/tcp,20000-20001/udp}"],
+            &[
+                (
+                    "Service",
+                    "/spec/ports/2",
+                    json!({"name": "tcp-25565", "port": 25565, "targetPort": 25565, "protocol": "TCP"}),
+                ),
+                (
+                    "Service",
+                    "/spec/ports/4",
+                    json!({"name": "udp-20001", "port": 20001, "targetPort": 20001, "protocol": "UDP"}),
+                ),
+                (
+                    "Deployment",
+                    "/spec/template/spec/containers/0/ports/2",
+                    json!({"name": "tcp-25565", "containerPort": 25565, "protocol": "TCP"}),
+                ),
+            ],
+        ),
+        (
             &["hostNetwork.enabled=true", "updateStrategy.type=Recreate"],
             &[("Deployment", "/spec/strategy", json!({"type": "Recreate"}))],
         ),
@@ -444,7 +464,12 @@ fn options_of_the_program_follow_the_values() {
         (
             &["listeners.http.extraPorts={7070,7071}"],
             &["--http=8080,7070,7071", "--https=8443"],
-            &["--tracker-services"],
+            &["--tracker-services", "--tunnel-ports"],
+        ),
+        (
+            &["tunnel.ports={25565/tcp,51820/udp,20000-20001}"],
+            &["--tunnel-ports=25565/tcp,51820/udp,20000-20001"],
+            &[],
         ),
         (
             &[
@@ -606,6 +631,7 @@ fn values_that_make_no_sense_are_refused() {
             &["listeners.http.extraPorts={80}"],
             "/listeners/http/extraPorts/0",
         ),
+        (&["tunnel.ports={80/sctp}"], "/tunnel/ports/0"),
         (
             &["listeners.addresses={203.0.113.7}"],
             "they need hostNetwork.enabled",

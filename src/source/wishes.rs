@@ -167,6 +167,8 @@ mod tests {
             target: "http://127.0.0.1:80".to_owned(),
             insecure_skip_verify: true,
             description: Some("in the cellar".to_owned()),
+            port: (name == "nas").then_some(25_565),
+            proxy_protocol: Some(ProxyProtocolVersion::V2),
         };
         let id = AgentId::new("default", "homelab");
         let wishes = Wishes::from([(id.clone(), vec![wish("nas"), wish("tv")])]);

@@ -201,16 +201,16 @@ fn connections_to_a_port_reach_the_service_and_ports_come_and_go() {
         said => Err(said),
     });
     let log = edge.log();
-    let line = format!("protocol=TCP port={held} ");
+    let line = format!("protocol=\"TCP\" port={held} ");
     assert!(log.contains(&line) && !log.contains(&token), "{log}");
 }
 
 /// Torrust binds a connection id to address and port of the client: each session must have a socket of its own.
 #[test]
 fn datagrams_of_two_clients_reach_a_tracker_behind_an_agent() {
-    let (tracked, echoed) = (ports::free(), ports::free());
+    let behind = ports::free();
     let Some(tracker) = Torrust::start(Settings {
-        udp: vec![local(tracked)],
+        udp: vec![local(behind)],
         ..Settings::default()
     }) else {
         return;
@@ -223,12 +223,12 @@ fn datagrams_of_two_clients_reach_a_tracker_behind_an_agent() {
             let _ = echo.send_to(&buffer[..length], from);
         }
     });
-    let (port, second) = (ports::free(), echoed);
+    let (port, second) = (ports::free(), ports::free());
     let (token, hash) = Edge::agent_token();
     let edge = edge(
         homelab(
             &[
-                format!("name: tracker, port: {port}, target: 'udp://127.0.0.1:{tracked}'"),
+                format!("name: tracker, port: {port}, target: 'udp://127.0.0.1:{behind}'"),
                 format!("name: echo, port: {second}, target: 'udp://{echo_at}', proxyProtocol: v2"),
             ],
             "1",

@@ -35,6 +35,9 @@ pub(crate) use metrics::OfPorts;
 /// Between attempts to bind.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Time for the workers to let go of a socket.
+const LET_GO: Duration = Duration::from_millis(20);
+
 /// What is known of all ports.
 #[derive(Debug)]
 pub(crate) struct Ports {
@@ -321,6 +324,7 @@ pub(crate) async fn follow(shared: &Arc<Shared>, workers: Vec<mpsc::UnboundedSen
         revisions.borrow_and_update();
         let published = shared.store.load_full();
         let wanted = &published.snapshot.ports;
+        let before = live.len();
         live.retain(|id, live| {
             let stays = wanted
                 .get(id)
@@ -330,6 +334,7 @@ pub(crate) async fn follow(shared: &Arc<Shared>, workers: Vec<mpsc::UnboundedSen
             }
             stays
         });
+        let closed = live.len() < before;
         for (id, port) in wanted {
             if shared.settings.tunnel_ports.contains(*id) && !live.contains_key(id) {
                 let tenure = Arc::new(Tenure {
@@ -344,6 +349,10 @@ pub(crate) async fn follow(shared: &Arc<Shared>, workers: Vec<mpsc::UnboundedSen
             }
         }
         drop(published);
+        if closed {
+            // A port that only changes hands is not told to be taken.
+            tokio::time::sleep(LET_GO).await;
+        }
         let mut left = false;
         for live in live.values_mut() {
             left |= live.bind(ports.sharing, &workers);
