@@ -6,7 +6,6 @@ use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 
-use crate::standalone::lifecycle::Successor;
 use crate::support::edge::PATIENCE;
 use crate::support::program::run;
 use crate::support::trackers::{Settings, Torrust};
@@ -313,6 +312,5 @@ fn ports_outlive_the_edge_that_is_replaced() {
     assert_eq!(back, "|6");
     let status = edge.program().wait(PATIENCE);
     assert!(status.success(), "{status}: {}", edge.log());
-    let _successor = Successor::of(&edge);
     assert_eq!(ask(port, 2).1, "|2");
 }

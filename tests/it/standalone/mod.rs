@@ -5,7 +5,7 @@ mod addresses;
 mod api;
 mod certificates;
 mod check;
-pub(crate) mod lifecycle;
+mod lifecycle;
 mod metrics;
 mod operations;
 mod serving;
