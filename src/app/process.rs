@@ -247,7 +247,9 @@ pub(super) fn port_policy(
     listeners: &[(&'static str, SocketAddr)],
     admin: Option<SocketAddr>,
 ) -> PortPolicy {
-    let own = listeners.iter().map(|(_, address)| *address).chain(admin);
+    let replicas = settings.peering.iter().flat_map(|it| &it.listen).copied();
+    let own = listeners.iter().map(|(_, address)| *address);
+    let own = own.chain(admin).chain(replicas);
     PortPolicy {
         allowed: settings.tunnel_ports.clone(),
         own: own.map(|address| address.port()).collect(),
