@@ -125,6 +125,7 @@ pub(crate) async fn establish(
         events: event_sender.clone(),
         welcome: Some(welcome_sender),
         replicas: count,
+        link: handle.clone(),
         goodbye: None,
     };
     let driving = tokio::spawn(driver);
@@ -252,6 +253,7 @@ struct Attendant {
     events: mpsc::Sender<Event>,
     welcome: Option<oneshot::Sender<wire::Welcome>>,
     replicas: watch::Sender<u32>,
+    link: AgentLink,
     goodbye: Option<Event>,
 }
 
@@ -325,6 +327,8 @@ impl Attendant {
                     reason,
                     message,
                 });
+                // What is in flight has as long as the edge gives it.
+                self.link.finish();
             }
             // Answered by the link itself; and mappings are taken before.
             FromEdge::Ping(_) | FromEdge::Mappings(_) => {}
