@@ -30,7 +30,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 
 use super::release::import_image;
-use super::updates::Installed;
+use super::updates::{self, Installed};
 use crate::support::chart::{self, folder, helm};
 use crate::support::operator::{agent, agent_token};
 use crate::support::program;
@@ -347,6 +347,7 @@ fn an_edge_is_rolled_under_agents_and_no_request_fails() {
         });
     }
 
+    let _alone = updates::alone();
     let load = Load::start(service, APP, &root);
     let gentle = Load::start_gently(service, CELLAR, &root);
     let old = pods(kubectl, release);

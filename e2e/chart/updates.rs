@@ -1,6 +1,7 @@
 //! Updates of a release under load on a real node: nobody notices, whichever way traffic gets in.
 
 use std::net::SocketAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -23,9 +24,17 @@ pub(super) struct Installed<'a> {
     pub(super) upgrade: &'a dyn Fn(&[&'static str]),
 }
 
+/// One story at a time replaces pods under load: with two, names and pods of each wait for the other's, and what fails
+/// is the machine.
+pub(super) fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Two pods and then one behind the Service, and one in the node's own network. `service` is the Service's port of the
 /// node.
 pub(super) fn nobody_notices(edge: &Installed<'_>, service: SocketAddr) {
+    let _alone = alone();
     let root = edge.root();
     // Another pod template: every pod is replaced.
     let report = under_load(service, &root, || {
