@@ -375,7 +375,8 @@ fn an_edge_is_rolled_under_agents_and_no_request_fails() {
             if now > so_far + 10 * PIECE as u64 {
                 Ok(())
             } else {
-                Err(format!("{now} bytes"))
+                let over = downloading.is_finished();
+                Err(format!("{now} bytes, over: {over}; {}", logs()))
             }
         });
     };

@@ -22,8 +22,11 @@ use crate::reconnect::{Ending, Row};
 
 /// Streams of a link that was replaced for a better one may go on for so long.
 const LEFT_BEHIND: Duration = Duration::from_secs(3600);
-/// Waits for a link on another replica.
+/// Waits for a link on another replica. It is by chance that one is found, so there are a dozen tries in the first
+/// minute; and then fewer, because whoever spreads connections may send all of an agent's to the same one.
 const DISTINCT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// What a wait for another replica grows by.
+const DISTINCT_GROWS: f64 = 1.3;
 /// Waits for a better carrier.
 const BETTER: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
 
@@ -277,7 +280,7 @@ impl Keeper {
                 continue;
             }
             sleep(wait.mul_f64(0.75 + fastrand::f64() / 2.0)).await;
-            wait = (wait * 2).min(DISTINCT.1);
+            wait = wait.mul_f64(DISTINCT_GROWS).min(DISTINCT.1);
             rotation += 1;
             let way = self.shared.way.borrow().clone();
             // Other names may lead to other replicas.
