@@ -310,7 +310,7 @@ fn an_edge_is_rolled_under_agents_and_no_request_fails() {
         folder().to_str().unwrap(),
         "--set=image.repository=tidegate.test/tidegate,image.tag=test,image.pullPolicy=Never",
         "--set=crds.enabled=false,policy.crossObject=false,service.type=NodePort",
-        "--set=preStopSeconds=1,drainSeconds=60",
+        "--set=preStopSeconds=3,drainSeconds=60",
         &format!("--set=watchNamespaces={{{served}}}"),
         "--wait",
         "--timeout=180s",

@@ -86,7 +86,7 @@ fn install_route_request_update_uninstall() {
     let chart = chart.to_str().unwrap();
     let values = [
         "--set=image.repository=tidegate.test/tidegate,image.tag=test,image.pullPolicy=Never",
-        "--set=service.type=NodePort,preStopSeconds=1,drainSeconds=5",
+        "--set=service.type=NodePort,preStopSeconds=3,drainSeconds=5",
     ];
     let watched = format!("--set=watchNamespaces={{{}}}", blog.name());
     // The definitions are there already, from `kubectl apply`.

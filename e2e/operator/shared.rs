@@ -95,7 +95,7 @@ fn sessions_go_on_at_any_replica() {
         "a session that begins anew",
         PATIENCE,
         || match handshake(&two, &client)? {
-            HandshakeKind::Resumed => Err("resumed".to_owned()),
+            HandshakeKind::Resumed => Err(format!("resumed; log:\n{}", two.log())),
             _ => Ok(()),
         },
     );

@@ -19,7 +19,7 @@ use super::program::{Program, succeed};
 use super::{Client, Reply, eventually, ports};
 
 /// How long anything asked of the edge may take on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// What is done in the edge's folder before it starts.
 type Prepare = Box<dyn FnOnce(&Path)>;

@@ -142,9 +142,8 @@ fn uploads_that_no_backend_reads_do_not_hold_up_others() {
         let mut body = vec![0; 100_000];
         stream.read_exact(&mut body).unwrap();
         // A POST on a connection that is just being closed would fail.
-        let _ = stream.write_all(
-            b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
-        );
+        let _ =
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
     });
     let edge = TestEdge::start(forward_to(&[cluster(origin.address)]));
     edge.block_on(async {
