@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use tidegate_telemetry::{chain, spawn_named};
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -43,6 +43,9 @@ pub enum RunError {
         "serve the status page on {0}; another agent may run here: set status to another address, or to off"
     )]
     Status(std::net::SocketAddr, #[source] std::io::Error),
+    /// The system gives no thread, or no event queue for one.
+    #[error("start the thread of a link")]
+    Thread(#[source] std::io::Error),
     /// The system gives no signals.
     #[error("watch for signals")]
     Signals(#[source] std::io::Error),
@@ -67,7 +70,7 @@ pub(crate) async fn follow(given: Given, mut signals: system::Signals) -> Result
         }
         None => None,
     };
-    let keepers = agent.start();
+    let keepers = agent.start()?;
     let page = listener.map(|listener| agent.page(listener));
     system::tell_ready();
     let edges: Vec<String> = agent
@@ -192,10 +195,16 @@ impl Agent {
         Ok(agent)
     }
 
-    fn start(&self) -> Vec<tokio::task::JoinHandle<()>> {
-        let keeper = |number| Keeper::new(Arc::clone(&self.shared), number).keep();
-        (0..self.config.links)
-            .map(|number| spawn_named("link", keeper(number)))
+    /// Starts the keepers of all links; what comes back ends when the last of a thread does.
+    fn start(&self) -> Result<Vec<oneshot::Receiver<()>>, RunError> {
+        let links = usize::from(self.config.links);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = cores.min(links);
+        (0..threads)
+            .map(|thread| {
+                let numbers = (0..self.config.links).skip(thread).step_by(threads);
+                start_links(&self.shared, thread, numbers.collect()).map_err(RunError::Thread)
+            })
             .collect()
     }
 
@@ -339,11 +348,46 @@ fn requested(wishes: &Wishes, common: &Common) -> Vec<RequestedView> {
     wishes.mappings.iter().map(view).collect()
 }
 
+/// Starts a thread that keeps some of the links. A request passes several tasks, of the link and of the connection to
+/// its target: on one thread none of them has to wake another core.
+fn start_links(
+    shared: &Arc<Shared>,
+    thread: usize,
+    numbers: Vec<u8>,
+) -> std::io::Result<oneshot::Receiver<()>> {
+    let runtime = runtime()?;
+    let (ended, end) = oneshot::channel();
+    let shared = Arc::clone(shared);
+    let work = move || {
+        runtime.block_on(async {
+            let keeper = |number| Keeper::new(Arc::clone(&shared), number).keep();
+            let keepers: Vec<_> = numbers
+                .into_iter()
+                .map(|number| spawn_named("link", keeper(number)))
+                .collect();
+            for keeper in keepers {
+                // A panic is logged there.
+                let _ = keeper.await;
+            }
+            // Nobody waits any more where the agent ends at once.
+            let _ = ended.send(());
+            shared.leaving.wait().await;
+        });
+    };
+    let name = format!("links-{thread}");
+    std::thread::Builder::new().name(name).spawn(work)?;
+    Ok(end)
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+}
+
 /// Runs a future on a runtime of its own.
 pub fn block_on<F: Future>(future: F) -> std::io::Result<F::Output> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
+    let runtime = runtime()?;
     let output = runtime.block_on(future);
     // Names that are being resolved must not hold the process up.
     runtime.shutdown_timeout(Duration::from_millis(200));

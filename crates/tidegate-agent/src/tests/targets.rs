@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -16,7 +17,7 @@ use tidegate_tunnel::handshake;
 use tidegate_tunnel::wire::{AgentTls, FromAgent, Mapping, Probe};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{Barrier, mpsc};
 use tokio_rustls::TlsAcceptor;
 
 use super::edge::{Edge, Ways, authority, empty, full, id, mapping, text};
@@ -343,6 +344,48 @@ async fn a_target_that_closes_a_waiting_connection_costs_nobody_a_request() {
             (200, String::new(), "ok".to_owned())
         );
     }
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_burst_leaves_its_connections_to_the_next_one() {
+    const BURST: usize = 100;
+    let mut edge = Edge::start(Ways::default()).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let connections = Arc::<AtomicUsize>::default();
+    let count = Arc::clone(&connections);
+    tokio::spawn(async move {
+        // Answers when all of a burst are there.
+        let all = Arc::new(Barrier::new(BURST));
+        loop {
+            let (mut tcp, _) = listener.accept().await.unwrap();
+            count.fetch_add(1, Ordering::SeqCst);
+            let all = Arc::clone(&all);
+            tokio::spawn(async move {
+                let mut asked = [0; 1024];
+                while tcp.read(&mut asked).await.is_ok_and(|length| length > 0) {
+                    all.wait().await;
+                    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+                    let _ = tcp.write_all(answer).await;
+                }
+            });
+        }
+    });
+    let agent = Agent::of(&edge);
+    let mut session = edge.session().await;
+    session
+        .map(vec![mapping(1, &format!("http://{address}"))])
+        .await;
+    for _ in 0..3 {
+        let burst = (0..BURST).map(|_| session.get(1, "/"));
+        for (status, ..) in within("a burst", join_all(burst)).await {
+            assert_eq!(status, 200);
+        }
+    }
+    // One that is not back yet when the next burst begins is replaced.
+    let opened = connections.load(Ordering::SeqCst);
+    assert!(opened < BURST + BURST / 5, "{opened}");
     agent.stop().await;
 }
 

@@ -88,7 +88,8 @@ fn copy_of(request: &Request<AskBody>) -> Option<Request<AskBody>> {
 }
 
 impl Upstream {
-    /// Sends the request and waits for the answer's head.
+    /// Sends the request and waits for the answer's head. What is rare is boxed: every request in flight would have
+    /// room for it.
     pub(super) async fn exchange(
         self: &Arc<Self>,
         ask: Ask,
@@ -96,26 +97,34 @@ impl Upstream {
         counted: Counted,
     ) -> Result<Response<AnswerBody>, Failure> {
         // With a PROXY header each visitor has connections of its own.
-        let visitor = visitor.filter(|_| self.proxy_protocol.is_some());
         if visitor.is_none()
             && let Some((sender, stream)) = self.pool.join()
         {
-            return self.on_http2(sender, stream, ask, visitor, counted).await;
+            return Box::pin(self.on_http2(sender, stream, ask, counted)).await;
         }
-        if let Some(lease) = self.pool.take(visitor) {
-            let request = ask.http1();
-            let copy = copy_of(&request);
-            return match self.on_http1(lease, request, counted).await {
-                Ok(response) => Ok(response),
-                Err((failed, counted)) => {
-                    // A server may end a connection that waits at the very moment that it is used.
-                    let copy = copy.filter(|_| !failed.answered);
-                    let again = failed.unsent.map(|unsent| *unsent).or(copy);
-                    let again = again.ok_or(failed.failure)?;
-                    self.on_new_http1(again, visitor, counted).await
-                }
-            };
+        let Some(lease) = self.pool.take(visitor) else {
+            return Box::pin(self.on_new_connection(ask, visitor, counted)).await;
+        };
+        let request = ask.http1();
+        let copy = copy_of(&request);
+        match self.on_http1(lease, request, counted).await {
+            Ok(response) => Ok(response),
+            Err((failed, counted)) => {
+                // A server may end a connection that waits at the very moment that it is used.
+                let copy = copy.filter(|_| !failed.answered);
+                let again = failed.unsent.map(|unsent| *unsent).or(copy);
+                let again = again.ok_or(failed.failure)?;
+                Box::pin(self.on_new_http1(again, visitor, counted)).await
+            }
         }
+    }
+
+    async fn on_new_connection(
+        self: &Arc<Self>,
+        ask: Ask,
+        visitor: Option<Visitor>,
+        counted: Counted,
+    ) -> Result<Response<AnswerBody>, Failure> {
         let stream = self.open(visitor, For::Requests).await?;
         if self.is_http2(&stream) {
             let sender = self.start_http2(stream).await?;
@@ -249,7 +258,6 @@ impl Upstream {
         sender: http2::SendRequest<AskBody>,
         stream: SharedStream,
         ask: Ask,
-        visitor: Option<Visitor>,
         counted: Counted,
     ) -> Result<Response<AnswerBody>, Failure> {
         let request = ask.http2(self.scheme())?;
@@ -265,7 +273,7 @@ impl Upstream {
                 },
                 counted,
             )) => {
-                let stream = self.open(visitor, For::Requests).await?;
+                let stream = self.open(None, For::Requests).await?;
                 if !self.is_http2(&stream) {
                     let message = format!("{} does not speak HTTP/2 any more", self.target);
                     return Err(Failure::new(Reason::BadResponse, message));

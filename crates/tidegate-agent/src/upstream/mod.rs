@@ -128,7 +128,10 @@ impl Upstream {
         request: Request<Incoming>,
     ) -> Result<Response<AnswerBody>, Failure> {
         let counted = self.counters.begin();
-        let visitor = visitor(request.headers());
+        // Nobody else asks.
+        let visitor = (self.proxy_protocol.is_some())
+            .then(|| visitor(request.headers()))
+            .flatten();
         let protocol = request.extensions().get::<Protocol>().cloned();
         let result = match protocol {
             None if request.method() == Method::CONNECT => Err(Failure::new(
@@ -136,7 +139,8 @@ impl Upstream {
                 "CONNECT without a protocol",
             )),
             None => self.request(request, visitor, counted).await,
-            Some(protocol) => self.tunnel(&protocol, request, visitor, counted).await,
+            // Boxed, as all that is rare: every request in flight would have room for it.
+            Some(protocol) => Box::pin(self.tunnel(&protocol, request, visitor, counted)).await,
         };
         if result.is_err() {
             self.counters.failed();
@@ -164,7 +168,7 @@ impl Upstream {
             body: AskBody::Visitor(body),
         };
         match raw {
-            Some(raw) => self.exchange_raw(ask, &raw, visitor, counted).await,
+            Some(raw) => Box::pin(self.exchange_raw(ask, &raw, visitor, counted)).await,
             None => self.exchange(ask, visitor, counted).await,
         }
     }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use hyper::client::conn::{http1, http2};
@@ -10,8 +11,9 @@ use hyper::client::conn::{http1, http2};
 use super::body::AskBody;
 use super::proxy_header::Visitor;
 
-/// Connections of HTTP/1 that wait.
-const MOST_IDLE: usize = 64;
+/// Connections of HTTP/1 that wait: as many as the edge keeps for its own backends, so that bursts do not open and
+/// close them all the time.
+const MOST_IDLE: usize = 256;
 /// How long one waits. Servers keep them for 60 to 75 seconds, and say when they do not.
 const IDLE: Duration = Duration::from_secs(55);
 /// Time for the rest of an exchange whose answer is read: servers may leave requests unread.
@@ -31,6 +33,8 @@ struct Idle {
     sender: http1::SendRequest<AskBody>,
     /// Whose it is, where the target was told by a PROXY header.
     visitor: Option<Visitor>,
+    /// Who drives it.
+    home: ThreadId,
     since: Instant,
 }
 
@@ -45,6 +49,7 @@ struct Shared {
 pub(crate) struct Lease {
     sender: Option<http1::SendRequest<AskBody>>,
     visitor: Option<Visitor>,
+    home: ThreadId,
     pool: Weak<Pool>,
 }
 
@@ -63,21 +68,33 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Pool {
-    /// The connection that was used last and still lives.
+    /// The connection that was used last and still lives; one that this thread drives, if there is any.
     pub(crate) fn take(self: &Arc<Self>, visitor: Option<Visitor>) -> Option<Lease> {
         let mut idle = lock(&self.idle);
         let now = Instant::now();
-        idle.retain(|it| it.sender.is_ready() && now.saturating_duration_since(it.since) < IDLE);
-        let place = idle.iter().rposition(|it| it.visitor == visitor)?;
-        let found = idle.remove(place)?;
-        Some(Lease {
-            sender: Some(found.sender),
-            visitor,
-            pool: Arc::downgrade(self),
-        })
+        let is_old = |it: &Idle| now.saturating_duration_since(it.since) >= IDLE;
+        while idle.front().is_some_and(is_old) {
+            idle.pop_front();
+        }
+        let here = thread::current().id();
+        loop {
+            let place = idle
+                .iter()
+                .rposition(|it| it.visitor == visitor && it.home == here)
+                .or_else(|| idle.iter().rposition(|it| it.visitor == visitor))?;
+            let found = idle.remove(place)?;
+            if found.sender.is_ready() {
+                return Some(Lease {
+                    sender: Some(found.sender),
+                    visitor,
+                    home: found.home,
+                    pool: Arc::downgrade(self),
+                });
+            }
+        }
     }
 
-    /// A connection that is new.
+    /// A connection that is new, and driven by this thread.
     pub(crate) fn lease(
         self: &Arc<Self>,
         sender: http1::SendRequest<AskBody>,
@@ -86,6 +103,7 @@ impl Pool {
         Lease {
             sender: Some(sender),
             visitor,
+            home: thread::current().id(),
             pool: Arc::downgrade(self),
         }
     }
@@ -117,6 +135,9 @@ impl Pool {
     fn put(&self, idle: Idle) {
         let mut waiting = lock(&self.idle);
         if waiting.len() >= MOST_IDLE {
+            waiting.retain(|it| it.sender.is_ready());
+        }
+        if waiting.len() >= MOST_IDLE {
             waiting.pop_front();
         }
         waiting.push_back(idle);
@@ -142,10 +163,11 @@ impl Drop for Lease {
         let Some(mut sender) = self.sender.take() else {
             return;
         };
-        let visitor = self.visitor;
+        let (visitor, home) = (self.visitor, self.home);
         let waits = move |sender| Idle {
             sender,
             visitor,
+            home,
             since: Instant::now(),
         };
         if sender.is_ready() {
