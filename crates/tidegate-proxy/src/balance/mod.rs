@@ -3,6 +3,7 @@
 //! Pure choices over what the caller sees at that moment; counters, health and connections live with the
 //! cluster. With no healthy address all of them are tried: a wrong probe must not take a service down.
 
+use std::cmp::Ordering;
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -41,11 +42,14 @@ pub(crate) fn pick(
             let first = rng.usize(0..usable.count);
             let second = (first + rng.usize(1..usable.count)) % usable.count;
             let (first, second) = (usable.nth(first)?, usable.nth(second)?);
-            if endpoints[second].active < endpoints[first].active {
-                Some(second)
-            } else {
-                Some(first)
-            }
+            let (one, other) = (&endpoints[first], &endpoints[second]);
+            Some(match other.active.cmp(&one.active) {
+                Ordering::Less => second,
+                // Links of one process with as much to do: always the same, which is warm, and whose writes then
+                // carry more.
+                Ordering::Equal if one.identity == other.identity => first.min(second),
+                _ => first,
+            })
         }
         LoadBalancing::RoundRobin => {
             let at = *cursor % usable.count;

@@ -84,6 +84,23 @@ fn least_request_avoids_the_busiest() {
 }
 
 #[test]
+fn of_links_of_one_process_the_first_is_taken_until_it_is_busier() {
+    let link = |host, active| EndpointView {
+        identity: 1,
+        ..view(host, true, active)
+    };
+    for (actives, expected) in [
+        ([0, 0], [1000, 0]),
+        ([3, 3], [1000, 0]),
+        ([1, 0], [0, 1000]),
+    ] {
+        let endpoints = [link(0, actives[0]), link(1, actives[1])];
+        let found = counts(&LoadBalancing::LeastRequest, &endpoints, 1000);
+        assert_eq!(found, expected, "{actives:?}");
+    }
+}
+
+#[test]
 fn round_robin_takes_turns() {
     let mut rng = fastrand::Rng::with_seed(1);
     let mut cursor = 0;
