@@ -70,9 +70,10 @@ fn an_agent_that_ignores_its_end_is_cut_off_in_the_middle() {
 
 #[test]
 fn several_instances_are_a_pool_and_none_evicts_another() {
-    let rig = Rig::new();
+    let mut rig = Rig::new();
     let named = |name: &'static str| move |_| async move { Response::new(full(name)) };
     let one = rig.connect(Way::Direct, named("one"));
+    rig.instance = "cd".repeat(16);
     let two = rig.connect(Way::WebSocket, named("two"));
     eventually("both are in use", || {
         let clusters = rig.edge.edge.observe().clusters;
@@ -107,6 +108,7 @@ fn several_instances_are_a_pool_and_none_evicts_another() {
         assert!(!who());
     }
     assert_eq!(one.link.requests(), before);
+    rig.instance = "ef".repeat(16);
     let _three = rig.connect(Way::Direct, named("one"));
     eventually("the new one is in use", who);
     two.link.cut();
