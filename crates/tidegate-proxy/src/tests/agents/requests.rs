@@ -1,8 +1,11 @@
 //! Requests of visitors over links: their form, and what becomes of failures.
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use http::StatusCode;
 use tidegate_model::{AddressParameters, HttpTracker};
 
+use super::super::h2_peers::h2_request;
 use super::*;
 
 #[test]
@@ -108,6 +111,46 @@ fn a_visitor_waits_for_an_agent_that_is_about_to_come() {
     let answer = read_to_end(&mut visitor);
     assert_eq!(status_of(&answer), 200, "{answer}");
     assert!(answer.ends_with("\n\nbody"), "{answer}");
+}
+
+#[test]
+fn so_many_may_wait_and_the_others_are_told_at_once() {
+    const CONNECTIONS: usize = 3;
+    const EACH: usize = 100;
+    const MOST: usize = 256;
+    let rig = Rig::new();
+    let (clients, mut waiting) = rig.edge.block_on(async {
+        let (mut clients, waiting) = (Vec::new(), FuturesUnordered::new());
+        for _ in 0..CONNECTIONS {
+            let mut client = rig.edge.h2().await;
+            for _ in 0..EACH {
+                client = client.ready().await.unwrap();
+                let sent = client.send_request(h2_request("GET", "/"), true);
+                waiting.push(sent.unwrap().0);
+            }
+            clients.push(client);
+        }
+        (clients, waiting)
+    });
+    rig.edge.block_on(async {
+        for _ in MOST..CONNECTIONS * EACH {
+            let next = tokio::time::timeout(PATIENCE / 2, waiting.next()).await;
+            let answer = next.expect("fewer were sent away").unwrap().unwrap();
+            assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+        }
+    });
+    assert_eq!(waiting.len(), MOST);
+    eventually("the others wait", || {
+        rig.edge.metric("tidegate_http_requests_in_flight") == MOST as u64
+    });
+    let agent = rig.connect(Way::Direct, describe);
+    rig.edge.block_on(async {
+        while let Some(answer) = waiting.next().await {
+            assert_eq!(answer.unwrap().status(), StatusCode::OK);
+        }
+    });
+    assert_eq!(agent.link.requests(), MOST as u64);
+    drop(clients);
 }
 
 #[test]
