@@ -12,36 +12,28 @@ const OF_CONNECTION: [HeaderName; 5] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
-/// Those that requests have on their way.
-const OF_TUNNEL: [HeaderName; 3] = [handshake::MAPPING, handshake::CLIENT, handshake::LOCAL];
-
 /// Removes everything that begins with `tidegate-tunnel-`.
 pub(crate) fn strip_tunnel(headers: &mut HeaderMap) {
-    for name in &OF_TUNNEL {
-        headers.remove(name);
-    }
-    let is_ours = |name: &&HeaderName| name.as_str().starts_with(handshake::FIELD_PREFIX);
-    let others: Vec<HeaderName> = headers.keys().filter(is_ours).cloned().collect();
-    for name in others {
+    let ours: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| name.as_str().starts_with(handshake::FIELD_PREFIX))
+        .cloned()
+        .collect();
+    for name in ours {
         headers.remove(name);
     }
 }
 
 /// Removes the fields of the connection.
 pub(crate) fn strip_connection(headers: &mut HeaderMap) {
-    if headers.contains_key(header::CONNECTION) {
-        let named: Vec<HeaderName> = headers
-            .get_all(header::CONNECTION)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .filter_map(|name| name.trim().parse().ok())
-            .collect();
-        for name in named {
-            headers.remove(name);
-        }
-    }
-    for name in &OF_CONNECTION {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named.iter().chain(&OF_CONNECTION) {
         headers.remove(name);
     }
 }
