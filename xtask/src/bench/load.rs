@@ -177,6 +177,25 @@ pub(super) enum Kind {
     Streams { connections: u32 },
 }
 
+/// How many of something, in a quick run fewer.
+pub(super) fn scaled(quick: bool, count: u64) -> u64 {
+    if quick { (count / 10).max(16) } else { count }
+}
+
+/// Makes loads of h2load: HTTP/1.1 or not, connections, streams of each, requests of a whole run, path and body.
+pub(super) fn by_h2load(
+    quick: bool,
+) -> impl Fn(bool, u32, u32, u64, &'static str, Option<&Path>) -> Kind {
+    move |h1, connections, streams, count, path, body| Kind::H2load {
+        h1,
+        connections,
+        streams,
+        count: scaled(quick, count),
+        path,
+        body: body.map(Path::to_owned),
+    }
+}
+
 fn h2load(
     target: &Target<'_>,
     (h1, connections, streams, count): (bool, u32, u32, u64),

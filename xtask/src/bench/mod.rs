@@ -15,7 +15,7 @@ mod proxies;
 mod report;
 mod tunnel;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -188,15 +188,8 @@ fn parse(args: &[String]) -> Result<Options> {
 }
 
 fn workloads(quick: bool, body: &Path) -> Vec<Workload> {
-    let scale = |count: u64| if quick { (count / 10).max(16) } else { count };
-    let h2load = |h1, connections, streams, count, path, body: Option<&Path>| Kind::H2load {
-        h1,
-        connections,
-        streams,
-        count: scale(count),
-        path,
-        body: body.map(PathBuf::from),
-    };
+    let scale = |count| load::scaled(quick, count);
+    let h2load = load::by_h2load(quick);
     let files = |name, title, kind| Workload {
         name,
         title,

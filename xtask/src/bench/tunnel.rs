@@ -87,15 +87,7 @@ pub(super) const NAMES: [&str; 6] = [
 ];
 
 fn workloads(quick: bool, body: &Path) -> Vec<Workload> {
-    let scale = |count: u64| if quick { (count / 10).max(16) } else { count };
-    let h2load = |h1, connections, streams, count, path, body: Option<&Path>| Kind::H2load {
-        h1,
-        connections,
-        streams,
-        count: scale(count),
-        path,
-        body: body.map(PathBuf::from),
-    };
+    let h2load = load::by_h2load(quick);
     let requests = |name, title, kind| Workload {
         name,
         title,
