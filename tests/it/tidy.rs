@@ -51,14 +51,24 @@ const CRATES: &[(&str, &[&str])] = &[
         "tidegate-tracker",
         &["tidegate-model", "tidegate-telemetry"],
     ),
-    ("tidegate-tunnel", &["tidegate-model", "tidegate-telemetry"]),
+    ("tidegate-http2", &[]),
+    (
+        "tidegate-tunnel",
+        &["tidegate-http2", "tidegate-model", "tidegate-telemetry"],
+    ),
     (
         "tidegate-agent",
-        &["tidegate-model", "tidegate-telemetry", "tidegate-tunnel"],
+        &[
+            "tidegate-http2",
+            "tidegate-model",
+            "tidegate-telemetry",
+            "tidegate-tunnel",
+        ],
     ),
     (
         "tidegate-proxy",
         &[
+            "tidegate-http2",
             "tidegate-model",
             "tidegate-telemetry",
             "tidegate-tracker",

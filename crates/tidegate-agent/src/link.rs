@@ -103,10 +103,11 @@ pub(crate) async fn establish(
         features: Vec::new(),
     };
     let (tables, table) = watch::channel(Arc::<Table>::default());
-    let service = Answering {
+    let answering = Answering {
         table: table.clone(),
         counters: Arc::clone(&common.registry.counters),
     };
+    let service = move |request| answering.answer(request);
     let (
         AgentControl {
             from_edge,

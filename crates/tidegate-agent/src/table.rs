@@ -4,16 +4,13 @@
 //! of several tables are one, with its connections. A new table touches no stream of the one before.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::future::Future;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::service::Service;
+use http::{HeaderMap, Request, Response};
 use tidegate_model::MappingId;
+use tidegate_tunnel::link::agent::Incoming;
 use tidegate_tunnel::{handshake, wire};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -92,59 +89,78 @@ impl Registry {
 }
 
 /// Answers the requests of a link.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Answering {
     pub(crate) table: watch::Receiver<Arc<Table>>,
     pub(crate) counters: Arc<Counters>,
 }
 
+/// The mapping that a request names.
+enum Named {
+    Known(Arc<Upstream>),
+    /// The request may have overtaken the message that tells of it.
+    NotYet(watch::Receiver<Arc<Table>>, MappingId),
+}
+
 impl Answering {
-    async fn answer(mut self, request: Request<Incoming>) -> Response<AnswerBody> {
-        let _counted = self.counters.begin();
-        let answer = match self.upstream(&request).await {
-            Ok(upstream) => upstream.serve(request).await,
-            Err(failure) => Err(failure),
-        };
-        answer.unwrap_or_else(|failure| {
-            self.counters.failed();
-            let (reason, error) = (failure.reason.name(), &*failure.message);
-            tracing::debug!(reason, error, "a request is not answered by its target");
-            failure.response()
-        })
+    pub(crate) fn answer(
+        &self,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<AnswerBody>> + Send + use<> {
+        let counted = self.counters.begin();
+        let counters = Arc::clone(&self.counters);
+        let named = self.named(request.headers());
+        async move {
+            let _counted = counted;
+            let upstream = match named {
+                Ok(Named::Known(upstream)) => Ok(upstream),
+                Ok(Named::NotYet(table, id)) => Box::pin(told(table, &id)).await,
+                Err(failure) => Err(failure),
+            };
+            let answer = match upstream {
+                Ok(upstream) => upstream.serve(request).await,
+                Err(failure) => Err(failure),
+            };
+            answer.unwrap_or_else(|failure| {
+                counters.failed();
+                let (reason, error) = (failure.reason.name(), &*failure.message);
+                tracing::debug!(reason, error, "a request is not answered by its target");
+                failure.response()
+            })
+        }
     }
 
-    async fn upstream(&mut self, request: &Request<Incoming>) -> Result<Arc<Upstream>, Failure> {
-        let unknown = |found: &str| Failure::new(Reason::UnknownMapping, found.to_owned());
-        let mut ids = request.headers().get_all(handshake::MAPPING).iter();
+    fn named(&self, headers: &HeaderMap) -> Result<Named, Failure> {
+        let mut ids = headers.get_all(handshake::MAPPING).iter();
         let (Some(id), None) = (ids.next(), ids.next()) else {
             return Err(unknown("the request does not name one mapping"));
         };
         let id = id.to_str().ok().and_then(MappingId::parse);
         let id = id.ok_or_else(|| unknown("the request names no mapping"))?;
-        if let Some(entry) = self.table.borrow_and_update().entries.get(&id) {
-            return Ok(Arc::clone(&entry.upstream));
+        if let Some(entry) = self.table.borrow().entries.get(&id) {
+            return Ok(Named::Known(Arc::clone(&entry.upstream)));
         }
-        let told = self.table.wait_for(|table| table.entries.contains_key(&id));
-        match timeout(OVERTAKEN, told).await {
-            Ok(Ok(table)) => table
-                .entries
-                .get(&id)
-                .map(|entry| Arc::clone(&entry.upstream)),
-            _ => None,
-        }
-        .ok_or_else(|| unknown("the agent was not told of that mapping, or does not take it"))
+        Ok(Named::NotYet(self.table.clone(), id))
     }
 }
 
-impl Service<Request<Incoming>> for Answering {
-    type Response = Response<AnswerBody>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<AnswerBody>, Infallible>> + Send>>;
-
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let answering = self.clone();
-        Box::pin(async move { Ok(answering.answer(request).await) })
+async fn told(
+    mut table: watch::Receiver<Arc<Table>>,
+    id: &MappingId,
+) -> Result<Arc<Upstream>, Failure> {
+    let told = table.wait_for(|table| table.entries.contains_key(id));
+    match timeout(OVERTAKEN, told).await {
+        Ok(Ok(table)) => table
+            .entries
+            .get(id)
+            .map(|entry| Arc::clone(&entry.upstream)),
+        _ => None,
     }
+    .ok_or_else(|| unknown("the agent was not told of that mapping, or does not take it"))
+}
+
+fn unknown(found: &str) -> Failure {
+    Failure::new(Reason::UnknownMapping, found.to_owned())
 }
 
 #[cfg(test)]

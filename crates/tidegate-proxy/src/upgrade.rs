@@ -12,12 +12,11 @@ use base64::Engine as _;
 use http::HeaderValue;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tidegate_http2::StreamIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-
-use crate::http2::Tunnel;
 
 /// Per direction. A WebSocket message is small; a tunnelled download is not.
 const COPY_BUFFER: usize = 16 * 1024;
@@ -48,7 +47,7 @@ pub(crate) enum ClientUpgrade {
     /// The whole connection.
     Http1(OnUpgrade),
     /// The stream of an extended CONNECT.
-    Http2(oneshot::Receiver<Tunnel>),
+    Http2(oneshot::Receiver<StreamIo>),
 }
 
 /// Waits for the client's side and copies until the end. `cut` ends it at once.

@@ -1,14 +1,12 @@
 //! How a link is set up: constants of HTTP/2 and of its socket, each with the reason it has this value.
 //!
-//! hyper's defaults are made for strangers; between edge and agent they end a healthy link or let one visitor stop all
+//! h2's defaults are made for strangers; between edge and agent they end a healthy link or let one visitor stop all
 //! others. What guards against strangers here is elsewhere: the edge's listeners, and the budget of `link::stall`.
 //! Windows, streams, pending resets and header fields each have a test in `link::tests` that fails with the default.
 
 use std::io;
 use std::time::Duration;
 
-use hyper::{client, server};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
@@ -24,7 +22,7 @@ pub const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// Fewer frames for bulk, and still less than a millisecond of a 300 Mbit/s uplink for whoever comes next.
 pub const MAX_FRAME: u32 = 32 * 1024;
 
-/// Streams of one link: upgraded ones and long polls of a busy service. hyper's agent end would stop at 200.
+/// Streams of one link: upgraded ones and long polls of a busy service. hyper stops at 200.
 pub const MAX_STREAMS: u32 = 10_000;
 
 /// Visitors leave in bursts while the agent is busy. With h2's default of 20 such resets it would take them for an
@@ -64,45 +62,37 @@ pub const NOT_SENT_LOW_WATER: u32 = 128 * 1024;
 pub const USER_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// The edge's end: it opens streams.
-pub fn edge() -> client::conn::http2::Builder<TokioExecutor> {
-    let mut builder = client::conn::http2::Builder::new(TokioExecutor::new());
+pub fn edge() -> h2::client::Builder {
+    let mut builder = h2::client::Builder::new();
     builder
-        .timer(TokioTimer::new())
-        .adaptive_window(false)
-        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .initial_max_send_streams(MAX_STREAMS as usize)
         .max_frame_size(MAX_FRAME)
         .max_header_list_size(MAX_HEADERS)
         // The agent opens none.
+        .enable_push(false)
         .max_concurrent_streams(0)
         .max_concurrent_reset_streams(MAX_REMEMBERED_RESETS)
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
         .max_local_error_reset_streams(None)
-        .max_send_buf_size(MAX_SEND_BUFFER)
-        .keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-        .keep_alive_while_idle(true);
+        .max_send_buffer_size(MAX_SEND_BUFFER);
     builder
 }
 
 /// The agent's end: it answers. It sends no HTTP/2 pings of its own: an end that owes an answer to a ping reads
 /// nothing until it could write, and two such ends wait for each other when both directions are full.
-pub fn agent() -> server::conn::http2::Builder<TokioExecutor> {
-    let mut builder = server::conn::http2::Builder::new(TokioExecutor::new());
+pub fn agent() -> h2::server::Builder {
+    let mut builder = h2::server::Builder::new();
     builder
-        .timer(TokioTimer::new())
-        .adaptive_window(false)
-        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(MAX_FRAME)
         .max_header_list_size(MAX_HEADERS)
         .max_concurrent_streams(MAX_STREAMS)
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
         .max_local_error_reset_streams(None)
-        .max_send_buf_size(MAX_SEND_BUFFER)
-        // Dates are the target's.
-        .auto_date_header(false)
+        .max_send_buffer_size(MAX_SEND_BUFFER)
         .enable_connect_protocol();
     builder
 }

@@ -1,8 +1,8 @@
 //! What is not a request and an answer: WebSocket, TCP, UDP, the PROXY protocol.
 
 use http::{Method, Request, Version};
-use hyper::ext::Protocol;
-use tidegate_tunnel::link::edge::{LinkTunnel, upgrade};
+use tidegate_tunnel::link::Protocol;
+use tidegate_tunnel::link::edge::LinkTunnel;
 use tidegate_tunnel::wire::Mapping;
 use tidegate_tunnel::{datagram, handshake};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -31,7 +31,7 @@ fn connect(number: u64, protocol: &'static str) -> Request<Body> {
 async fn tunnel(session: &Session, number: u64, protocol: &'static str) -> LinkTunnel {
     let response = session.send(connect(number, protocol)).await;
     assert_eq!(response.status(), 200, "{:?}", response.headers());
-    within("the tunnel", upgrade(response)).await.unwrap()
+    response.into_body().into_tunnel().unwrap()
 }
 
 #[tokio::test]
@@ -73,7 +73,7 @@ async fn a_websocket_becomes_an_upgrade_at_the_target() {
     for gone in ["sec-websocket-accept", "upgrade", "connection"] {
         assert!(!response.headers().contains_key(gone), "{gone}");
     }
-    let mut tunnel = within("the tunnel", upgrade(response)).await.unwrap();
+    let mut tunnel = response.into_body().into_tunnel().unwrap();
     let mut first = [0; 5];
     within("what came with the head", tunnel.read_exact(&mut first))
         .await

@@ -10,23 +10,26 @@ use hyper::body::Incoming;
 use super::counters::Counted;
 use super::pool::Lease;
 
+/// What a visitor sends, as it comes over the link.
+pub(crate) type VisitorBody = tidegate_http2::Incoming;
+
 /// What a target is sent.
 #[derive(Debug)]
 pub(crate) enum AskBody {
     /// The visitor's.
-    Visitor(Incoming),
+    Visitor(VisitorBody),
     /// Nothing.
     None,
 }
 
 impl Body for AskBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = h2::Error;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
         match self.get_mut() {
             Self::Visitor(body) => Pin::new(body).poll_frame(cx),
             Self::None => Poll::Ready(None),

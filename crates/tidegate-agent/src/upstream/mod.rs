@@ -20,18 +20,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{HeaderMap, HeaderName};
+use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{Method, Request, Response};
-use hyper::body::Incoming;
-use hyper::ext::Protocol;
+use http::{Request, Response};
 use tidegate_model::{
     AgentTarget, AgentTls, HostName, MappingId, ProxyProtocolVersion, UpstreamProtocol,
 };
-use tidegate_tunnel::link::agent::Busy;
+use tidegate_tunnel::link::Protocol;
+use tidegate_tunnel::link::agent::Incoming;
 use tidegate_tunnel::{handshake, wire};
 
 use crate::config::{TargetRule, target_rule};
-use body::AskBody;
+use body::{AskBody, VisitorBody};
 use connect::TlsSetup;
 use exchange::Ask;
 use pool::Pool;
@@ -132,15 +132,14 @@ impl Upstream {
         let visitor = (self.proxy_protocol.is_some())
             .then(|| visitor(request.headers()))
             .flatten();
-        let protocol = request.extensions().get::<Protocol>().cloned();
-        let result = match protocol {
-            None if request.method() == Method::CONNECT => Err(Failure::new(
-                Reason::BadRequest,
-                "CONNECT without a protocol",
-            )),
-            None => self.request(request, visitor, counted).await,
+        let (head, body) = request.into_parts();
+        let result = match body {
+            Incoming::Body(body) => self.request(head, body, visitor, counted).await,
             // Boxed, as all that is rare: every request in flight would have room for it.
-            Some(protocol) => Box::pin(self.tunnel(&protocol, request, visitor, counted)).await,
+            Incoming::Tunnel(agreed) => {
+                let side = Side { agreed, counted };
+                Box::pin(self.tunnel(head, visitor, side)).await
+            }
         };
         if result.is_err() {
             self.counters.failed();
@@ -150,7 +149,8 @@ impl Upstream {
 
     async fn request(
         self: &Arc<Self>,
-        request: Request<Incoming>,
+        mut head: Parts,
+        body: VisitorBody,
         visitor: Option<Visitor>,
         counted: counters::Counted,
     ) -> Result<Response<AnswerBody>, Failure> {
@@ -158,13 +158,12 @@ impl Upstream {
             let message = format!("{} is no target for requests", self.target);
             return Err(Failure::new(Reason::BadRequest, message));
         }
-        let (mut parts, body) = request.into_parts();
-        let raw = parts.headers.remove(handshake::TARGET);
+        let raw = head.headers.remove(handshake::TARGET);
         let ask = Ask {
-            method: parts.method,
-            authority: parts.uri.authority().cloned(),
-            path: path(&parts.uri)?,
-            headers: stripped(parts.headers),
+            method: head.method,
+            authority: head.uri.authority().cloned(),
+            path: path(&head.uri)?,
+            headers: stripped(head.headers),
             body: AskBody::Visitor(body),
         };
         match raw {
@@ -175,24 +174,22 @@ impl Upstream {
 
     async fn tunnel(
         self: &Arc<Self>,
-        protocol: &Protocol,
-        mut request: Request<Incoming>,
+        head: Parts,
         visitor: Option<Visitor>,
-        counted: counters::Counted,
+        side: Side,
     ) -> Result<Response<AnswerBody>, Failure> {
-        let side = Side {
-            upgrade: hyper::upgrade::on(&mut request),
-            busy: request.extensions().get::<Busy>().cloned(),
-            counted,
+        let Some(protocol) = head.extensions.get::<Protocol>() else {
+            let message = "CONNECT without a protocol";
+            return Err(Failure::new(Reason::BadRequest, message));
         };
         match protocol.as_str() {
             handshake::PROTOCOL_TCP => self.tcp(side, visitor).await,
             handshake::PROTOCOL_UDP => self.udp(side, visitor).await,
             _ => {
-                let path = path(request.uri())?;
-                let authority = request.uri().authority().cloned();
-                let headers = stripped(std::mem::take(request.headers_mut()));
-                self.upgrade(protocol, authority.as_ref(), path, headers, visitor, side)
+                let path = path(&head.uri)?;
+                let headers = stripped(head.headers);
+                let authority = head.uri.authority();
+                self.upgrade(protocol, authority, path, headers, visitor, side)
                     .await
             }
         }

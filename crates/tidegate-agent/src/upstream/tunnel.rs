@@ -13,13 +13,12 @@ use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderValue};
 use http::uri::{Authority, PathAndQuery};
 use http::{Method, Request, Response, StatusCode, Uri};
-use hyper::ext::Protocol;
-use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tidegate_model::AgentTarget;
 use tidegate_telemetry::chain;
 use tidegate_tunnel::datagram;
-use tidegate_tunnel::link::agent::Busy;
+use tidegate_tunnel::link::Protocol;
+use tidegate_tunnel::link::agent::Agreed;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UdpSocket;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -44,8 +43,7 @@ const BATCH: usize = 32 * 1024;
 
 /// The edge's side of a tunnel, once the answer is on its way, and what keeps it counted.
 pub(super) struct Side {
-    pub(super) upgrade: OnUpgrade,
-    pub(super) busy: Option<Busy>,
+    pub(super) agreed: Agreed,
     pub(super) counted: Counted,
 }
 
@@ -243,18 +241,13 @@ fn websocket_key() -> HeaderValue {
 
 async fn copy(side: Side, mut target: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin) {
     let Side {
-        upgrade,
-        busy: _busy,
+        agreed,
         counted: _counted,
     } = side;
-    let visitor = match upgrade.await {
-        Ok(visitor) => visitor,
-        Err(error) => {
-            tracing::debug!(error = %chain(&error), "the edge's side of a tunnel did not come");
-            return;
-        }
+    let Some(mut visitor) = agreed.tunnel().await else {
+        tracing::debug!("the edge's side of a tunnel did not come");
+        return;
     };
-    let mut visitor = TokioIo::new(visitor);
     let copied = tokio::io::copy_bidirectional_with_sizes(
         &mut visitor,
         &mut target,
@@ -269,15 +262,14 @@ async fn copy(side: Side, mut target: impl tokio::io::AsyncRead + tokio::io::Asy
 
 async fn relay(side: Side, socket: UdpSocket, header: Vec<u8>) {
     let Side {
-        upgrade,
-        busy: _busy,
+        agreed,
         counted: _counted,
     } = side;
-    let Ok(visitor) = upgrade.await else {
+    let Some(visitor) = agreed.tunnel().await else {
         return;
     };
     // One direction must not wait for the other.
-    let (from_edge, to_edge) = tokio::io::split(TokioIo::new(visitor));
+    let (from_edge, to_edge) = tokio::io::split(visitor);
     let quiet = Quiet::new();
     tokio::select! {
         () = to_target(from_edge, &socket, &header, &quiet) => {}

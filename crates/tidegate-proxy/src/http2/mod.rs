@@ -1,32 +1,24 @@
-//! HTTP/2 connections of clients, on the `h2` crate directly: handshake and limits, the loop that drives
-//! codec and streams, drain. Why not hyper's server: docs/adr/0024-http2-server-on-h2.md.
-//!
-//! One task serves the whole connection. In a turn it polls the streams that were woken, then the codec,
-//! which writes what they had to say and takes new requests, and again while there is more. No stream can
-//! hold up another: none is polled without having been woken, and all of them only ever wait.
+//! HTTP/2 connections of clients, on the `h2` crate directly: handshake and limits; the loop that drives
+//! codec and streams is `tidegate-http2`'s, the clocks and the drain are here. Why not hyper's server:
+//! docs/adr/0024-http2-server-on-h2.md.
 
 mod date;
 mod stream;
-mod streams;
-mod tunnel;
-mod wakes;
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
 use h2::{Ping, PingPong, RecvStream, server};
 use http::Request;
+use tidegate_http2::{Driver, Ended};
 use tokio::time::Sleep;
 
 use crate::connection::{Asked, Connection};
 use crate::io::{Ahead, ClientStream, FrameBudget, Transport};
-use streams::Streams;
-pub(crate) use tunnel::Tunnel;
-use wakes::{Bell, Wakes, Whom};
 
 /// What a client may send of one request before the backend has taken it.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -38,9 +30,6 @@ const CONNECTION_WINDOW: u32 = 2 * 1024 * 1024;
 const SMALL_FRAME_BUDGET: usize = 8 * 1024 * 1024;
 /// Of a response that waits for the client, per stream.
 const SEND_BUFFER: usize = 256 * 1024;
-/// Rounds over woken streams and codec before other connections get their turn.
-const ROUNDS: usize = 16;
-
 type Codec = server::Connection<ClientStream, Bytes>;
 
 /// Serves until the connection ends, the clocks say so, or the edge drains.
@@ -59,13 +48,24 @@ pub(crate) async fn serve(
     let mut draining = pin!(connection.worker.shared.draining.cancelled());
     let mut cut = pin!(connection.worker.shared.cut.cancelled());
     let mut tick = pin!(tokio::time::sleep(settings.timeouts.request_head));
-    let mut driver = Driver::new(Arc::clone(&connection), codec, streams);
-    poll_fn(|cx| {
+    let mut driver = Driver::new(codec, streams);
+    let mut alarms = Alarms {
+        connection: &connection,
+        peer: Peer {
+            pings: driver.ping_pong(),
+            heard: Instant::now(),
+            pinged: None,
+        },
+    };
+    let ended = poll_fn(|cx| {
         driver.poll(cx, |driver, cx| {
-            driver.poll_alarms(cx, tick.as_mut(), draining.as_mut(), cut.as_mut())
+            alarms.poll(driver, cx, tick.as_mut(), draining.as_mut(), cut.as_mut())
         })
-    })
-    .await
+    });
+    match ended.await {
+        Ended::Codec(ended) => ended,
+        Ended::Alarm(()) => Ok(()),
+    }
 }
 
 /// None when the client does not begin in time, or does not while the edge drains.
@@ -104,141 +104,52 @@ async fn handshake(
     }
 }
 
-/// Codec and streams of one connection.
-struct Driver<F, M> {
-    connection: Arc<Connection>,
-    wakes: Arc<Wakes>,
-    /// Dropped before the codec, which would tell each stream that it failed.
-    streams: Streams<F>,
-    make: M,
-    codec: Codec,
-    codec_bell: (Arc<Bell>, Waker),
-    alarms_bell: (Arc<Bell>, Waker),
-    woken: Vec<usize>,
-    leaving: bool,
+/// What ends a connection beside its codec.
+struct Alarms<'a> {
+    connection: &'a Connection,
     peer: Peer,
 }
 
-impl<F, M> Driver<F, M>
-where
-    F: Future<Output = ()>,
-    M: FnMut(Request<RecvStream>, server::SendResponse<Bytes>) -> F,
-{
-    fn new(connection: Arc<Connection>, mut codec: Codec, make: M) -> Self {
-        let wakes = Arc::new(Wakes::default());
-        let bell = |whom| {
-            let bell = wakes.bell(whom);
-            let rope = Waker::from(Arc::clone(&bell));
-            // Everything is polled once to begin with.
-            rope.wake_by_ref();
-            (bell, rope)
-        };
-        let peer = Peer {
-            pings: codec.ping_pong(),
-            heard: Instant::now(),
-            pinged: None,
-        };
-        Self {
-            codec_bell: bell(Whom::Codec),
-            alarms_bell: bell(Whom::Alarms),
-            streams: Streams::new(Arc::clone(&wakes)),
-            connection,
-            wakes,
-            make,
-            codec,
-            woken: Vec::new(),
-            leaving: false,
-            peer,
-        }
-    }
-
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        mut alarms: impl FnMut(&mut Self, &mut Context<'_>) -> Poll<()>,
-    ) -> Poll<Result<(), h2::Error>> {
-        self.wakes.look(cx.waker());
-        for _ in 0..ROUNDS {
-            if !self.wakes.take_streams(&mut self.woken) {
-                return Poll::Pending;
-            }
-            for index in self.woken.drain(..) {
-                self.streams.poll(index);
-            }
-            // Asked after the streams, which give the codec something to write.
-            let (codec, alarm) = self.wakes.take_rest();
-            if codec && let Poll::Ready(ended) = self.poll_codec() {
-                return Poll::Ready(ended);
-            }
-            if alarm {
-                self.alarms_bell.0.answer();
-                let waker = self.alarms_bell.1.clone();
-                if alarms(self, &mut Context::from_waker(&waker)).is_ready() {
-                    return Poll::Ready(Ok(()));
-                }
-            }
-        }
-        self.wakes.pause();
-        Poll::Pending
-    }
-
-    /// Reads, writes, and starts the streams of new requests.
-    fn poll_codec(&mut self) -> Poll<Result<(), h2::Error>> {
-        self.codec_bell.0.answer();
-        let mut cx = Context::from_waker(&self.codec_bell.1);
-        loop {
-            match ready!(self.codec.poll_accept(&mut cx)) {
-                Some(Ok((request, respond))) => {
-                    self.streams.start((self.make)(request, respond));
-                }
-                Some(Err(error)) => return Poll::Ready(Err(error)),
-                None => return Poll::Ready(Ok(())),
-            }
-        }
-    }
-
+impl Alarms<'_> {
     /// Ready when the connection is to be closed at once.
-    fn poll_alarms(
+    fn poll<F, M>(
         &mut self,
+        driver: &mut Driver<ClientStream, F, M>,
         cx: &mut Context<'_>,
         mut tick: Pin<&mut Sleep>,
         draining: Pin<&mut impl Future<Output = ()>>,
         cut: Pin<&mut impl Future<Output = ()>>,
-    ) -> Poll<()> {
-        let timeouts = &self.connection.worker.shared.settings.timeouts;
+    ) -> Poll<()>
+    where
+        F: Future<Output = ()>,
+        M: FnMut(Request<RecvStream>, server::SendResponse<Bytes>) -> F,
+    {
+        let connection = self.connection;
+        let timeouts = &connection.worker.shared.settings.timeouts;
         let period = timeouts.request_head.min(timeouts.keep_alive_idle) / 2;
         while tick.as_mut().poll(cx).is_ready() {
-            if self.leaving && self.connection.clock.served() == 0 {
+            if driver.is_leaving() && connection.clock.served() == 0 {
                 return Poll::Ready(());
             }
-            match self.connection.judge(None, self.leaving) {
+            match connection.judge(None, driver.is_leaving()) {
                 Asked::Nothing => {}
-                Asked::Leave => self.leave(),
+                Asked::Leave => driver.leave(),
                 Asked::Close => return Poll::Ready(()),
             }
-            if self.peer.is_dead(&self.connection, cx) {
+            if self.peer.is_dead(connection, cx) {
                 return Poll::Ready(());
             }
-            self.streams.shrink();
+            driver.shrink();
             tick.as_mut().reset(tokio::time::Instant::now() + period);
         }
-        if !self.connection.clock.is_leaving() && draining.poll(cx).is_ready() {
-            self.connection.clock.leave();
-            self.leave();
+        if !connection.clock.is_leaving() && draining.poll(cx).is_ready() {
+            connection.clock.leave();
+            driver.leave();
         }
-        if self.connection.clock.is_leaving() && cut.poll(cx).is_ready() {
+        if connection.clock.is_leaving() && cut.poll(cx).is_ready() {
             return Poll::Ready(());
         }
         Poll::Pending
-    }
-
-    /// GOAWAY: what is on its way is still served, nothing after it.
-    fn leave(&mut self) {
-        if !self.leaving {
-            self.leaving = true;
-            self.codec.graceful_shutdown();
-            self.codec_bell.1.wake_by_ref();
-        }
     }
 }
 

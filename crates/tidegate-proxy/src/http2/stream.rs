@@ -2,7 +2,7 @@
 //! go to the client as its window allows. A stream that the client resets drops its exchange.
 
 use std::future::{Future as _, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -11,13 +11,13 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{Method, Request, Response, StatusCode, header};
 use http_body::Body as _;
+use tidegate_http2::{Outgoing, SendBodyError, StreamIo, reason_of};
 use tokio::sync::oneshot;
 
 use super::date;
-use super::tunnel::Tunnel;
 use crate::body::{BodyError, ClientBody};
 use crate::connection::Connection;
-use crate::exchange::{EarlyHints, ResponseBody};
+use crate::exchange::EarlyHints;
 use crate::http as phases;
 use crate::normalize;
 use crate::upgrade::ClientUpgrade;
@@ -102,7 +102,7 @@ async fn answer(
     {
         let send = start(respond, Response::from_parts(parts, ()), false)?;
         // Nobody waits for it when the edge is just being cut.
-        let _ = give.send(Tunnel::new(recv, send));
+        let _ = give.send(StreamIo::new(recv, send));
         return Ok(());
     }
     // RFC 9110 §6.4.1: these end with their head. HEAD and its GET announce the same length.
@@ -118,15 +118,20 @@ async fn answer(
             .or_insert_with(|| length.into());
     }
     let bodiless = empty || head_only;
-    let mut send = start(respond, Response::from_parts(parts, ()), bodiless)?;
+    let send = start(respond, Response::from_parts(parts, ()), bodiless)?;
     if bodiless {
         return Ok(());
     }
-    let outcome = send_body(&mut send, body).await;
-    if let Err(Broken::Body(error)) = &outcome {
-        send.send_reset(reset_reason(error));
-    }
-    outcome
+    let mut outgoing = Outgoing::new(send, body);
+    let sent = poll_fn(|cx| outgoing.poll(cx)).await;
+    sent.map_err(|error| match error {
+        SendBodyError::Reset(reason) => Broken::Reset(reason),
+        SendBodyError::Send(error) => Broken::Send(error),
+        SendBodyError::Body(error) => {
+            outgoing.reset(reason_of(&*error));
+            Broken::Body(error)
+        }
+    })
 }
 
 fn start(
@@ -138,70 +143,4 @@ fn start(
         respond.send_reset(Reason::INTERNAL_ERROR);
         Broken::Send(error)
     })
-}
-
-/// Sends frame by frame; the next one is asked for when the window has begun to take the one before.
-async fn send_body(send: &mut SendStream<Bytes>, mut body: ResponseBody) -> Result<(), Broken> {
-    loop {
-        let frame = poll_fn(|cx| match Pin::new(&mut body).poll_frame(cx) {
-            Poll::Ready(frame) => Poll::Ready(Ok(frame)),
-            Poll::Pending => send.poll_reset(cx).map(|reset| match reset {
-                Ok(reason) => Err(Broken::Reset(reason)),
-                Err(error) => Err(Broken::Send(error)),
-            }),
-        });
-        let frame = match frame.await? {
-            None => return send.send_data(Bytes::new(), true).map_err(Broken::Send),
-            Some(Err(error)) => return Err(Broken::Body(error)),
-            Some(Ok(frame)) => frame,
-        };
-        let data = match frame.into_data() {
-            Ok(data) => data,
-            Err(frame) => {
-                let Ok(trailers) = frame.into_trailers() else {
-                    continue;
-                };
-                return send.send_trailers(trailers).map_err(Broken::Send);
-            }
-        };
-        let last = body.is_end_stream();
-        if data.is_empty() && !last {
-            continue;
-        }
-        if !data.is_empty() {
-            // One byte: more would be kept from streams that have something to send, and the codec raises
-            // it to what it is given.
-            send.reserve_capacity(1);
-            poll_fn(|cx| {
-                while send.capacity() == 0 {
-                    match std::task::ready!(send.poll_capacity(cx)) {
-                        Some(Ok(_)) => {}
-                        Some(Err(error)) => return Poll::Ready(Err(Broken::Send(error))),
-                        None => return Poll::Ready(Err(Broken::Reset(Reason::STREAM_CLOSED))),
-                    }
-                }
-                Poll::Ready(Ok(()))
-            })
-            .await?;
-        }
-        send.send_data(data, last).map_err(Broken::Send)?;
-        if last {
-            return Ok(());
-        }
-    }
-}
-
-/// What a backend on HTTP/2 said, else that something went wrong.
-fn reset_reason(error: &BodyError) -> Reason {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(&**error);
-    while let Some(error) = source {
-        if let Some(reason) = error
-            .downcast_ref::<h2::Error>()
-            .and_then(h2::Error::reason)
-        {
-            return reason;
-        }
-        source = error.source();
-    }
-    Reason::INTERNAL_ERROR
 }

@@ -8,7 +8,6 @@ use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use hyper::service::service_fn;
 use tidegate_tunnel::link::agent::{self, AgentControl};
 use tidegate_tunnel::settings;
 use tidegate_tunnel::wire::{FromAgent, FromEdge, Hello};
@@ -146,10 +145,10 @@ async fn channel(shared: &Arc<Shared>, io: Stream, replica: String, address: Soc
         ..Hello::default()
     };
     let serving = Arc::clone(shared);
-    let service = service_fn(move |request| {
+    let service = move |request| {
         let serving = Arc::clone(&serving);
-        async move { Ok::<_, Infallible>(serve::answer(&serving, request).await) }
-    });
+        async move { serve::answer(&serving, request).await }
+    };
     let (control, driver) = agent::serve(io, hello, service);
     let AgentControl {
         mut from_edge,

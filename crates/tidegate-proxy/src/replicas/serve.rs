@@ -5,15 +5,14 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http_body::Body as _;
 use http_body_util::BodyExt as _;
-use hyper::body::{Body as _, Incoming};
-use hyper::ext::Protocol;
-use hyper_util::rt::TokioIo;
 use tidegate_model::{AgentId, MappingId};
 use tidegate_tunnel::handshake;
-use tidegate_tunnel::link::agent::Busy;
-use tidegate_tunnel::link::edge::{self, SendError, SendFailed};
+use tidegate_tunnel::link::Protocol;
+use tidegate_tunnel::link::agent::{Agreed, Incoming};
+use tidegate_tunnel::link::edge::{SendError, SendFailed};
 
 use crate::body::Body;
 use crate::upgrade;
@@ -49,9 +48,7 @@ pub(super) async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>)
     let Some(wanted) = Wanted::take(request.headers_mut()) else {
         return failed(StatusCode::SERVICE_UNAVAILABLE, handshake::NO_LINK);
     };
-    let busy = request.extensions_mut().remove::<Busy>();
-    let upgrade = (request.method() == Method::CONNECT).then(|| hyper::upgrade::on(&mut request));
-    let mut request = rebuilt(request, upgrade.is_some());
+    let (mut request, visitor) = rebuilt(request);
     let instance = wanted.instance.as_ref().and_then(|it| it.to_str().ok());
     let links = shared
         .hub
@@ -62,23 +59,23 @@ pub(super) async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>)
         let relayed = Relayed::new(&live);
         let request_counted = request.map(|body| relayed.request(body));
         match live.link.try_send(request_counted).await {
-            Ok(mut response) if upgrade.is_some() && response.status() == StatusCode::OK => {
+            Ok(mut response) if visitor.is_some() && response.status() == StatusCode::OK => {
                 let mut head = Response::new(Body::Empty);
                 *head.headers_mut() = std::mem::take(response.headers_mut());
-                let agreed = edge::upgrade(response).await.ok().zip(upgrade);
+                let agreed = response.into_body().into_tunnel().zip(visitor);
                 let Some((tunnel, visitor)) = agreed else {
                     return failed(StatusCode::BAD_GATEWAY, handshake::LINK_LOST);
                 };
                 let cut = shared.cut.clone();
                 tokio::spawn(async move {
-                    let Ok(visitor) = visitor.await else {
+                    let Some(visitor) = visitor.tunnel().await else {
                         return;
                     };
                     let agent = relayed.tunnel(tunnel);
                     // The other replica knows how long it may be idle.
-                    let ended = upgrade::copy(TokioIo::new(visitor), agent, None, cut).await;
+                    let ended = upgrade::copy(visitor, agent, None, cut).await;
                     tracing::trace!(?ended, "a tunnel for another replica has ended");
-                    drop((busy, counted));
+                    drop(counted);
                 });
                 return head;
             }
@@ -114,13 +111,13 @@ fn failed(status: StatusCode, word: &'static str) -> Response<Body> {
     response
 }
 
-/// The request as it goes to the agent. A CONNECT has no body: its stream is taken when it is agreed on.
-fn rebuilt(request: Request<Incoming>, connect: bool) -> Request<Body> {
+/// The request as it goes to the agent, and the stream of a CONNECT, which has no body.
+fn rebuilt(request: Request<Incoming>) -> (Request<Body>, Option<Agreed>) {
     let (parts, incoming) = request.into_parts();
-    let body = if connect || incoming.is_end_stream() {
-        Body::Empty
-    } else {
-        Body::boxed(incoming.map_err(Into::into))
+    let (body, visitor) = match incoming {
+        Incoming::Tunnel(visitor) => (Body::Empty, Some(visitor)),
+        Incoming::Body(body) if body.is_end_stream() => (Body::Empty, None),
+        Incoming::Body(body) => (Body::boxed(body.map_err(Into::into)), None),
     };
     let mut built = Request::new(body);
     *built.method_mut() = parts.method;
@@ -129,7 +126,7 @@ fn rebuilt(request: Request<Incoming>, connect: bool) -> Request<Body> {
     if let Some(protocol) = parts.extensions.get::<Protocol>() {
         built.extensions_mut().insert(protocol.clone());
     }
-    built
+    (built, visitor)
 }
 
 fn copy_head(request: &Request<Body>) -> Request<Body> {

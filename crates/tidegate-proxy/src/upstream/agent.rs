@@ -14,11 +14,11 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Collected, Limited};
-use hyper::ext::Protocol;
 use tidegate_model::{AgentId, Cluster, MappingId, Target};
 use tidegate_tunnel::handshake;
 use tidegate_tunnel::hub::{Elsewhere, Hub, LiveLink};
-use tidegate_tunnel::link::edge::{self, LinkIncoming, SendError as SendLinkError, SendFailed};
+use tidegate_tunnel::link::Protocol;
+use tidegate_tunnel::link::edge::{LinkIncoming, SendError as SendLinkError, SendFailed};
 use tokio::time::Instant;
 
 use super::answer::{self, AnswerBody, Meter};
@@ -352,8 +352,8 @@ impl<'a> Attempt<'a> {
         if upgrade && response.status() == StatusCode::OK {
             let mut head = Response::new(());
             *head.headers_mut() = std::mem::take(response.headers_mut());
-            let io = edge::upgrade(response).await;
-            let io = io.map_err(|error| lost(error.to_string()))?;
+            let io = response.into_body().into_tunnel();
+            let io = io.ok_or_else(|| lost("the stream is gone".to_owned()))?;
             self.switch(&mut head, protocol.as_ref());
             return Ok(head.map(|()| AnswerBody::switched(io, meter)));
         }

@@ -51,7 +51,12 @@ impl AnswerBody {
     pub(crate) fn take_whole(&mut self) -> Option<Bytes> {
         match self {
             Self::Http1(body) => body.take_whole(),
-            Self::Http2 { .. } | Self::Link { .. } | Self::Switched(_) => None,
+            Self::Link { incoming, meter } => {
+                let whole = incoming.take_whole()?;
+                meter.received(whole.len());
+                Some(whole)
+            }
+            Self::Http2 { .. } | Self::Switched(_) => None,
         }
     }
 

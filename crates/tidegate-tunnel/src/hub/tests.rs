@@ -1,19 +1,16 @@
 //! Replicas as the hub sees them: what they say, what they are told, and how links are evened out.
 
-use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::service::service_fn;
 use tidegate_model::{AgentTarget, Carrier, StoredKey, UpstreamProtocol};
 use tokio::io::DuplexStream;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::link::agent::{self, AgentControl};
+use crate::link::agent::{self, AgentControl, Incoming};
 use crate::link::edge::{self, LinkFacts};
 use crate::wire::{FromEdge, Hello, MappingsReady, Registration, Registrations};
 
@@ -72,9 +69,7 @@ fn far_end(io: DuplexStream, instance: &str, link: u8) -> (AgentControl, JoinHan
         link,
         ..Hello::default()
     };
-    let service = service_fn(|_: Request<Incoming>| async {
-        Ok::<_, Infallible>(Response::new(TestBody::default()))
-    });
+    let service = |_: Request<Incoming>| async { Response::new(TestBody::default()) };
     let (control, driver) = agent::serve(io, hello, service);
     let ended = tokio::spawn(async {
         driver.await;

@@ -2,27 +2,29 @@
 //!
 //! The service gets what visitors ask, as the edge passes it on, and answers. The control stream is answered here.
 
-use std::future::Future;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, Response};
-use http_body::Body;
-use hyper::body::Incoming;
-use hyper::service::Service;
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use http::{Method, Request, Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use tidegate_http2::{Driver, Ended, Outgoing, SendBodyError, StreamIo, reason_of};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::body::{LinkBody, SteadyBody};
-use super::control::{self, Reader};
+use super::body::SteadyBody;
+use super::control::{self, Reader, Writer};
 use super::lifeline::{CutOnDrop, Lifeline, Watched};
-use super::stall::{Flows, Patience, Ticket, lock};
-use super::{CONTROL_PATH, CONTROL_QUEUE, LinkError};
+use super::stall::{Flows, Patience, Ticket};
+use super::{CONTROL_PATH, CONTROL_QUEUE, LinkError, complete};
 use crate::settings;
 use crate::wire::{FromAgent, FromEdge, Hello, Pong};
 
@@ -45,10 +47,90 @@ pub struct AgentLink {
     finish: CancellationToken,
 }
 
-/// Keeps a stream counted that goes on after its answer: an agreed CONNECT. Every request has one among its
-/// extensions.
-#[derive(Debug, Clone)]
-pub struct Busy(#[expect(dead_code, reason = "it counts until it is dropped")] Arc<Ticket>);
+/// What a visitor sends.
+#[derive(Debug)]
+pub enum Incoming {
+    /// A body.
+    Body(tidegate_http2::Incoming),
+    /// Bytes without an end of their own, once the CONNECT is agreed to.
+    Tunnel(Agreed),
+}
+
+impl Body for Incoming {
+    type Data = Bytes;
+    type Error = h2::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        match self.get_mut() {
+            Self::Body(body) => Pin::new(body).poll_frame(cx),
+            Self::Tunnel(_) => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Body(body) => body.is_end_stream(),
+            Self::Tunnel(_) => true,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Body(body) => body.size_hint(),
+            Self::Tunnel(_) => SizeHint::with_exact(0),
+        }
+    }
+}
+
+/// The stream of a CONNECT, which is there as soon as the answer is on its way and agrees.
+#[derive(Debug)]
+pub struct Agreed(oneshot::Receiver<AgentTunnel>);
+
+impl Agreed {
+    /// None where the answer was no agreement, or the visitor has left.
+    pub async fn tunnel(self) -> Option<AgentTunnel> {
+        self.0.await.ok()
+    }
+}
+
+/// A stream that carries bytes. The link counts it as long as it lasts.
+#[derive(Debug)]
+pub struct AgentTunnel {
+    io: StreamIo,
+    #[expect(dead_code, reason = "it counts until it is dropped")]
+    ticket: Ticket,
+}
+
+impl AsyncRead for AgentTunnel {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for AgentTunnel {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
 
 impl AgentLink {
     /// Requests that are being answered.
@@ -89,19 +171,18 @@ impl AgentLink {
 
 /// Serves a connection whose handshake is over. The driver must be polled for anything to happen; it returns why the
 /// link ended, and dropping it ends the link.
-pub fn serve<I, S, B>(
+pub fn serve<I, S, F, B>(
     io: I,
     hello: Hello,
     service: S,
 ) -> (
     AgentControl,
-    impl Future<Output = LinkError> + Send + use<I, S, B>,
+    impl Future<Output = LinkError> + Send + use<I, S, F, B>,
 )
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    S: Service<Request<Incoming>, Response = Response<B>> + Send + 'static,
-    S::Future: Send + 'static,
-    S::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+    S: FnMut(Request<Incoming>) -> F + Send + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
     B: Body<Data = Bytes> + Unpin + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Unpin + Send,
 {
@@ -122,38 +203,17 @@ where
     };
     let driver = async move {
         let cut = CutOnDrop(lifeline);
-        let (bytes, body) = control::body();
-        let (opened, control_stream) = oneshot::channel();
-        let service = Answering {
-            inner: service,
-            flows: Arc::clone(&link.flows),
-            control: Mutex::new(Some((body, opened))),
-        };
-        let connection = settings::agent().serve_connection(TokioIo::new(io), service);
-        tokio::pin!(connection);
-        let listen = listen(control_stream, to_edge, forward);
-        tokio::pin!(listen);
-        let mut write = Box::pin(control::write(messages, bytes));
-        let mut writing = true;
-        let end = loop {
-            tokio::select! {
-                ended = connection.as_mut() => break match ended {
-                    Err(error) => LinkError::Http2(error.into()),
-                    Ok(()) => LinkError::Closed,
-                },
-                end = &mut listen => break end,
-                () = &mut write, if writing => writing = false,
-                () = link.line.ended() => break LinkError::Cut,
-                () = link.line.silent(settings::DEAD_AFTER) => break LinkError::Dead,
-                () = finished(&link) => break LinkError::Cut,
-            }
-        };
-        if matches!(end, LinkError::Cut) && !link.line.is_ended() {
-            // Ends our half of the control stream.
-            drop(write);
-            connection.as_mut().graceful_shutdown();
-            let _ = timeout(Duration::from_secs(1), connection.as_mut()).await;
-        }
+        let end = drive(
+            io,
+            &link,
+            service,
+            Talk {
+                to_edge,
+                messages,
+                forward,
+            },
+        );
+        let end = end.await;
         drop(cut);
         tracing::debug!(reason = end.reason(), "a link has ended");
         end
@@ -161,21 +221,165 @@ where
     (control, driver)
 }
 
+/// The control stream's side of a link.
+struct Talk {
+    to_edge: mpsc::Sender<FromAgent>,
+    messages: mpsc::Receiver<FromAgent>,
+    forward: mpsc::Sender<FromEdge>,
+}
+
+/// Both halves of the control stream.
+type Control = (SendStream<Bytes>, tidegate_http2::Incoming);
+
+async fn drive<I, S, F, B>(
+    io: Watched<I>,
+    link: &AgentLink,
+    mut service: S,
+    talk: Talk,
+) -> LinkError
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: FnMut(Request<Incoming>) -> F + Send + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: Body<Data = Bytes> + Unpin + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Unpin + Send,
+{
+    let codec = tokio::select! {
+        codec = settings::agent().handshake(io) => match codec {
+            Ok(codec) => codec,
+            Err(error) => return LinkError::Http2(error.into()),
+        },
+        () = link.line.ended() => return LinkError::Cut,
+        () = sleep(settings::HELLO_WITHIN) => return LinkError::NoHello,
+    };
+    let (opened, control) = oneshot::channel::<Control>();
+    let mut opened = Some(opened);
+    let flows = Arc::clone(&link.flows);
+    let mut driver = Driver::new(codec, move |request, respond| {
+        let asked = asked(request, respond, &mut opened);
+        let serving = asked.map(|(request, tunnel, respond)| {
+            let ticket = flows.count();
+            stream(service(request), tunnel, respond, ticket)
+        });
+        async move {
+            if let Some(serving) = serving {
+                serving.await;
+            }
+        }
+    });
+    let mut watch = pin!(watch(link, control, talk));
+    // A turn is bounded by the driver itself.
+    let ended = tokio::task::unconstrained(poll_fn(|cx| {
+        driver.poll(cx, |driver, cx| {
+            // Asked every few seconds, for the control stream is never silent for long.
+            driver.shrink();
+            watch.as_mut().poll(cx)
+        })
+    }));
+    let (end, writer) = match ended.await {
+        Ended::Codec(Err(error)) => return LinkError::Http2(error.into()),
+        Ended::Codec(Ok(())) => return LinkError::Closed,
+        Ended::Alarm(alarm) => alarm,
+    };
+    if matches!(end, LinkError::Cut) && !link.line.is_ended() {
+        // The edge hears the end of our half of the control stream, and that there is nothing more to ask for.
+        let mut writer = writer;
+        if let Some(writer) = &mut writer {
+            writer.body_mut().end();
+        }
+        driver.leave();
+        let farewell = poll_fn(|cx| {
+            if let Some(writing) = &mut writer
+                && writing.poll(cx).is_ready()
+            {
+                writer = None;
+            }
+            driver.poll(cx, |_, _| Poll::<()>::Pending)
+        });
+        let _ = timeout(Duration::from_secs(1), farewell).await;
+    }
+    end
+}
+
+/// Answers the control stream, which is the first of all requests; everything else is for the service. A visitor may
+/// ask for that path too.
+fn asked(
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    opened: &mut Option<oneshot::Sender<Control>>,
+) -> Option<(
+    Request<Incoming>,
+    Option<(oneshot::Sender<AgentTunnel>, RecvStream)>,
+    SendResponse<Bytes>,
+)> {
+    let (head, body) = request.into_parts();
+    if head.method == Method::POST
+        && head.uri.path() == CONTROL_PATH
+        && let Some(opened) = opened.take()
+    {
+        if let Ok(send) = respond.send_response(Response::new(()), false) {
+            let _ = opened.send((send, tidegate_http2::Incoming::new(body, &head.headers)));
+        }
+        return None;
+    }
+    if head.method == Method::CONNECT {
+        let (give, take) = oneshot::channel();
+        let request = Request::from_parts(head, Incoming::Tunnel(Agreed(take)));
+        return Some((request, Some((give, body)), respond));
+    }
+    let body = tidegate_http2::Incoming::new(body, &head.headers);
+    Some((
+        Request::from_parts(head, Incoming::Body(body)),
+        None,
+        respond,
+    ))
+}
+
+/// Everything of a link but its requests. Returns why it ends.
+async fn watch(
+    link: &AgentLink,
+    control: oneshot::Receiver<Control>,
+    talk: Talk,
+) -> (LinkError, Option<Writer<FromAgent>>) {
+    let ends = async {
+        tokio::select! {
+            () = link.line.ended() => LinkError::Cut,
+            () = link.line.silent(settings::DEAD_AFTER) => LinkError::Dead,
+            () = finished(link) => LinkError::Cut,
+        }
+    };
+    let mut ends = pin!(ends);
+    let opened = tokio::select! {
+        end = &mut ends => return (end, None),
+        opened = timeout(settings::HELLO_WITHIN, control) => opened,
+    };
+    let Ok(Ok((send, body))) = opened else {
+        return (LinkError::NoHello, None);
+    };
+    let mut writer = control::writer(send, talk.messages);
+    let mut listen = pin!(listen(Reader::new(body), talk.to_edge, talk.forward));
+    let mut writing = true;
+    let end = loop {
+        tokio::select! {
+            end = &mut listen => break end,
+            _ = poll_fn(|cx| writer.poll(cx)), if writing => writing = false,
+            end = &mut ends => break end,
+        }
+    };
+    (end, writing.then_some(writer))
+}
+
 async fn finished(link: &AgentLink) {
     link.finish.cancelled().await;
     link.idle().await;
 }
 
-/// Waits for the control stream and passes on what the edge says.
+/// Passes on what the edge says.
 async fn listen(
-    opened: oneshot::Receiver<Incoming>,
+    mut reader: Reader,
     to_edge: mpsc::Sender<FromAgent>,
     forward: mpsc::Sender<FromEdge>,
 ) -> LinkError {
-    let Ok(Ok(body)) = timeout(settings::HELLO_WITHIN, opened).await else {
-        return LinkError::NoHello;
-    };
-    let mut reader = Reader::new(body);
     loop {
         match reader.next().await {
             Ok(Some(FromEdge::Ping(ping))) => {
@@ -195,43 +399,55 @@ async fn listen(
     }
 }
 
-/// Answers the control stream and passes everything else on.
-struct Answering<S> {
-    inner: S,
-    flows: Arc<Flows>,
-    control: Mutex<Option<(control::ControlBody, oneshot::Sender<Incoming>)>>,
-}
-
-/// Future of an answer.
-type Answer<B, E> = Pin<Box<dyn Future<Output = Result<Response<LinkBody<B>>, E>> + Send>>;
-
-impl<S, B> Service<Request<Incoming>> for Answering<S>
-where
-    S: Service<Request<Incoming>, Response = Response<B>>,
-    S::Future: Send + 'static,
-    S::Error: Send + 'static,
-    B: Body<Data = Bytes> + Send + 'static,
-    B::Error: Send,
+/// One request, to the end of its answer. A visitor who leaves ends it.
+async fn stream<F, B>(
+    answer: F,
+    tunnel: Option<(oneshot::Sender<AgentTunnel>, RecvStream)>,
+    mut respond: SendResponse<Bytes>,
+    ticket: Ticket,
+) where
+    F: Future<Output = Response<B>>,
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Unpin,
 {
-    type Response = Response<LinkBody<B>>;
-    type Error = S::Error;
-    type Future = Answer<B, S::Error>;
-
-    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        if request.method() == Method::POST && request.uri().path() == CONTROL_PATH {
-            // The first of all requests, and no other: a visitor may ask for that path too.
-            if let Some((body, opened)) = lock(&self.control).take() {
-                let _ = opened.send(request.into_body());
-                let response = Response::new(LinkBody::Control(body));
-                return Box::pin(std::future::ready(Ok(response)));
-            }
-        }
-        let ticket = Arc::new(self.flows.count());
-        request.extensions_mut().insert(Busy(Arc::clone(&ticket)));
-        let answer = self.inner.call(request);
-        Box::pin(async move {
-            let response = answer.await?;
-            Ok(response.map(|body| LinkBody::Answer(SteadyBody::new(body), Busy(ticket))))
+    let answered = {
+        let mut answer = pin!(answer);
+        poll_fn(|cx| match answer.as_mut().poll(cx) {
+            Poll::Ready(response) => Poll::Ready(Some(response)),
+            Poll::Pending => respond.poll_reset(cx).map(|_| None),
         })
+        .await
+    };
+    let Some(response) = answered else {
+        return;
+    };
+    let (mut head, body) = response.into_parts();
+    let agreed = tunnel.filter(|_| head.status == StatusCode::OK);
+    let end = agreed.is_none() && body.is_end_stream();
+    let length = body
+        .size_hint()
+        .exact()
+        .filter(|_| !end && agreed.is_none());
+    complete(&mut head.headers, length);
+    let send = match respond.send_response(Response::from_parts(head, ()), end) {
+        Ok(send) => send,
+        Err(error) => {
+            tracing::debug!(%error, "an answer cannot be sent");
+            respond.send_reset(Reason::INTERNAL_ERROR);
+            return;
+        }
+    };
+    if let Some((give, recv)) = agreed {
+        let io = StreamIo::new(recv, send);
+        // Nobody waits for it where the link is just ending.
+        let _ = give.send(AgentTunnel { io, ticket });
+        return;
+    }
+    if end {
+        return;
+    }
+    let mut outgoing = Outgoing::new(send, SteadyBody::new(body));
+    if let Err(SendBodyError::Body(error)) = poll_fn(|cx| outgoing.poll(cx)).await {
+        outgoing.reset(reason_of(&*error.into()));
     }
 }

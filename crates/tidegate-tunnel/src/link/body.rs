@@ -4,16 +4,11 @@
 //! costs the same whether it carries 20 bytes or 20 000.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-
-use super::agent::Busy;
-use super::control::ControlBody;
-use super::stall::Flow;
 
 /// Chunks shorter than this are worth merging, in bytes.
 pub const SMALL: usize = 1024;
@@ -194,85 +189,5 @@ impl Merged {
             Self::One(data) => Some(data),
             Self::Many(data) => Some(data.freeze()),
         }
-    }
-}
-
-/// What a link sends: a body of a visitor or of a target, or its half of the control stream.
-pub(super) enum LinkBody<B: Body> {
-    /// The edge's: watched for an agent that does not take it.
-    Upload(SteadyBody<B>, UploadMark),
-    /// The agent's: counted while it lasts.
-    Answer(
-        SteadyBody<B>,
-        #[expect(dead_code, reason = "it counts until it is dropped")] Busy,
-    ),
-    /// The control stream.
-    Control(ControlBody),
-}
-
-impl<B: Body<Data = Bytes>> LinkBody<B> {
-    /// The visitor's body, of which nothing was sent.
-    pub(super) fn into_inner(self) -> Option<B> {
-        match self {
-            Self::Upload(body, _) | Self::Answer(body, _) => Some(body.into_inner()),
-            Self::Control(_) => None,
-        }
-    }
-}
-
-/// Error of any body.
-type BodyError = Box<dyn std::error::Error + Send + Sync>;
-
-impl<B> Body for LinkBody<B>
-where
-    B: Body<Data = Bytes> + Unpin,
-    B::Error: Into<BodyError> + Unpin,
-{
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match self.get_mut() {
-            Self::Upload(body, flow) => {
-                flow.0.upload_taken();
-                flow.0.feeder.register(cx.waker());
-                if flow.0.is_reset() {
-                    return Poll::Ready(Some(Err("the visitor has left".into())));
-                }
-                let polled = Pin::new(body).poll_frame(cx).map_err(Into::into);
-                if let Poll::Ready(Some(Ok(_))) = &polled {
-                    flow.0.upload_given();
-                }
-                polled
-            }
-            Self::Answer(body, _) => Pin::new(body).poll_frame(cx).map_err(Into::into),
-            Self::Control(body) => body.poll_frame(cx).map(|it| it.map(Ok)),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Upload(body, _) | Self::Answer(body, _) => body.is_end_stream(),
-            Self::Control(_) => false,
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Upload(body, _) | Self::Answer(body, _) => body.size_hint(),
-            Self::Control(_) => SizeHint::default(),
-        }
-    }
-}
-
-/// An upload that is gone waits for nobody.
-pub(super) struct UploadMark(pub(super) Arc<Flow>);
-
-impl Drop for UploadMark {
-    fn drop(&mut self) {
-        self.0.upload_taken();
     }
 }

@@ -1,56 +1,69 @@
 //! The control stream: messages of one end are the frames of a body that does not end.
 
-use std::task::{Context, Poll};
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use h2::SendStream;
 use http_body::{Body, Frame};
 use http_body_util::BodyExt as _;
+use tidegate_http2::{Incoming, Outgoing};
 use tokio::sync::mpsc;
 
 use super::LinkError;
 use crate::wire::{FrameReader, Message, WireError};
 
-/// What this end says. Ends when nobody is left who could say more.
-pub(super) struct ControlBody(mpsc::Receiver<Bytes>);
+/// Writes messages until there are no more.
+pub(super) type Writer<M> = Outgoing<Messages<M>>;
 
-impl ControlBody {
-    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
-        self.0.poll_recv(cx).map(|it| it.map(Frame::data))
+/// What this end says. Ends when nobody is left who could say more.
+#[derive(Debug)]
+pub(super) struct Messages<M>(mpsc::Receiver<M>);
+
+pub(super) fn writer<M: Message>(
+    send: SendStream<Bytes>,
+    messages: mpsc::Receiver<M>,
+) -> Writer<M> {
+    Outgoing::new(send, Messages(messages))
+}
+
+impl<M> Messages<M> {
+    /// What was said already is the last.
+    pub(super) fn end(&mut self) {
+        self.0.close();
     }
 }
 
-/// A body and what feeds it.
-pub(super) fn body() -> (mpsc::Sender<Bytes>, ControlBody) {
-    let (sender, receiver) = mpsc::channel(1);
-    (sender, ControlBody(receiver))
-}
+impl<M: Message> Body for Messages<M> {
+    type Data = Bytes;
+    type Error = Infallible;
 
-/// Writes messages until there are no more. A message that is too long is dropped and said: it is the one of an
-/// object with thousands of mappings.
-pub(super) async fn write<M: Message>(mut messages: mpsc::Receiver<M>, body: mpsc::Sender<Bytes>) {
-    while let Some(message) = messages.recv().await {
-        match message.encode() {
-            Ok(frame) => {
-                if body.send(frame).await.is_err() {
-                    return;
-                }
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        loop {
+            let Some(message) = ready!(self.0.poll_recv(cx)) else {
+                return Poll::Ready(None);
+            };
+            match message.encode() {
+                Ok(frame) => return Poll::Ready(Some(Ok(Frame::data(frame)))),
+                // It is the one of an object with thousands of mappings.
+                Err(error) => tracing::error!(%error, "a control message is not sent"),
             }
-            Err(error) => tracing::error!(%error, "a control message is not sent"),
         }
     }
 }
 
 /// Reads messages of a body.
-pub(super) struct Reader<B> {
-    body: B,
+pub(super) struct Reader {
+    body: Incoming,
     frames: FrameReader,
 }
 
-impl<B> Reader<B>
-where
-    B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
-{
-    pub(super) fn new(body: B) -> Self {
+impl Reader {
+    pub(super) fn new(body: Incoming) -> Self {
         Self {
             body,
             frames: FrameReader::default(),

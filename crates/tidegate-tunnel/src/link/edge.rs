@@ -6,27 +6,30 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::marker::PhantomData;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use h2::client::SendRequest;
+use h2::{Ping as Http2Ping, PingPong, SendStream};
+use http::{Method, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
-use hyper::client::conn::http2::{Connection, SendRequest};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use tidegate_http2::{Incoming, StreamIo};
 use tidegate_model::ObjectName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout, timeout_at};
 
-use super::body::{LinkBody, SteadyBody, UploadMark};
-use super::control::{self, Reader};
+use super::control::{self, Reader, Writer};
 use super::lifeline::{CutOnDrop, Lifeline, Watched};
 use super::stall::{Flows, Held, Patience, Watch, lock};
-use super::{CONTROL_PATH, CONTROL_QUEUE, LinkError};
+use super::upload::Upload;
+use super::{CONTROL_PATH, CONTROL_QUEUE, LinkError, complete};
 use crate::settings;
 use crate::wire::{Bye, FromAgent, FromEdge, Hello, Ping};
 
@@ -44,13 +47,14 @@ pub struct LinkFacts {
 }
 
 /// Where requests go. Cheap to clone; any task of any runtime may use it.
-pub struct EdgeLink<B: Body + 'static> {
-    sender: SendRequest<LinkBody<B>>,
+pub struct EdgeLink<B> {
     shared: Arc<Shared>,
+    bodies: PhantomData<fn(B)>,
 }
 
 struct Shared {
     facts: LinkFacts,
+    sender: Mutex<SendRequest<Bytes>>,
     flows: Arc<Flows>,
     line: Arc<Lifeline>,
     to_agent: mpsc::Sender<FromEdge>,
@@ -88,10 +92,10 @@ pub enum SendError {
     Reset,
     /// The agent has not begun with the request: it may be sent again whatever it is, if its body is still there.
     #[error("the agent did not take the request")]
-    Untouched(#[source] hyper::Error),
+    Untouched(#[source] h2::Error),
     /// The link or the agent failed in between.
     #[error("send a request through the link")]
-    Http2(#[source] hyper::Error),
+    Http2(#[source] h2::Error),
 }
 
 impl SendError {
@@ -107,16 +111,10 @@ impl SendError {
         }
     }
 
-    fn of(error: hyper::Error) -> Self {
-        let mut source = std::error::Error::source(&error);
-        while let Some(inner) = source {
-            if let Some(inner) = inner.downcast_ref::<h2::Error>() {
-                let refused = inner.reason() == Some(h2::Reason::REFUSED_STREAM);
-                if inner.is_remote() && (refused || inner.is_go_away()) {
-                    return Self::Untouched(error);
-                }
-            }
-            source = inner.source();
+    fn of(error: h2::Error) -> Self {
+        let refused = error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        if error.is_remote() && (refused || error.is_go_away()) {
+            return Self::Untouched(error);
         }
         Self::Http2(error)
     }
@@ -149,8 +147,6 @@ pub async fn open<I, B>(
 >
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    B: Body<Data = Bytes> + Unpin + Send + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Unpin + Send,
 {
     open_with(io, facts, Patience::default()).await
 }
@@ -170,29 +166,28 @@ pub(super) async fn open_with<I, B>(
 >
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    B: Body<Data = Bytes> + Unpin + Send + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Unpin + Send,
 {
     let (io, line) = Watched::new(io);
     let cut = CutOnDrop(Arc::clone(&line));
-    let broken = |error: hyper::Error| LinkError::Http2(error.into());
+    let broken = |error: h2::Error| LinkError::Http2(error.into());
     let deadline = Instant::now() + settings::HELLO_WITHIN;
-    let handshake = settings::edge().handshake(TokioIo::new(io));
-    let handshake = timeout_at(deadline, handshake).await;
-    let (mut sender, connection) = handshake.map_err(|_| LinkError::NoHello)?.map_err(broken)?;
-    let mut connection: Pin<Box<Connection<_, LinkBody<B>, TokioExecutor>>> = Box::pin(connection);
+    let handshake = timeout_at(deadline, settings::edge().handshake(io)).await;
+    let (mut sender, mut connection) =
+        handshake.map_err(|_| LinkError::NoHello)?.map_err(broken)?;
+    let pings = connection.ping_pong();
+    // Woken for every frame, and so apart from what is rare. Ends with the stream underneath, which is cut.
+    let mut connection = tokio::spawn(connection);
 
-    let (bytes, body) = control::body();
-    let (to_agent, messages) = mpsc::channel(CONTROL_QUEUE);
-    let request = Request::post(CONTROL_PATH)
-        .body(LinkBody::Control(body))
-        .map_err(|_| LinkError::Closed)?;
+    let request = Request::post(CONTROL_PATH).body(());
+    let request = request.map_err(|_| LinkError::Closed)?;
+    let (response, send) = sender.send_request(request, false).map_err(broken)?;
     let greet = async {
-        let response = sender.send_request(request).await.map_err(broken)?;
+        let response = response.await.map_err(broken)?;
         if response.status() != StatusCode::OK {
             return Err(LinkError::ControlRefused(response.status()));
         }
-        let mut reader = Reader::new(response.into_body());
+        let (head, body) = response.into_parts();
+        let mut reader = Reader::new(Incoming::new(body, &head.headers));
         match reader.next().await? {
             Some(FromAgent::Hello(hello))
                 if hello.instance == facts.instance && hello.link == facts.link =>
@@ -205,14 +200,16 @@ where
     };
     let greeted = tokio::select! {
         greeted = greet => greeted?,
-        ended = &mut connection => return Err(ended.err().map_or(LinkError::Closed, broken)),
+        ended = &mut connection => return Err(ended_by(ended)),
         () = sleep_until(deadline) => return Err(LinkError::NoHello),
     };
     let (reader, hello) = greeted;
 
     let (forward, from_agent) = mpsc::channel(CONTROL_QUEUE);
+    let (to_agent, messages) = mpsc::channel(CONTROL_QUEUE);
     let shared = Arc::new(Shared {
         facts,
+        sender: Mutex::new(sender),
         flows: Flows::new(patience),
         line,
         to_agent: to_agent.clone(),
@@ -221,6 +218,7 @@ where
     });
     let driver = Driver {
         connection,
+        pings,
         shared: Arc::clone(&shared),
         cut,
     };
@@ -229,49 +227,59 @@ where
         from_agent,
         to_agent,
     };
-    let driver = driver.run(reader, forward, control::write(messages, bytes));
-    Ok((EdgeLink { sender, shared }, control, driver))
+    let driver = driver.run(reader, forward, control::writer(send, messages));
+    let link = EdgeLink {
+        shared,
+        bodies: PhantomData,
+    };
+    Ok((link, control, driver))
 }
 
-struct Driver<C> {
-    connection: C,
+/// The codec's task has ended.
+type CodecEnd = Result<Result<(), h2::Error>, tokio::task::JoinError>;
+
+fn ended_by(codec: CodecEnd) -> LinkError {
+    match codec {
+        Ok(Err(error)) => LinkError::Http2(error.into()),
+        // Without an error, or with the runtime.
+        Ok(Ok(())) | Err(_) => LinkError::Closed,
+    }
+}
+
+struct Driver {
+    connection: JoinHandle<Result<(), h2::Error>>,
+    pings: Option<PingPong>,
     shared: Arc<Shared>,
     cut: CutOnDrop,
 }
 
-impl<C: Future<Output = hyper::Result<()>> + Unpin> Driver<C> {
-    async fn run<R>(
+impl Driver {
+    async fn run(
         mut self,
-        reader: Reader<R>,
+        reader: Reader,
         forward: mpsc::Sender<FromAgent>,
-        write: impl Future<Output = ()>,
-    ) -> LinkError
-    where
-        R: Body<Data = Bytes, Error = hyper::Error> + Unpin,
-    {
+        mut writer: Writer<FromEdge>,
+    ) -> LinkError {
         let shared = &*self.shared;
         let end = {
             let listen = listen(shared, reader, forward);
             tokio::pin!(listen);
-            tokio::pin!(write);
+            let mut write = std::future::poll_fn(|cx| writer.poll(cx));
             let mut ping = interval(settings::PING_EVERY);
             ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
             let mut look = interval(Duration::from_secs(1));
             look.set_missed_tick_behavior(MissedTickBehavior::Delay);
             let start = shared.start();
-            let (mut connected, mut writing) = (true, true);
+            let mut keep_alive = KeepAlive {
+                pings: self.pings,
+                asked: false,
+            };
+            let mut writing = true;
             loop {
                 tokio::select! {
-                    ended = &mut self.connection, if connected => {
-                        if let Err(error) = ended {
-                            break LinkError::Http2(error.into());
-                        }
-                        // The agent takes no more streams; those there are go on until their stream ends.
-                        connected = false;
-                        shared.closing.store(true, Ordering::Release);
-                    }
+                    ended = &mut self.connection => break ended_by(ended),
                     end = &mut listen => break end,
-                    () = &mut write, if writing => writing = false,
+                    _ = &mut write, if writing => writing = false,
                     () = shared.line.ended() => break LinkError::Closed,
                     () = shared.line.silent(settings::DEAD_AFTER) => break LinkError::Dead,
                     _ = ping.tick() => {
@@ -281,6 +289,7 @@ impl<C: Future<Output = hyper::Result<()>> + Unpin> Driver<C> {
                     }
                     _ = look.tick() => {
                         let _ = shared.flows.is_refusing();
+                        keep_alive.look(&shared.line);
                     }
                 }
             }
@@ -303,15 +312,33 @@ impl<C: Future<Output = hyper::Result<()>> + Unpin> Driver<C> {
     }
 }
 
+/// Asks by an HTTP/2 PING after a silence. The answer is heard as every other byte is.
+struct KeepAlive {
+    pings: Option<PingPong>,
+    asked: bool,
+}
+
+impl KeepAlive {
+    fn look(&mut self, line: &Lifeline) {
+        let Some(pings) = &mut self.pings else {
+            return;
+        };
+        if self.asked {
+            let mut nobody = Context::from_waker(Waker::noop());
+            self.asked = pings.poll_pong(&mut nobody).is_pending();
+        }
+        if !self.asked && line.quiet() >= settings::KEEP_ALIVE {
+            self.asked = pings.send_ping(Http2Ping::opaque()).is_ok();
+        }
+    }
+}
+
 /// Passes on what the agent says until it says no more.
-async fn listen<R>(
+async fn listen(
     shared: &Shared,
-    mut reader: Reader<R>,
+    mut reader: Reader,
     forward: mpsc::Sender<FromAgent>,
-) -> LinkError
-where
-    R: Body<Data = Bytes, Error = hyper::Error> + Unpin,
-{
+) -> LinkError {
     let start = shared.start();
     loop {
         match reader.next().await {
@@ -350,16 +377,16 @@ impl Shared {
     }
 }
 
-impl<B: Body + 'static> Clone for EdgeLink<B> {
+impl<B> Clone for EdgeLink<B> {
     fn clone(&self) -> Self {
         Self {
-            sender: self.sender.clone(),
             shared: Arc::clone(&self.shared),
+            bodies: PhantomData,
         }
     }
 }
 
-impl<B: Body + 'static> fmt::Debug for EdgeLink<B> {
+impl<B> fmt::Debug for EdgeLink<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EdgeLink")
             .field("facts", &self.shared.facts)
@@ -367,7 +394,7 @@ impl<B: Body + 'static> fmt::Debug for EdgeLink<B> {
     }
 }
 
-impl<B: Body + 'static> EdgeLink<B> {
+impl<B> EdgeLink<B> {
     /// What the handshake has found out.
     pub fn facts(&self) -> &LinkFacts {
         &self.shared.facts
@@ -396,9 +423,7 @@ impl<B: Body + 'static> EdgeLink<B> {
 
     /// Whether it takes no requests any more.
     pub fn is_closed(&self) -> bool {
-        self.shared.closing.load(Ordering::Acquire)
-            || self.shared.line.is_ended()
-            || self.sender.is_closed()
+        self.shared.closing.load(Ordering::Acquire) || self.shared.line.is_ended()
     }
 
     /// Whether a request would be refused now for the number of streams, or of those that are stalled.
@@ -444,6 +469,48 @@ where
         &self,
         request: Request<B>,
     ) -> impl Future<Output = Result<Response<LinkIncoming>, SendFailed<B>>> + Send + use<B> {
+        let sending = self.begin(request);
+        async move {
+            let mut sending = sending?;
+            if let Some(mut upload) = sending.upload {
+                // Small bodies are here already and need no task.
+                let going_on = std::future::poll_fn(|cx| {
+                    Poll::Ready(Pin::new(&mut upload).poll(cx).is_pending())
+                });
+                if going_on.await {
+                    tokio::spawn(upload);
+                }
+            }
+            let watch = sending.watch;
+            let answered = std::future::poll_fn(|cx| {
+                if watch.flow.is_reset() {
+                    return Poll::Ready(None);
+                }
+                watch.flow.reader.register(cx.waker());
+                Pin::new(&mut sending.response).poll(cx).map(Some)
+            })
+            .await;
+            match answered {
+                None => Err(SendFailed {
+                    error: SendError::Reset,
+                    unsent: None,
+                }),
+                Some(Ok(response)) => {
+                    let (head, body) = response.into_parts();
+                    let body = Incoming::new(body, &head.headers);
+                    let body = LinkIncoming::new(body, sending.connect, watch);
+                    Ok(Response::from_parts(head, body))
+                }
+                Some(Err(error)) => Err(SendFailed {
+                    error: SendError::of(error),
+                    unsent: None,
+                }),
+            }
+        }
+    }
+
+    /// Hands the request's head to the codec.
+    fn begin(&self, mut request: Request<B>) -> Result<Sending<B>, SendFailed<B>> {
         let refused = if self.is_closed() {
             Some(SendError::Closed)
         } else if self.in_flight() >= settings::MAX_STREAMS as usize - 1 {
@@ -453,51 +520,68 @@ where
         } else {
             None
         };
-        let sending = if let Some(error) = refused {
+        if let Some(error) = refused {
             let unsent = Some(request);
-            Err(SendFailed { error, unsent })
-        } else {
-            let watch = self.shared.flows.register();
-            let mark = UploadMark(Arc::clone(&watch.flow));
-            let request = request.map(|body| LinkBody::Upload(SteadyBody::new(body), mark));
-            Ok((self.sender.clone().try_send_request(request), watch))
-        };
-        async move {
-            let (sent, watch) = sending?;
-            tokio::pin!(sent);
-            let answered = std::future::poll_fn(|cx| {
-                if watch.flow.is_reset() {
-                    return Poll::Ready(None);
-                }
-                watch.flow.reader.register(cx.waker());
-                sent.as_mut().poll(cx).map(Some)
-            })
-            .await;
-            match answered {
-                None => Err(SendFailed {
-                    error: SendError::Reset,
-                    unsent: None,
-                }),
-                Some(Ok(response)) => Ok(response.map(|body| LinkIncoming::new(body, watch))),
-                Some(Err(mut failed)) => {
-                    let unsent = failed.take_message().and_then(unwrap_body);
-                    Err(SendFailed {
-                        error: SendError::of(failed.into_error()),
-                        unsent,
-                    })
-                }
+            return Err(SendFailed { error, unsent });
+        }
+        let connect = request.method() == Method::CONNECT;
+        let end = !connect && request.body().is_end_stream();
+        let length = request
+            .body()
+            .size_hint()
+            .exact()
+            .filter(|length| !connect && (*length > 0 || has_body_by_nature(request.method())));
+        complete(request.headers_mut(), length);
+        let mut sender = lock(&self.shared.sender);
+        match sender.poll_ready(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => {}
+            // A stream that waits until the agent lets it open keeps back only its own handle.
+            Poll::Pending => *sender = sender.clone(),
+            Poll::Ready(Err(_)) => {
+                self.shared.closing.store(true, Ordering::Release);
+                let unsent = Some(request);
+                let error = SendError::Closed;
+                return Err(SendFailed { error, unsent });
             }
         }
+        let (head, body) = request.into_parts();
+        let sent = sender.send_request(Request::from_parts(head, ()), end);
+        drop(sender);
+        // Nothing has left: the link is gone since it was asked a moment ago, or the head is one that HTTP/2 cannot say.
+        let (response, send) = sent.map_err(|error| SendFailed {
+            error: SendError::Untouched(error),
+            unsent: None,
+        })?;
+        let watch = self.shared.flows.register();
+        let (upload, connect) = match (end, connect) {
+            (true, _) => (None, None),
+            (false, true) => (None, Some(send)),
+            (false, false) => (Some(Upload::new(send, body, &watch.flow)), None),
+        };
+        Ok(Sending {
+            response,
+            upload,
+            connect,
+            watch,
+        })
     }
 }
 
-fn unwrap_body<B: Body<Data = Bytes>>(request: Request<LinkBody<B>>) -> Option<Request<B>> {
-    let (head, body) = request.into_parts();
-    Some(Request::from_parts(head, body.into_inner()?))
+/// Methods whose requests say that their body is empty (RFC 9110 §8.6).
+fn has_body_by_nature(method: &Method) -> bool {
+    matches!(*method, Method::POST | Method::PUT | Method::PATCH)
+}
+
+/// A request whose head is on its way.
+struct Sending<B: Body> {
+    response: h2::client::ResponseFuture,
+    upload: Option<Upload<B>>,
+    connect: Option<SendStream<Bytes>>,
+    watch: Watch,
 }
 
 #[cfg(test)]
-impl<B: Body + 'static> EdgeLink<B> {
+impl<B> EdgeLink<B> {
     pub(super) fn look_by_hand(&self) {
         self.shared.flows.look_by_hand();
     }
@@ -522,15 +606,38 @@ pub enum IncomingError {
     Stalled,
     /// The link or the agent failed.
     #[error("read an answer from the link")]
-    Http2(#[source] hyper::Error),
+    Http2(#[source] h2::Error),
 }
 
 impl LinkIncoming {
-    fn new(body: hyper::body::Incoming, mut watch: Watch) -> Self {
+    fn new(body: Incoming, connect: Option<SendStream<Bytes>>, mut watch: Watch) -> Self {
         let hint = body.size_hint();
         watch.ended = body.is_end_stream();
-        *lock(&watch.flow.held) = Held::Body(body);
+        *lock(&watch.flow.held) = Held::Body(body, connect);
         Self { watch, hint }
+    }
+
+    /// The whole body, if it is short and came together with its head. None of it is lost otherwise.
+    pub fn take_whole(&mut self) -> Option<Bytes> {
+        let Held::Body(body, _) = &mut *lock(&self.watch.flow.held) else {
+            return None;
+        };
+        let whole = body.take_whole();
+        self.watch.ended |= whole.is_some();
+        whole
+    }
+
+    /// The stream that an agreed CONNECT has become; None where there was none, or it is gone.
+    pub fn into_tunnel(self) -> Option<LinkTunnel> {
+        let mut watch = self.watch;
+        let mut held = lock(&watch.flow.held);
+        *held = match std::mem::take(&mut *held) {
+            Held::Body(body, Some(send)) => Held::Tunnel(StreamIo::new(body.into_stream(), send)),
+            _ => return None,
+        };
+        drop(held);
+        watch.ended = false;
+        Some(LinkTunnel { watch })
     }
 }
 
@@ -549,7 +656,7 @@ impl Body for LinkIncoming {
         let flow = &watch.flow;
         flow.download_taken();
         let mut held = lock(&flow.held);
-        let Held::Body(body) = &mut *held else {
+        let Held::Body(body, _) = &mut *held else {
             watch.ended = true;
             return Poll::Ready(Some(Err(IncomingError::Stalled)));
         };
@@ -591,22 +698,10 @@ pub struct LinkTunnel {
     watch: Watch,
 }
 
-/// Takes the stream out of the answer to a CONNECT request.
-///
-/// # Errors
-/// The answer is no agreement, or the stream is gone.
-pub async fn upgrade(mut response: Response<LinkIncoming>) -> Result<LinkTunnel, hyper::Error> {
-    let upgraded = hyper::upgrade::on(&mut response).await?;
-    let mut watch = response.into_body().watch;
-    watch.ended = false;
-    *lock(&watch.flow.held) = Held::Tunnel(TokioIo::new(upgraded));
-    Ok(LinkTunnel { watch })
-}
-
 impl LinkTunnel {
     fn with<T>(
         &self,
-        act: impl FnOnce(Pin<&mut TokioIo<hyper::upgrade::Upgraded>>) -> Poll<io::Result<T>>,
+        act: impl FnOnce(Pin<&mut StreamIo>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         match &mut *lock(&self.watch.flow.held) {
             Held::Tunnel(stream) => act(Pin::new(stream)),

@@ -70,6 +70,12 @@ impl Lifeline {
         )
     }
 
+    /// Time since something was read.
+    pub(super) fn quiet(&self) -> Duration {
+        let last = Duration::from_millis(self.read_at.load(Ordering::Relaxed));
+        self.start.elapsed().saturating_sub(last)
+    }
+
     /// Returns when nothing was read for the time.
     pub(super) async fn silent(&self, time: Duration) {
         loop {

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Files: `edge` and `agent` are the two ends; `control` is the endless pair of bodies; `body` evens out what both
-//! ends send; `stall` bounds what visitors who stop reading may cost; `lifeline` finds dead links and ends them.
+//! ends send, `upload` is what the edge sends of a visitor; `stall` bounds what visitors who stop reading may cost;
+//! `lifeline` finds dead links and ends them.
 
 pub mod agent;
 pub mod body;
@@ -17,8 +18,14 @@ mod lifeline;
 mod stall;
 #[cfg(test)]
 mod tests;
+mod upload;
+
+use http::header::{self, HeaderMap, HeaderName};
 
 use crate::wire::WireError;
+
+/// What an extended CONNECT asks for, among the extensions of its request (RFC 8441 §4).
+pub use h2::ext::Protocol;
 
 /// Path of the control stream, which is the first request of every link.
 pub const CONTROL_PATH: &str = "/.tunnel/control";
@@ -31,7 +38,7 @@ const CONTROL_QUEUE: usize = 64;
 pub enum LinkError {
     /// HTTP/2 could not go on; the other end broke the protocol or the connection is gone.
     #[error("speak HTTP/2 on the link")]
-    Http2(#[source] std::sync::Arc<hyper::Error>),
+    Http2(#[source] std::sync::Arc<h2::Error>),
     /// No byte arrived for [`crate::settings::DEAD_AFTER`].
     #[error("nothing arrives on the link")]
     Dead,
@@ -66,5 +73,30 @@ impl LinkError {
             Self::Closed => "LinkClosed",
             Self::Cut => "LinkEnded",
         }
+    }
+}
+
+/// Fields that HTTP/2 does not know (RFC 9113 §8.2.2).
+const OF_CONNECTION: [HeaderName; 5] = [
+    header::CONNECTION,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+/// Removes fields that the codec would refuse, and says the length of a body where it is known. What `Connection`
+/// names is whoever fills the head's to remove.
+fn complete(headers: &mut HeaderMap, length: Option<u64>) {
+    for name in OF_CONNECTION {
+        headers.remove(name);
+    }
+    if headers.get(header::TE).is_some_and(|te| te != "trailers") {
+        headers.remove(header::TE);
+    }
+    if let Some(length) = length {
+        headers
+            .entry(header::CONTENT_LENGTH)
+            .or_insert_with(|| length.into());
     }
 }

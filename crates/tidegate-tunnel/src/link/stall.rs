@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::task::AtomicWaker;
-use hyper::body::Incoming;
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
+use h2::SendStream;
+use tidegate_http2::{Incoming, StreamIo};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -88,10 +88,10 @@ pub(super) enum Held {
     /// Not there yet, or gone.
     #[default]
     Nothing,
-    /// An answer's body.
-    Body(Incoming),
-    /// An upgraded stream, with both its halves.
-    Tunnel(TokioIo<Upgraded>),
+    /// An answer's body; to CONNECT, with the other half of the stream.
+    Body(Incoming, Option<SendStream<Bytes>>),
+    /// A stream that carries bytes, with both its halves.
+    Tunnel(StreamIo),
 }
 
 /// A lock that no panic can spoil: what it guards is whole at every moment.
@@ -275,7 +275,7 @@ impl Flow {
         self.reset.load(Ordering::Acquire)
     }
 
-    /// Drops what the stream holds, and tells whoever reads it and whoever feeds it. hyper tells the agent as soon as
+    /// Drops what the stream holds, and tells whoever reads it and whoever feeds it. The agent is told as soon as
     /// neither half is in use.
     fn reset(&self) {
         self.reset.store(true, Ordering::Release);

@@ -19,12 +19,10 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
-use hyper::service::service_fn;
 use tidegate_model::{Agent, AgentId, AgentTarget, Mapping, MappingId, ObservedAgent, StoredKey};
 use tidegate_tunnel::credential::{Claims, Token};
 use tidegate_tunnel::handshake::{self, Authorization, Upgrade};
-use tidegate_tunnel::link::agent::{self as link, AgentLink};
+use tidegate_tunnel::link::agent::{self as link, AgentLink, Incoming};
 use tidegate_tunnel::websocket::{Role, WebSocketStream};
 use tidegate_tunnel::wire::{DrainDone, FromAgent, FromEdge, Hello, MappingsReady};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -342,11 +340,7 @@ where
         instance,
         ..Hello::default()
     };
-    let service = service_fn(move |request| {
-        let answer = answer(request);
-        async move { Ok::<_, Infallible>(answer.await) }
-    });
-    let (mut control, driver) = link::serve(io, hello, service);
+    let (mut control, driver) = link::serve(io, hello, answer);
     let ended = tokio::spawn(driver);
     let (tell, said) = mpsc::channel();
     let to_edge = control.to_edge.clone();

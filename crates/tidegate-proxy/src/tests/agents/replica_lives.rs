@@ -44,11 +44,7 @@ impl Fake {
                 instance: name,
                 ..Hello::default()
             };
-            let service = service_fn(move |request| {
-                let answer = answer(request);
-                async move { Ok::<_, Infallible>(answer.await) }
-            });
-            let (control, driver) = link::serve(io, hello, service);
+            let (control, driver) = link::serve(io, hello, answer);
             tokio::spawn(driver);
             control.to_edge.send(has_agent().into()).await.unwrap();
             while let Some(order) = orders.recv().await {

@@ -6,7 +6,6 @@ use h2::ext::Protocol;
 use http::{HeaderMap, HeaderValue};
 use http_body::Frame;
 use http_body_util::StreamBody;
-use hyper_util::rt::TokioIo;
 
 use super::super::h2_peers::{h2_body, h2_request, h2_send};
 use super::replicas::{Replica, replicas, replicas_from};
@@ -21,17 +20,18 @@ const ACCEPT: &str = "sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
 pub(super) fn echoes(
     protocol: &'static str,
 ) -> impl Fn(Request<Incoming>) -> std::future::Ready<Response<AgentBody>> + Clone + Send {
-    move |mut request| {
-        let asked = request.extensions().get::<hyper::ext::Protocol>();
-        assert_eq!(asked.map(hyper::ext::Protocol::as_str), Some(protocol));
+    move |request| {
+        let asked = request.extensions().get::<Protocol>();
+        assert_eq!(asked.map(Protocol::as_str), Some(protocol));
         assert_eq!(request.method(), "CONNECT");
         for gone in ["connection", "upgrade"] {
             assert!(!request.headers().contains_key(gone), "{gone}");
         }
-        let upgraded = hyper::upgrade::on(&mut request);
+        let Incoming::Tunnel(agreed) = request.into_body() else {
+            panic!("a CONNECT with a body");
+        };
         tokio::spawn(async move {
-            let io = TokioIo::new(upgraded.await.unwrap());
-            let (mut read, mut write) = tokio::io::split(io);
+            let (mut read, mut write) = tokio::io::split(agreed.tunnel().await.unwrap());
             tokio::io::copy(&mut read, &mut write).await.unwrap();
             write.shutdown().await.unwrap();
         });

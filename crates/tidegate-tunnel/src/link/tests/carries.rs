@@ -6,18 +6,15 @@ use bytes::BytesMut;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
-use hyper::body::Incoming;
-use hyper::ext::Protocol;
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use super::support::*;
-use crate::link::CONTROL_PATH;
-use crate::link::agent::Busy;
-use crate::link::edge::{LinkTunnel, upgrade};
+use crate::link::agent::Incoming;
+use crate::link::edge::LinkTunnel;
 use crate::link::stall::Patience;
+use crate::link::{CONTROL_PATH, Protocol};
 use crate::websocket::{Role, WebSocketStream};
 use crate::{datagram, handshake, settings};
 
@@ -162,18 +159,49 @@ async fn a_visitor_who_leaves_in_the_middle_is_noticed_by_the_agent() {
     within(pair.agent.link.idle()).await;
 }
 
+/// A visitor who gives an upload up must not leave the target with one that looks complete.
+#[tokio::test]
+async fn an_upload_that_is_given_up_is_not_whole() {
+    let (told, mut tells) = watch::channel(None);
+    let pair = pair(move |request| {
+        let told = told.clone();
+        async move {
+            // Reads on, whatever becomes of the request.
+            let read = tokio::spawn(async move {
+                let whole = request.into_body().collect().await.is_ok();
+                told.send_replace(Some(whole));
+            });
+            read.await.unwrap();
+            Response::new(full(""))
+        }
+    })
+    .await;
+    let half = StreamBody::new(futures_util::stream::StreamExt::chain(
+        futures_util::stream::iter([Ok(Frame::data("half".into()))]),
+        futures_util::stream::pending(),
+    ));
+    let request = Request::post("http://a.example/").body(half.boxed_unsync());
+    let sent = tokio::spawn(pair.edge.try_send(request.unwrap()));
+    while pair.agent.link.in_flight() == 0 {
+        within(tokio::task::yield_now()).await;
+    }
+    sent.abort();
+    let told = within(tells.wait_for(Option::is_some)).await.unwrap();
+    assert_eq!(*told, Some(false));
+}
+
 /// Answers CONNECT with an echo of its bytes.
-async fn tunnels(mut request: Request<Incoming>) -> Response<TestBody> {
+async fn tunnels(request: Request<Incoming>) -> Response<TestBody> {
     assert_eq!(request.method(), "CONNECT");
     let protocol = request.extensions().get::<Protocol>().unwrap();
     let protocol = protocol.as_str().to_owned();
-    let busy = request.extensions().get::<Busy>().cloned();
-    let upgrade = hyper::upgrade::on(&mut request);
+    let Incoming::Tunnel(agreed) = request.into_body() else {
+        panic!("a CONNECT with a body");
+    };
     tokio::spawn(async move {
-        let (mut read, mut write) = tokio::io::split(TokioIo::new(upgrade.await.unwrap()));
+        let (mut read, mut write) = tokio::io::split(agreed.tunnel().await.unwrap());
         tokio::io::copy(&mut read, &mut write).await.unwrap();
         write.shutdown().await.unwrap();
-        drop(busy);
     });
     Response::builder()
         .header("protocol", protocol)
@@ -190,7 +218,7 @@ async fn connect(pair: &Pair, protocol: &'static str) -> LinkTunnel {
         (answer.status().as_u16(), &answer.headers()["protocol"]),
         (200, &HeaderValue::from_static(protocol))
     );
-    within(upgrade(answer)).await.unwrap()
+    answer.into_body().into_tunnel().unwrap()
 }
 
 #[tokio::test]

@@ -1,13 +1,11 @@
 //! How links end, and those that do not come up.
 
-use std::convert::Infallible;
 use std::future::pending;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
-use hyper::service::service_fn;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
@@ -154,8 +152,7 @@ async fn a_hello_of_somebody_else_is_refused() {
         },
     ] {
         let (edge_io, agent_io) = tokio::io::duplex(64 * 1024);
-        let service = service_fn(|request| async { Ok::<_, Infallible>(echo(request).await) });
-        let (_control, driver) = agent::serve(agent_io, wrong, service);
+        let (_control, driver) = agent::serve(agent_io, wrong, echo);
         let agent_end = tokio::spawn(driver);
         let opened = within(edge::open::<_, TestBody>(edge_io, facts())).await;
         let error = opened.err().unwrap();
@@ -174,18 +171,17 @@ async fn a_link_that_does_not_come_up_ends() {
         opened.err().unwrap()
     };
     let (agent_io, _silent) = tokio::io::duplex(64 * 1024);
-    let service = service_fn(|request| async { Ok::<_, Infallible>(echo(request).await) });
-    let (_control, driver) = agent::serve(agent_io, hello(), service);
+    let (_control, driver) = agent::serve(agent_io, hello(), echo);
     // Speaks HTTP/2, but answers to the control stream as any web server would.
     let (other_io, web_io) = tokio::io::duplex(64 * 1024);
-    let web = service_fn(|_| async {
-        let answer = Response::builder()
-            .status(404)
-            .body(http_body_util::Empty::<Bytes>::new());
-        Ok::<_, Infallible>(answer.unwrap())
+    let web = tokio::spawn(async move {
+        let connection = crate::settings::agent().handshake::<_, Bytes>(web_io);
+        let mut connection = connection.await.unwrap();
+        while let Some(Ok((_, mut respond))) = connection.accept().await {
+            let answer: Response<()> = Response::builder().status(404).body(()).unwrap();
+            respond.send_response(answer, true).unwrap();
+        }
     });
-    let io = hyper_util::rt::TokioIo::new(web_io);
-    let web = tokio::spawn(crate::settings::agent().serve_connection(io, web));
     let refused = edge::open::<_, TestBody>(other_io, facts());
     let all = Box::pin(async { tokio::join!(opens, driver, refused) });
     let (opened, served, refused) = within(all).await;

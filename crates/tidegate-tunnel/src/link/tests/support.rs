@@ -15,15 +15,13 @@ use http::{Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
-use hyper::service::service_fn;
 use tidegate_model::ObjectName;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::link::LinkError;
-use crate::link::agent::{self, AgentControl};
+use crate::link::agent::{self, AgentControl, Incoming};
 use crate::link::edge::{self, EdgeControl, EdgeLink, LinkFacts, LinkIncoming};
 use crate::link::stall::Patience;
 use crate::wire::Hello;
@@ -95,11 +93,7 @@ where
     F: Fn(Request<Incoming>) -> R + Send + 'static,
     R: Future<Output = Response<TestBody>> + Send + 'static,
 {
-    let service = service_fn(move |request| {
-        let answer = answer(request);
-        async move { Ok::<_, Infallible>(answer.await) }
-    });
-    let (agent, driver) = agent::serve(agent_io, hello(), service);
+    let (agent, driver) = agent::serve(agent_io, hello(), answer);
     let agent_end = tokio::spawn(driver);
     let opened = within(edge::open_with(edge_io, facts(), patience)).await;
     let (edge, control, driver) = opened.unwrap();

@@ -1,5 +1,5 @@
-//! The ways in which hyper's defaults end a healthy link, or let one visitor stop all others. Each of these fails
-//! with the default of the setting it names, unless it says otherwise.
+//! The ways in which the defaults of h2, or of hyper above it, end a healthy link or let one visitor stop all others.
+//! Each of these fails with the default of the setting it names, unless it says otherwise.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -72,6 +72,36 @@ async fn uploads_that_are_not_taken_stop_nobody_else() {
         request.abort();
     }
     within(pair.agent.link.idle()).await;
+    pair.still_works().await;
+}
+
+/// After the answer has begun, too: nothing but the visitor could end them.
+#[tokio::test]
+async fn uploads_that_are_not_taken_end_with_their_visitors() {
+    let (taken, mut progress) = watch::channel(0);
+    let pair = pair(|request| async move {
+        if request.uri().path() == "/echo" {
+            return echo(request).await;
+        }
+        let held = request.into_body();
+        let open = futures_util::stream::once(async move {
+            std::future::pending::<()>().await;
+            drop(held);
+            Ok(Frame::data(Bytes::new()))
+        });
+        Response::new(StreamBody::new(Box::pin(open)).boxed_unsync())
+    })
+    .await;
+    let body = Endless(taken).boxed_unsync();
+    let request = Request::post("http://a.example/").body(body).unwrap();
+    let answer = within(pair.edge.try_send(request)).await.unwrap();
+    within(progress.wait_for(|taken| *taken >= STREAM_WINDOW as usize))
+        .await
+        .unwrap();
+    drop(answer);
+    within(pair.agent.link.idle()).await;
+    // Its feeder is gone with it, and the channel that tells of its progress.
+    while within(progress.changed()).await.is_ok() {}
     pair.still_works().await;
 }
 

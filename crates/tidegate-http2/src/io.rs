@@ -1,5 +1,5 @@
-//! An HTTP/2 stream that has become a tunnel (extended CONNECT, RFC 8441): bytes both ways. What is read
-//! opens the window again, what is written waits for the client's.
+//! A stream that carries bytes both ways (extended CONNECT, RFC 8441). What is read opens the window again, what is
+//! written waits for the other end's.
 
 use std::io;
 use std::pin::Pin;
@@ -9,8 +9,9 @@ use bytes::{Buf as _, Bytes};
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Both halves of the stream.
-pub(crate) struct Tunnel {
+/// Both halves of a stream, as bytes. Shut down, it ends in order; dropped before that, the stream is reset.
+#[derive(Debug)]
+pub struct StreamIo {
     recv: RecvStream,
     send: SendStream<Bytes>,
     /// Received, not yet read.
@@ -18,8 +19,9 @@ pub(crate) struct Tunnel {
     closed: bool,
 }
 
-impl Tunnel {
-    pub(super) fn new(recv: RecvStream, send: SendStream<Bytes>) -> Self {
+impl StreamIo {
+    /// The halves of a stream whose request was agreed to.
+    pub fn new(recv: RecvStream, send: SendStream<Bytes>) -> Self {
         Self {
             recv,
             send,
@@ -29,7 +31,7 @@ impl Tunnel {
     }
 }
 
-impl AsyncRead for Tunnel {
+impl AsyncRead for StreamIo {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -42,7 +44,7 @@ impl AsyncRead for Tunnel {
                 None => return Poll::Ready(Ok(())),
                 Some(Err(error)) => {
                     return Poll::Ready(match error.reason() {
-                        // The client is done with it, however it says so.
+                        // The other end is done with it, however it says so.
                         Some(Reason::NO_ERROR | Reason::CANCEL) => Ok(()),
                         _ => Err(io_error(error)),
                     });
@@ -58,7 +60,7 @@ impl AsyncRead for Tunnel {
     }
 }
 
-impl AsyncWrite for Tunnel {
+impl AsyncWrite for StreamIo {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

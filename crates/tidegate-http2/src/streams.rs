@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Waker};
 
-use super::wakes::{Bell, Wakes, Whom};
+use crate::wakes::{Bell, Wakes, Whom};
 
 /// The running streams, and the places of those that have ended.
 pub(super) struct Streams<F> {
