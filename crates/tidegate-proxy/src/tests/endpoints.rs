@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use http::HeaderName;
+use socket2::{Domain, Socket, Type};
 use tidegate_model::{ActiveHealthCheck, HashKey};
 
 use super::h2_peers::{H2Origin, describe};
@@ -22,10 +23,25 @@ fn named(name: &'static str) -> Origin {
     })
 }
 
-/// Nobody listens there.
-fn closed_port() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap()
+/// A port where nobody listens: it is taken, or another test might get it.
+struct Closed(Socket);
+
+impl Closed {
+    fn new() -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let anywhere: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        socket.bind(&anywhere.into()).unwrap();
+        Self(socket)
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.0.local_addr().unwrap().as_socket().unwrap()
+    }
+
+    fn open(self) -> TcpListener {
+        self.0.listen(16).unwrap();
+        self.0.into()
+    }
 }
 
 fn cluster_of(addresses: &[SocketAddr]) -> Cluster {
@@ -158,7 +174,8 @@ fn an_address_that_does_not_answer_its_probe_delays_no_other() {
     let silent = Origin::scripted(|_, mut stream| {
         read_to_end(&mut stream);
     });
-    let mut cluster = cluster_of(&[silent.address, closed_port()]);
+    let closed = Closed::new();
+    let mut cluster = cluster_of(&[silent.address, closed.address()]);
     let mut check = probing(Some("/"));
     check.timeout = PATIENCE * 10;
     check.unhealthy_threshold = 1;
@@ -182,23 +199,23 @@ fn probes_speak_the_version_of_the_cluster() {
 
 #[test]
 fn a_probe_without_a_path_only_connects() {
-    let closed = closed_port();
+    let closed = Closed::new();
     let origin = named("open");
-    let mut cluster = cluster_of(&[closed, origin.address]);
+    let mut cluster = cluster_of(&[closed.address(), origin.address]);
     cluster.active_health = Some(probing(None));
     let edge = TestEdge::start(forward_to(&[Arc::new(cluster)]));
     until(|| edge.healthy().iter().filter(|healthy| **healthy).count() == 1);
     // Somebody listens there now, and nobody has to ask.
-    let listener = TcpListener::bind(closed).unwrap();
+    let listener = closed.open();
     until(|| edge.healthy() == [true, true]);
     drop(listener);
 }
 
 #[test]
 fn failures_to_connect_eject_an_address_and_success_takes_it_back() {
-    let closed = closed_port();
+    let closed = Closed::new();
     let origin = named("open");
-    let mut cluster = cluster_of(&[closed, origin.address]);
+    let mut cluster = cluster_of(&[closed.address(), origin.address]);
     cluster.passive_health.consecutive_failures = 2;
     cluster.passive_health.ejection_time = Duration::from_millis(300);
     let edge = TestEdge::start(forward_to(&[Arc::new(cluster)]));
@@ -308,7 +325,7 @@ fn a_name_is_resolved_before_the_first_request_and_all_its_addresses_are_tried()
 
 #[test]
 fn a_name_that_does_not_exist_is_503() {
-    let mut missing = Arc::unwrap_or_clone(cluster(closed_port()));
+    let mut missing = Arc::unwrap_or_clone(cluster(Closed::new().address()));
     missing.target = Target::Host {
         host: "missing.invalid".to_owned(),
         port: 80,
