@@ -22,6 +22,8 @@ pub(crate) struct EndpointView {
     pub(crate) healthy: bool,
     /// Requests in flight there.
     pub(crate) active: u32,
+    /// Not the link of another worker: that one would have to be woken.
+    pub(crate) near: bool,
 }
 
 /// Chooses an address. None only if there is none. `hash` is what a consistent hash looks at, `cursor` is
@@ -45,9 +47,13 @@ pub(crate) fn pick(
             let (one, other) = (&endpoints[first], &endpoints[second]);
             Some(match other.active.cmp(&one.active) {
                 Ordering::Less => second,
-                // Links of one process with as much to do: always the same, which is warm, and whose writes then
-                // carry more.
-                Ordering::Equal if one.identity == other.identity => first.min(second),
+                // Links of one process with as much to do: this worker's own, or always the same, which is warm and
+                // whose writes then carry more.
+                Ordering::Equal if one.identity == other.identity => match (one.near, other.near) {
+                    (true, false) => first,
+                    (false, true) => second,
+                    _ => first.min(second),
+                },
                 _ => first,
             })
         }

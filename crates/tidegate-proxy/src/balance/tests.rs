@@ -17,6 +17,7 @@ fn view(last: u8, healthy: bool, active: u32) -> EndpointView {
         identity: address_hash(address),
         healthy,
         active,
+        near: true,
     }
 }
 
@@ -84,19 +85,23 @@ fn least_request_avoids_the_busiest() {
 }
 
 #[test]
-fn of_links_of_one_process_the_first_is_taken_until_it_is_busier() {
-    let link = |host, active| EndpointView {
+fn of_links_of_one_process_the_workers_own_is_taken_or_the_first_until_it_is_busier() {
+    let link = |host, active, near| EndpointView {
         identity: 1,
+        near,
         ..view(host, true, active)
     };
-    for (actives, expected) in [
-        ([0, 0], [1000, 0]),
-        ([3, 3], [1000, 0]),
-        ([1, 0], [0, 1000]),
+    for (actives, near, expected) in [
+        ([0, 0], [true, true], [1000, 0]),
+        ([3, 3], [false, false], [1000, 0]),
+        ([3, 3], [true, false], [1000, 0]),
+        ([3, 3], [false, true], [0, 1000]),
+        ([1, 0], [true, true], [0, 1000]),
+        ([1, 0], [true, false], [0, 1000]),
     ] {
-        let endpoints = [link(0, actives[0]), link(1, actives[1])];
+        let endpoints = [link(0, actives[0], near[0]), link(1, actives[1], near[1])];
         let found = counts(&LoadBalancing::LeastRequest, &endpoints, 1000);
-        assert_eq!(found, expected, "{actives:?}");
+        assert_eq!(found, expected, "{actives:?} {near:?}");
     }
 }
 

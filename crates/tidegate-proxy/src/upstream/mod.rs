@@ -206,6 +206,7 @@ fn choose(
             identity: endpoint.identity,
             healthy: !tried.contains(&endpoint.address) && state.is_healthy(endpoint),
             active: endpoint.active.load(std::sync::atomic::Ordering::Relaxed),
+            near: endpoint.link.as_ref().is_none_or(|it| it.link.is_here()),
         })
         .collect();
     if let Some(wanted) = options.sticky

@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker, ready};
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -54,6 +55,8 @@ pub struct EdgeLink<B> {
 
 struct Shared {
     facts: LinkFacts,
+    /// Where the codec runs.
+    thread: ThreadId,
     sender: Mutex<SendRequest<Bytes>>,
     flows: Arc<Flows>,
     line: Arc<Lifeline>,
@@ -209,6 +212,7 @@ where
     let (to_agent, messages) = mpsc::channel(CONTROL_QUEUE);
     let shared = Arc::new(Shared {
         facts,
+        thread: thread::current().id(),
         sender: Mutex::new(sender),
         flows: Flows::new(patience),
         line,
@@ -398,6 +402,11 @@ impl<B> EdgeLink<B> {
     /// What the handshake has found out.
     pub fn facts(&self) -> &LinkFacts {
         &self.shared.facts
+    }
+
+    /// Whether it is driven by the thread that asks, which then need not wake another one.
+    pub fn is_here(&self) -> bool {
+        self.shared.thread == thread::current().id()
     }
 
     /// Streams of visitors that are open.
