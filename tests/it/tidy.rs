@@ -46,6 +46,7 @@ const AREAS: &[(&str, &[&str])] = &[
 /// Which packages of the workspace a crate may depend on.
 const CRATES: &[(&str, &[&str])] = &[
     ("tidegate-model", &[]),
+    ("tidegate-http1", &[]),
     ("tidegate-telemetry", &[]),
     (
         "tidegate-tracker",
@@ -54,11 +55,17 @@ const CRATES: &[(&str, &[&str])] = &[
     ("tidegate-tunnel", &["tidegate-model", "tidegate-telemetry"]),
     (
         "tidegate-agent",
-        &["tidegate-model", "tidegate-telemetry", "tidegate-tunnel"],
+        &[
+            "tidegate-http1",
+            "tidegate-model",
+            "tidegate-telemetry",
+            "tidegate-tunnel",
+        ],
     ),
     (
         "tidegate-proxy",
         &[
+            "tidegate-http1",
             "tidegate-model",
             "tidegate-telemetry",
             "tidegate-tracker",
