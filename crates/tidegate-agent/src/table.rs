@@ -11,7 +11,6 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use http::{Request, Response};
-use hyper::body::Incoming;
 use hyper::service::Service;
 use tidegate_model::MappingId;
 use tidegate_tunnel::{handshake, wire};
@@ -19,7 +18,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::config::TargetRule;
-use crate::upstream::{AnswerBody, Counters, Failure, Reason, Upstream};
+use crate::upstream::{AnswerBody, Counters, Failure, Reason, Upstream, VisitorBody};
 
 /// Requests may overtake the message that tells of their mapping, which takes another stream.
 const OVERTAKEN: Duration = Duration::from_secs(2);
@@ -99,7 +98,7 @@ pub(crate) struct Answering {
 }
 
 impl Answering {
-    async fn answer(mut self, request: Request<Incoming>) -> Response<AnswerBody> {
+    async fn answer(mut self, request: Request<VisitorBody>) -> Response<AnswerBody> {
         let _counted = self.counters.begin();
         let answer = match self.upstream(&request).await {
             Ok(upstream) => upstream.serve(request).await,
@@ -113,7 +112,7 @@ impl Answering {
         })
     }
 
-    async fn upstream(&mut self, request: &Request<Incoming>) -> Result<Arc<Upstream>, Failure> {
+    async fn upstream(&mut self, request: &Request<VisitorBody>) -> Result<Arc<Upstream>, Failure> {
         let unknown = |found: &str| Failure::new(Reason::UnknownMapping, found.to_owned());
         let mut ids = request.headers().get_all(handshake::MAPPING).iter();
         let (Some(id), None) = (ids.next(), ids.next()) else {
@@ -136,12 +135,12 @@ impl Answering {
     }
 }
 
-impl Service<Request<Incoming>> for Answering {
+impl Service<Request<VisitorBody>> for Answering {
     type Response = Response<AnswerBody>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Response<AnswerBody>, Infallible>> + Send>>;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
+    fn call(&self, request: Request<VisitorBody>) -> Self::Future {
         let answering = self.clone();
         Box::pin(async move { Ok(answering.answer(request).await) })
     }

@@ -12,18 +12,18 @@ mod fields;
 mod pool;
 mod probe;
 mod proxy_header;
-mod raw_target;
 mod tunnel;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName};
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response};
-use hyper::body::Incoming;
 use hyper::ext::Protocol;
+use tidegate_http1::RawTarget;
 use tidegate_model::{
     AgentTarget, AgentTls, HostName, MappingId, ProxyProtocolVersion, UpstreamProtocol,
 };
@@ -38,7 +38,7 @@ use pool::Pool;
 use proxy_header::Visitor;
 use tunnel::Side;
 
-pub(crate) use body::AnswerBody;
+pub(crate) use body::{AnswerBody, VisitorBody};
 pub(crate) use counters::Counters;
 pub(crate) use failure::{Failure, Reason};
 
@@ -125,7 +125,7 @@ impl Upstream {
     /// Answers what the edge asks.
     pub(crate) async fn serve(
         self: &Arc<Self>,
-        request: Request<Incoming>,
+        request: Request<VisitorBody>,
     ) -> Result<Response<AnswerBody>, Failure> {
         let counted = self.counters.begin();
         // Nobody else asks.
@@ -150,7 +150,7 @@ impl Upstream {
 
     async fn request(
         self: &Arc<Self>,
-        request: Request<Incoming>,
+        request: Request<VisitorBody>,
         visitor: Option<Visitor>,
         counted: counters::Counted,
     ) -> Result<Response<AnswerBody>, Failure> {
@@ -158,25 +158,22 @@ impl Upstream {
             let message = format!("{} is no target for requests", self.target);
             return Err(Failure::new(Reason::BadRequest, message));
         }
-        let (mut parts, body) = request.into_parts();
-        let raw = parts.headers.remove(handshake::TARGET);
+        let (parts, body) = request.into_parts();
         let ask = Ask {
             method: parts.method,
             authority: parts.uri.authority().cloned(),
             path: path(&parts.uri)?,
+            raw: raw_target(&parts.headers)?,
             headers: stripped(parts.headers),
             body: AskBody::Visitor(body),
         };
-        match raw {
-            Some(raw) => Box::pin(self.exchange_raw(ask, &raw, visitor, counted)).await,
-            None => self.exchange(ask, visitor, counted).await,
-        }
+        self.exchange(ask, visitor, counted).await
     }
 
     async fn tunnel(
         self: &Arc<Self>,
         protocol: &Protocol,
-        mut request: Request<Incoming>,
+        mut request: Request<VisitorBody>,
         visitor: Option<Visitor>,
         counted: counters::Counted,
     ) -> Result<Response<AnswerBody>, Failure> {
@@ -210,6 +207,16 @@ fn path(uri: &http::Uri) -> Result<PathAndQuery, Failure> {
         Reason::BadRequest,
         "the path does not begin with a slash",
     ))
+}
+
+/// What stands in the request line where no URI may hold it.
+fn raw_target(headers: &HeaderMap) -> Result<Option<RawTarget>, Failure> {
+    let Some(raw) = headers.get(handshake::TARGET) else {
+        return Ok(None);
+    };
+    let raw = RawTarget::new(Bytes::copy_from_slice(raw.as_bytes()));
+    let unfit = || Failure::new(Reason::BadRequest, "the request target would end its line");
+    raw.map(Some).ok_or_else(unfit)
 }
 
 fn stripped(mut headers: HeaderMap) -> HeaderMap {
