@@ -220,6 +220,10 @@ async fn a_target_with_tls_is_verified_as_its_mapping_says() {
         );
         assert!(told.contains("nas.example.com"), "{number}: {told}");
     }
+    // What TLS says for itself after its handshake does not end a connection that waits.
+    let opened = target.connections.load(Ordering::SeqCst);
+    assert_eq!(session.get(2, "/y").await.0, 200);
+    assert_eq!(target.connections.load(Ordering::SeqCst), opened);
     agent.stop().await;
 }
 
