@@ -46,6 +46,7 @@ const AREAS: &[(&str, &[&str])] = &[
 /// Which packages of the workspace a crate may depend on.
 const CRATES: &[(&str, &[&str])] = &[
     ("tidegate-model", &[]),
+    ("tidegate-http1", &[]),
     ("tidegate-telemetry", &[]),
     (
         "tidegate-tracker",
@@ -59,6 +60,7 @@ const CRATES: &[(&str, &[&str])] = &[
     (
         "tidegate-agent",
         &[
+            "tidegate-http1",
             "tidegate-http2",
             "tidegate-model",
             "tidegate-telemetry",
@@ -68,6 +70,7 @@ const CRATES: &[(&str, &[&str])] = &[
     (
         "tidegate-proxy",
         &[
+            "tidegate-http1",
             "tidegate-http2",
             "tidegate-model",
             "tidegate-telemetry",

@@ -2,8 +2,9 @@
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
+use tidegate_http1::Quiet;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
@@ -23,6 +24,26 @@ impl Stream {
         match self {
             Self::Plain(_) => None,
             Self::Tls(tls) => tls.get_ref().1.alpn_protocol(),
+        }
+    }
+}
+
+impl Quiet for Stream {
+    fn is_quiet(&mut self) -> bool {
+        match self {
+            Self::Plain(tcp) => tcp.is_quiet(),
+            Self::Tls(tls) => tidegate_http1::waits(&mut **tls) && tls.get_mut().0.is_quiet(),
+        }
+    }
+}
+
+/// Says goodbye where TLS wants that (RFC 8446 §6.1), as far as it can be said without waiting: a target should
+/// not have to log every connection that waited for too long.
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if let Self::Tls(tls) = self {
+            let mut cx = Context::from_waker(Waker::noop());
+            let _ = Pin::new(&mut **tls).poll_shutdown(&mut cx);
         }
     }
 }

@@ -25,8 +25,10 @@ pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) type BoxBody = Pin<Box<dyn HttpBody<Data = Bytes, Error = BodyError> + Send>>;
 
 /// A body in flight.
+#[derive(Default)]
 pub(crate) enum Body {
     /// Nothing.
+    #[default]
     Empty,
     /// Bytes at hand; None once they are sent.
     Full(Option<Bytes>),

@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use http::StatusCode;
-
-use crate::upstream::http1::Http1Error;
+use tidegate_http1::Http1Error;
 
 /// Failure of a request after it was routed.
 #[derive(Debug, thiserror::Error)]

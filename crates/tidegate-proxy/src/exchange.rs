@@ -11,6 +11,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use tidegate_http1::Interim;
 use tidegate_model::{HostName, RouteId, Rule};
 
 use crate::access_log::{self, Keys};
@@ -19,6 +20,7 @@ use crate::connection::Connection;
 use crate::error::ProxyError;
 use crate::filters::concurrency::InFlightGuard;
 use crate::metrics::RouteMetrics;
+use crate::normalize;
 use crate::odd_query::RawQuery;
 use crate::tracker::{Said, TrackerWatch};
 
@@ -289,7 +291,7 @@ impl Drop for RequestGuard {
 const MAX_HINTS: usize = 16;
 
 /// Interim responses other than 100 and 101 (RFC 9110 §15.2, RFC 8297) on their way from a backend's
-/// connection to the client's stream. Who sends them has cleaned them.
+/// connection to the client's stream.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct EarlyHints(Arc<Mutex<Hints>>);
 
@@ -300,22 +302,29 @@ struct Hints {
     stream: Option<Waker>,
 }
 
-impl EarlyHints {
-    fn hints(&self) -> MutexGuard<'_, Hints> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The backend said something before its response. What comes in excess is dropped.
-    pub(crate) fn push(&self, response: Response<()>) {
+/// What the backend says before its response is cleaned like every response, and left out when that is not
+/// possible. What comes in excess is dropped.
+impl Interim for EarlyHints {
+    fn take(&self, head: Response<()>, request: &Method) {
+        let (mut parts, ()) = head.into_parts();
+        if normalize::response(&mut parts, request).is_err() {
+            return;
+        }
         let mut hints = self.hints();
         if hints.passed == MAX_HINTS {
             return;
         }
         hints.passed += 1;
-        hints.waiting.push(response);
+        hints.waiting.push(Response::from_parts(parts, ()));
         if let Some(stream) = &hints.stream {
             stream.wake_by_ref();
         }
+    }
+}
+
+impl EarlyHints {
+    fn hints(&self) -> MutexGuard<'_, Hints> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes what has come; the stream is woken for what comes later.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
 use http::{header, request, response};
 use hyper::body::Body as _;
+use tidegate_http1::RawTarget;
 use tidegate_model::{
     Action, AddressParameters, BackendGroup, Cluster, ClusterKey, HashKey, LoadBalancing, Rule,
     WeightedBackend,
@@ -22,7 +23,7 @@ use crate::filters::concurrency::InFlightGuard;
 use crate::filters::{basic_auth, compression, cors, forward_auth, headers, ip_access, mirror};
 use crate::forwarded::{self, ClientAddress, ForwardedFacts};
 use crate::normalize::{self, Normalized, Reuse};
-use crate::odd_query::{RawQuery, RawTarget};
+use crate::odd_query::RawQuery;
 use crate::stop::{PageWish, Stop, empty, stopped};
 use crate::upgrade::ClientUpgrade;
 use crate::upstream::cluster::ActiveRequest;
@@ -293,7 +294,7 @@ impl<'a> Routed<'a> {
                 target = rewritten;
             }
         }
-        self.raw_target = raw.map(RawTarget);
+        self.raw_target = raw.and_then(RawTarget::new);
         parts.uri = target.into();
         parts
             .headers

@@ -36,7 +36,6 @@ mod path;
 mod peers;
 mod ports;
 mod proxy_protocol;
-mod read_ahead;
 mod redirect;
 mod replicas;
 mod respond;

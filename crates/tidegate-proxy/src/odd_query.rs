@@ -80,11 +80,6 @@ impl RawQuery {
     }
 }
 
-/// What a request line to a backend holds instead of the request's URI. Made by the edge of a path that it
-/// understood and a [`RawQuery`]; other protocols send the URI.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct RawTarget(pub(crate) String);
-
 /// The same target with another query.
 pub(crate) fn with_query(uri: &Uri, query: &str) -> Option<Uri> {
     let mut parts = uri.clone().into_parts();

@@ -4,6 +4,7 @@
 
 mod dial;
 mod edge;
+mod http1;
 mod links;
 mod streams;
 mod targets;

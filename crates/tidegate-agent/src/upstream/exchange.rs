@@ -6,9 +6,11 @@ use std::time::Duration;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::uri::{Authority, PathAndQuery};
 use http::{Method, Request, Response, Uri, Version};
-use hyper::body::{Body as _, Incoming};
-use hyper::client::conn::{TrySendError, http1, http2};
+use http_body::Body as _;
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tidegate_http1::{Connection, Http1Error, RawTarget, Terms};
+use tidegate_model::UpstreamProtocol;
 use tidegate_telemetry::chain;
 use tokio::time::timeout;
 
@@ -16,18 +18,16 @@ use super::body::{AnswerBody, AskBody};
 use super::connect::For;
 use super::counters::Counted;
 use super::failure::{Failure, Reason};
-use super::pool::{Lease, Stream as SharedStream};
+use super::pool::{Home, Stream as SharedStream};
 use super::proxy_header::Visitor;
-use super::raw_target::{self, RawTarget};
 use super::{Upstream, fields};
 use crate::stream::Stream;
 
-/// Time until an answer begins. The edge ends what takes its visitor too long; this ends what everybody forgot.
+/// Time until an answer begins once the request is sent. The edge ends what takes its visitor too long; this ends
+/// what everybody forgot.
 const ANSWER: Duration = Duration::from_secs(3600);
 /// Fields of an answer, as HTTP/2 counts them: what the link takes, less what it adds.
 const MOST_FIELDS: usize = 60 * 1024;
-/// Fields of an answer, as HTTP/1 writes them.
-const MOST_HEAD: usize = 128 * 1024;
 /// Windows towards targets that speak HTTP/2: large, because the link has windows of its own.
 const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
@@ -38,6 +38,8 @@ pub(super) struct Ask {
     pub(super) method: Method,
     pub(super) authority: Option<Authority>,
     pub(super) path: PathAndQuery,
+    /// Instead of the path, where no URI may hold what came.
+    pub(super) raw: Option<RawTarget>,
     pub(super) headers: HeaderMap,
     pub(super) body: AskBody,
 }
@@ -54,6 +56,9 @@ impl Ask {
         *request.method_mut() = self.method;
         *request.uri_mut() = Uri::from(self.path);
         *request.headers_mut() = self.headers;
+        if let Some(raw) = self.raw {
+            request.extensions_mut().insert(raw);
+        }
         request
     }
 
@@ -74,17 +79,13 @@ impl Ask {
     }
 }
 
-/// A request that may be sent twice, without its body, which is empty.
-fn copy_of(request: &Request<AskBody>) -> Option<Request<AskBody>> {
-    let idempotent = request.method().is_idempotent();
-    (idempotent && request.body().is_end_stream()).then(|| {
-        let mut copy = Request::new(AskBody::None);
-        *copy.method_mut() = request.method().clone();
-        *copy.uri_mut() = request.uri().clone();
-        *copy.version_mut() = request.version();
-        *copy.headers_mut() = request.headers().clone();
-        copy
-    })
+/// Of an exchange whose connection goes there afterwards.
+fn terms(home: Option<Home>) -> Terms<'static, Home> {
+    Terms {
+        first_byte: Some(ANSWER),
+        interim: None,
+        home,
+    }
 }
 
 impl Upstream {
@@ -96,25 +97,28 @@ impl Upstream {
         visitor: Option<Visitor>,
         counted: Counted,
     ) -> Result<Response<AnswerBody>, Failure> {
-        // With a PROXY header each visitor has connections of its own.
+        // With a PROXY header each visitor has connections of its own, and HTTP/2 carries nothing but URIs.
         if visitor.is_none()
+            && ask.raw.is_none()
             && let Some((sender, stream)) = self.pool.join()
         {
             return Box::pin(self.on_http2(sender, stream, ask, counted)).await;
         }
-        let Some(lease) = self.pool.take(visitor) else {
+        let Some((connection, home)) = self.pool.take(visitor) else {
             return Box::pin(self.on_new_connection(ask, visitor, counted)).await;
         };
-        let request = ask.http1();
-        let copy = copy_of(&request);
-        match self.on_http1(lease, request, counted).await {
-            Ok(response) => Ok(response),
-            Err((failed, counted)) => {
+        let mut request = ask.http1();
+        let repeatable = request.method().is_idempotent() && request.body().is_end_stream();
+        match connection.exchange(&mut request, terms(Some(home))).await {
+            Ok(response) => self.answer(response, |body| AnswerBody::http1(body, counted)),
+            Err(failed) => {
                 // A server may end a connection that waits at the very moment that it is used.
-                let copy = copy.filter(|_| !failed.answered);
-                let again = failed.unsent.map(|unsent| *unsent).or(copy);
-                let again = again.ok_or(failed.failure)?;
-                Box::pin(self.on_new_http1(again, visitor, counted)).await
+                let silent = !failed.answered && !matches!(failed.error, Http1Error::FirstByte(_));
+                if failed.unsent || (repeatable && silent) {
+                    // The target spoke HTTP/1 a moment ago.
+                    return Box::pin(self.on_new_http1(request, visitor, true, counted)).await;
+                }
+                Err(self.lost(&failed.error))
             }
         }
     }
@@ -125,6 +129,14 @@ impl Upstream {
         visitor: Option<Visitor>,
         counted: Counted,
     ) -> Result<Response<AnswerBody>, Failure> {
+        if ask.raw.is_some() {
+            // Others may want HTTP/2 from a target that can speak both.
+            let keep = match self.protocol {
+                UpstreamProtocol::Auto => self.tls.is_none(),
+                protocol => protocol == UpstreamProtocol::Http1,
+            };
+            return self.on_new_http1(ask.http1(), visitor, keep, counted).await;
+        }
         let stream = self.open(visitor, For::Requests).await?;
         if self.is_http2(&stream) {
             let sender = self.start_http2(stream).await?;
@@ -137,62 +149,36 @@ impl Upstream {
             return self
                 .send_http2(sender, stream, ask.http2(self.scheme())?, counted)
                 .await
-                .map_err(|it| it.0.failure);
+                .map_err(|failed| failed.failure);
         }
-        let lease = self.start_http1(stream, visitor).await?;
-        let sent = self.on_http1(lease, ask.http1(), counted).await;
-        sent.map_err(|(failed, _)| failed.failure)
-    }
-
-    /// As [`Self::exchange`], with bytes for a target that no URI may hold.
-    pub(super) async fn exchange_raw(
-        self: &Arc<Self>,
-        mut ask: Ask,
-        raw: &HeaderValue,
-        visitor: Option<Visitor>,
-        counted: Counted,
-    ) -> Result<Response<AnswerBody>, Failure> {
-        ask.path = PathAndQuery::from_static(raw_target::PLACEHOLDER);
-        let stream = self.open(visitor, For::Http1).await?;
-        let stream = RawTarget::new(stream, &ask.method, raw).ok_or_else(|| {
-            Failure::new(Reason::BadRequest, "the request target would end its line")
-        })?;
-        let failed = |error: hyper::Error| Failure::of(Reason::BadResponse, &error);
-        let (mut sender, connection) = http1_builder()
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(failed)?;
-        tokio::spawn(quietly(connection));
-        let sent = timeout(ANSWER, sender.send_request(ask.http1())).await;
-        let response = sent.map_err(|_| too_slow(self))?.map_err(failed)?;
-        self.answer(response, None, counted)
-            .map_err(|(failed, _)| failed.failure)
+        let home = Some(self.pool.home(visitor));
+        self.on_http1(stream, ask.http1(), home, counted).await
     }
 
     async fn on_new_http1(
         self: &Arc<Self>,
         request: Request<AskBody>,
         visitor: Option<Visitor>,
+        keep: bool,
         counted: Counted,
     ) -> Result<Response<AnswerBody>, Failure> {
-        // The target spoke HTTP/1 a moment ago.
         let stream = self.open(visitor, For::Http1).await?;
-        let lease = self.start_http1(stream, visitor).await?;
-        self.on_http1(lease, request, counted)
-            .await
-            .map_err(|(failed, _)| failed.failure)
+        let home = keep.then(|| self.pool.home(visitor));
+        self.on_http1(stream, request, home, counted).await
     }
 
-    async fn start_http1(
-        self: &Arc<Self>,
+    async fn on_http1(
+        &self,
         stream: Stream,
-        visitor: Option<Visitor>,
-    ) -> Result<Lease, Failure> {
-        let handshake = http1_builder().handshake(TokioIo::new(stream)).await;
-        let (sender, connection) =
-            handshake.map_err(|error| Failure::of(Reason::BadResponse, &error))?;
-        tokio::spawn(quietly(connection));
-        Ok(self.pool.lease(sender, visitor))
+        mut request: Request<AskBody>,
+        home: Option<Home>,
+        counted: Counted,
+    ) -> Result<Response<AnswerBody>, Failure> {
+        let exchange = Connection::new(stream).exchange(&mut request, terms(home));
+        match exchange.await {
+            Ok(response) => self.answer(response, |body| AnswerBody::http1(body, counted)),
+            Err(failed) => Err(self.lost(&failed.error)),
+        }
     }
 
     async fn start_http2(&self, stream: Stream) -> Result<http2::SendRequest<AskBody>, Failure> {
@@ -219,40 +205,6 @@ impl Upstream {
         Ok(sender)
     }
 
-    async fn on_http1(
-        &self,
-        mut lease: Lease,
-        request: Request<AskBody>,
-        counted: Counted,
-    ) -> Result<Response<AnswerBody>, (Unanswered, Counted)> {
-        let Some(sender) = lease.sender() else {
-            let failure = Failure::new(Reason::BadResponse, "the connection is gone");
-            return Err((
-                Unanswered {
-                    failure,
-                    unsent: Some(Box::new(request)),
-                    answered: false,
-                },
-                counted,
-            ));
-        };
-        match timeout(ANSWER, sender.try_send_request(request)).await {
-            Err(_) => Err((
-                Unanswered {
-                    failure: too_slow(self),
-                    unsent: None,
-                    answered: true,
-                },
-                counted,
-            )),
-            Ok(Err(error)) => Err((self.unanswered(error), counted)),
-            Ok(Ok(response)) => {
-                // A connection that says it ends does so by itself.
-                self.answer(response, Some(lease), counted)
-            }
-        }
-    }
-
     async fn on_http2(
         self: &Arc<Self>,
         sender: http2::SendRequest<AskBody>,
@@ -266,13 +218,11 @@ impl Upstream {
             .await
         {
             Ok(response) => Ok(response),
-            Err((
-                Unanswered {
-                    unsent: Some(again),
-                    ..
-                },
-                counted,
-            )) => {
+            Err(Unanswered {
+                unsent: Some(unsent),
+                ..
+            }) => {
+                let (request, counted) = *unsent;
                 let stream = self.open(None, For::Requests).await?;
                 if !self.is_http2(&stream) {
                     let message = format!("{} does not speak HTTP/2 any more", self.target);
@@ -280,10 +230,10 @@ impl Upstream {
                 }
                 let sender = self.start_http2(stream).await?;
                 let (sender, stream) = self.pool.share(sender);
-                let sent = self.send_http2(sender, Some(stream), *again, counted).await;
-                sent.map_err(|(failed, _)| failed.failure)
+                let sent = self.send_http2(sender, Some(stream), request, counted);
+                sent.await.map_err(|failed| failed.failure)
             }
-            Err((failed, _)) => Err(failed.failure),
+            Err(failed) => Err(failed.failure),
         }
     }
 
@@ -293,70 +243,55 @@ impl Upstream {
         stream: Option<SharedStream>,
         request: Request<AskBody>,
         mut counted: Counted,
-    ) -> Result<Response<AnswerBody>, (Unanswered, Counted)> {
-        match timeout(ANSWER, sender.try_send_request(request)).await {
-            Err(_) => Err((
-                Unanswered {
-                    failure: too_slow(self),
-                    unsent: None,
-                    answered: true,
-                },
-                counted,
-            )),
-            Ok(Err(error)) => Err((self.unanswered(error), counted)),
+    ) -> Result<Response<AnswerBody>, Unanswered> {
+        let mut error = match timeout(ANSWER, sender.try_send_request(request)).await {
+            Err(_) => return Err(too_slow(self).into()),
             Ok(Ok(response)) => {
                 counted.keep(stream);
-                self.answer(response, None, counted)
+                let answer = self.answer(response, |body| AnswerBody::Http2(body, counted));
+                return answer.map_err(Into::into);
             }
-        }
+            Ok(Err(error)) => error,
+        };
+        let unsent = error.take_message();
+        let message = format!("{}: {}", self.target, chain(&error.into_error()));
+        Err(Unanswered {
+            failure: Failure::new(Reason::BadResponse, message),
+            unsent: unsent.map(|request| Box::new((request, counted))),
+        })
     }
 
-    fn unanswered(&self, mut error: TrySendError<Request<AskBody>>) -> Unanswered {
-        let unsent = error.take_message().map(Box::new);
-        let error = error.into_error();
-        let message = format!("{}: {}", self.target, chain(&error));
-        let failure = Failure::new(Reason::BadResponse, message);
-        Unanswered {
-            failure,
-            unsent,
-            answered: false,
+    /// An exchange of HTTP/1 without an answer.
+    pub(super) fn lost(&self, error: &Http1Error) -> Failure {
+        if let Http1Error::FirstByte(_) = error {
+            return too_slow(self);
         }
+        let message = format!("{}: {}", self.target, chain(error));
+        Failure::new(Reason::BadResponse, message)
     }
 
     /// The target's answer as it goes to the edge.
-    fn answer(
+    pub(super) fn answer<B>(
         &self,
-        response: Response<Incoming>,
-        lease: Option<Lease>,
-        counted: Counted,
-    ) -> Result<Response<AnswerBody>, (Unanswered, Counted)> {
-        let refused = |message| {
-            let failure = Failure::new(Reason::BadResponse, message);
-            Unanswered {
-                failure,
-                unsent: None,
-                answered: true,
-            }
+        response: Response<B>,
+        body: impl FnOnce(B) -> AnswerBody,
+    ) -> Result<Response<AnswerBody>, Failure> {
+        let refused = |what| {
+            let message = format!("{} {what}", self.target);
+            Err(Failure::new(Reason::BadResponse, message))
         };
-        let (mut parts, incoming) = response.into_parts();
+        let (mut parts, from) = response.into_parts();
         if parts.status == http::StatusCode::SWITCHING_PROTOCOLS {
-            let message = format!("{} switches protocols unasked", self.target);
-            return Err((refused(message), counted));
+            return refused("switches protocols unasked");
         }
         fields::strip_connection(&mut parts.headers);
         fields::strip_tunnel(&mut parts.headers);
         if fields::size(&parts.headers) > MOST_FIELDS {
-            let message = format!("{} answers with more than 60 KiB of fields", self.target);
-            return Err((refused(message), counted));
+            return refused("answers with more than 60 KiB of fields");
         }
         parts.version = Version::HTTP_2;
         parts.extensions.clear();
-        let body = AnswerBody::Target {
-            incoming,
-            lease,
-            counted,
-        };
-        Ok(Response::from_parts(parts, body))
+        Ok(Response::from_parts(parts, body(from)))
     }
 
     fn scheme(&self) -> &'static str {
@@ -364,12 +299,17 @@ impl Upstream {
     }
 }
 
-/// A request without an answer; whole again if nothing of it was sent.
+/// A request of HTTP/2 without an answer; whole again if nothing of it was sent.
 struct Unanswered {
     failure: Failure,
-    unsent: Option<Box<Request<AskBody>>>,
-    /// There was an answer, which could not be used, or there was time enough for one.
-    answered: bool,
+    unsent: Option<Box<(Request<AskBody>, Counted)>>,
+}
+
+impl From<Failure> for Unanswered {
+    fn from(failure: Failure) -> Self {
+        let unsent = None;
+        Self { failure, unsent }
+    }
 }
 
 fn too_slow(upstream: &Upstream) -> Failure {
@@ -380,15 +320,8 @@ fn too_slow(upstream: &Upstream) -> Failure {
     )
 }
 
-/// HTTP/1 as servers in homes speak it.
-pub(super) fn http1_builder() -> http1::Builder {
-    let mut builder = http1::Builder::new();
-    builder.max_buf_size(MOST_HEAD).max_headers(256);
-    builder
-}
-
 /// Drives a connection. Its errors reach whoever waits for an answer; here they would be said twice.
-pub(super) async fn quietly(connection: impl Future<Output = hyper::Result<()>>) {
+async fn quietly(connection: impl Future<Output = hyper::Result<()>>) {
     if let Err(error) = connection.await {
         tracing::debug!(error = %chain(&error), "a connection to a target ended");
     }

@@ -12,17 +12,18 @@ mod fields;
 mod pool;
 mod probe;
 mod proxy_header;
-mod raw_target;
 mod tunnel;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{Request, Response};
+use tidegate_http1::RawTarget;
 use tidegate_model::{
     AgentTarget, AgentTls, HostName, MappingId, ProxyProtocolVersion, UpstreamProtocol,
 };
@@ -149,7 +150,7 @@ impl Upstream {
 
     async fn request(
         self: &Arc<Self>,
-        mut head: Parts,
+        head: Parts,
         body: VisitorBody,
         visitor: Option<Visitor>,
         counted: counters::Counted,
@@ -158,18 +159,15 @@ impl Upstream {
             let message = format!("{} is no target for requests", self.target);
             return Err(Failure::new(Reason::BadRequest, message));
         }
-        let raw = head.headers.remove(handshake::TARGET);
         let ask = Ask {
             method: head.method,
             authority: head.uri.authority().cloned(),
             path: path(&head.uri)?,
+            raw: raw_target(&head.headers)?,
             headers: stripped(head.headers),
             body: AskBody::Visitor(body),
         };
-        match raw {
-            Some(raw) => Box::pin(self.exchange_raw(ask, &raw, visitor, counted)).await,
-            None => self.exchange(ask, visitor, counted).await,
-        }
+        self.exchange(ask, visitor, counted).await
     }
 
     async fn tunnel(
@@ -207,6 +205,16 @@ fn path(uri: &http::Uri) -> Result<PathAndQuery, Failure> {
         Reason::BadRequest,
         "the path does not begin with a slash",
     ))
+}
+
+/// What stands in the request line where no URI may hold it.
+fn raw_target(headers: &HeaderMap) -> Result<Option<RawTarget>, Failure> {
+    let Some(raw) = headers.get(handshake::TARGET) else {
+        return Ok(None);
+    };
+    let raw = RawTarget::new(Bytes::copy_from_slice(raw.as_bytes()));
+    let unfit = || Failure::new(Reason::BadRequest, "the request target would end its line");
+    raw.map(Some).ok_or_else(unfit)
 }
 
 fn stripped(mut headers: HeaderMap) -> HeaderMap {

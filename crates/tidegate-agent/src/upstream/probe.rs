@@ -63,6 +63,7 @@ impl Upstream {
             method: Method::HEAD,
             authority: host.parse().ok(),
             path: PathAndQuery::from_static("/"),
+            raw: None,
             headers,
             body: AskBody::None,
         };

@@ -13,9 +13,8 @@ use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderValue};
 use http::uri::{Authority, PathAndQuery};
 use http::{Method, Request, Response, StatusCode, Uri};
-use hyper_util::rt::TokioIo;
+use tidegate_http1::{Connection, Http1Error, Terms};
 use tidegate_model::AgentTarget;
-use tidegate_telemetry::chain;
 use tidegate_tunnel::datagram;
 use tidegate_tunnel::link::Protocol;
 use tidegate_tunnel::link::agent::Agreed;
@@ -23,10 +22,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UdpSocket;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::body::{AnswerBody, AskBody};
+use super::body::{AnswerBody, AskBody, TargetBody};
 use super::connect::For;
 use super::counters::Counted;
-use super::exchange::http1_builder;
 use super::failure::{Failure, Reason};
 use super::proxy_header::{self, Carried, Visitor};
 use super::{Upstream, fields};
@@ -160,25 +158,19 @@ impl Upstream {
         *request.headers_mut() = headers;
 
         let stream = self.open(visitor, For::Http1).await?;
-        let failed = |error: hyper::Error| {
-            Failure::new(
-                Reason::BadResponse,
-                format!("{}: {}", self.target, chain(&error)),
-            )
+        let terms = Terms {
+            first_byte: Some(UPGRADE),
+            interim: None,
+            home: None,
         };
-        let (mut sender, connection) = http1_builder()
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(failed)?;
-        tokio::spawn(super::exchange::quietly(connection.with_upgrades()));
-        let late = || {
-            let message = format!("{} does not answer the upgrade", self.target);
-            Failure::new(Reason::ResponseTimeout, message)
-        };
-        let answer = timeout(UPGRADE, sender.send_request(request))
-            .await
-            .map_err(|_| late())?;
-        let mut answer = answer.map_err(failed)?;
+        let answer = Connection::new(stream).exchange(&mut request, terms).await;
+        let answer = answer.map_err(|failed| match failed.error {
+            Http1Error::FirstByte(_) => {
+                let message = format!("{} does not answer the upgrade", self.target);
+                Failure::new(Reason::ResponseTimeout, message)
+            }
+            error => self.lost(&error),
+        })?;
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             return self.not_switched(answer, side.counted);
         }
@@ -188,39 +180,32 @@ impl Upstream {
             let message = format!("{} switches to another protocol", self.target);
             return Err(Failure::new(Reason::BadResponse, message));
         }
-        let upgraded = hyper::upgrade::on(&mut answer).await.map_err(failed)?;
+        let (parts, body) = answer.into_parts();
+        let upgraded = body.into_upgraded();
+        let upgraded = upgraded.ok_or_else(|| self.lost(&Http1Error::Closed))?;
         let mut response = agreed();
         let headers = response.headers_mut();
-        *headers = std::mem::take(answer.headers_mut());
+        *headers = parts.headers;
         fields::strip_connection(headers);
         fields::strip_tunnel(headers);
         headers.remove(header::SEC_WEBSOCKET_ACCEPT);
         headers.remove(header::CONTENT_LENGTH);
-        tokio::spawn(copy(side, TokioIo::new(upgraded)));
+        tokio::spawn(copy(side, upgraded));
         Ok(response)
     }
 
     /// 2xx would tell the visitor that its WebSocket is open.
     fn not_switched(
         &self,
-        answer: Response<hyper::body::Incoming>,
+        answer: Response<TargetBody>,
         counted: Counted,
     ) -> Result<Response<AnswerBody>, Failure> {
-        let (mut parts, incoming) = answer.into_parts();
-        if parts.status.is_success() || parts.status.is_informational() {
-            let message = format!("{} answers the upgrade with {}", self.target, parts.status);
+        let status = answer.status();
+        if status.is_success() || status.is_informational() {
+            let message = format!("{} answers the upgrade with {status}", self.target);
             return Err(Failure::new(Reason::UpgradeRefused, message));
         }
-        fields::strip_connection(&mut parts.headers);
-        fields::strip_tunnel(&mut parts.headers);
-        parts.version = http::Version::HTTP_2;
-        parts.extensions.clear();
-        let body = AnswerBody::Target {
-            incoming,
-            lease: None,
-            counted,
-        };
-        Ok(Response::from_parts(parts, body))
+        self.answer(answer, |body| AnswerBody::http1(body, counted))
     }
 }
 

@@ -22,6 +22,7 @@ pub(crate) use response::{Reuse, response, strip_connection_fields};
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Version};
+use tidegate_http1::parse_length;
 
 /// Why a message is not served. An HTTP/1 connection is closed after the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -240,20 +241,6 @@ fn content_length(headers: &HeaderMap) -> Result<(), Refusal> {
             "Content-Length is not one decimal number",
         )),
     }
-}
-
-/// `1*DIGIT` up to 2^63-1.
-pub(crate) fn parse_length(digits: &[u8]) -> Option<u64> {
-    if digits.is_empty() {
-        return None;
-    }
-    digits
-        .iter()
-        .try_fold(0_u64, |length, digit| {
-            let digit = char::from(*digit).to_digit(10)?;
-            length.checked_mul(10)?.checked_add(digit.into())
-        })
-        .filter(|length| i64::try_from(*length).is_ok())
 }
 
 /// Rule 3: exactly one field with exactly `chunked`, in HTTP/1.1, without a length beside it.

@@ -3,8 +3,9 @@
 
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode, Version};
+use tidegate_http1::parse_length;
 
-use super::{Refusal, hop_by_hop, parse_length};
+use super::{Refusal, hop_by_hop};
 
 /// Whether the backend's connection may carry another request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

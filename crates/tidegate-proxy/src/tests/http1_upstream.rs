@@ -315,10 +315,11 @@ fn a_client_that_goes_away_takes_the_backends_connection_with_it() {
 #[test]
 fn a_body_that_was_cut_off_stays_so_however_often_one_asks() {
     use http_body_util::BodyExt as _;
+    use tidegate_http1::{Connection, Terms};
 
     use crate::body::Body;
+    use crate::upstream::AnswerBody;
     use crate::upstream::connect::UpstreamStream;
-    use crate::upstream::http1::{Connection, Terms};
 
     let origin = answering_once("HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf");
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -332,13 +333,13 @@ fn a_body_that_was_cut_off_stays_so_however_often_one_asks() {
         let connection = Connection::new(UpstreamStream::Plain(tcp));
         let terms = Terms {
             first_byte: Some(PATIENCE),
-            hints: None,
+            interim: None,
             home: None,
         };
         let mut request = http::Request::get("/").body(Body::Empty).unwrap();
         let answer = connection.exchange(&mut request, terms).await.unwrap();
         assert_eq!(answer.headers()["content-length"], "8");
-        let mut body = answer.into_body();
+        let mut body = answer.map(AnswerBody::Http1).into_body();
         assert_eq!(
             body.frame().await.unwrap().unwrap().into_data().unwrap(),
             "half"

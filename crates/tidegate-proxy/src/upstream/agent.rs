@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Collected, Limited};
+use tidegate_http1::RawTarget;
 use tidegate_model::{AgentId, Cluster, MappingId, Target};
 use tidegate_tunnel::handshake;
 use tidegate_tunnel::hub::{Elsewhere, Hub, LiveLink};
@@ -29,7 +30,6 @@ use super::{Answer, MAX_ATTEMPTS, SendError, SendOptions};
 use crate::body::Body;
 use crate::error::{AgentFailure, ProxyError};
 use crate::normalize::remove_tunnel;
-use crate::odd_query::RawTarget;
 use crate::replicas::ForwardedMetric;
 
 /// Requests that wait for one mapping's agent at a time.
@@ -475,7 +475,7 @@ fn address(request: &mut Request<Body>, mapping: &MappingId, options: &SendOptio
     let raw = request.extensions_mut().remove::<RawTarget>();
     let headers = request.headers_mut();
     fields(headers, mapping, options);
-    if let Some(RawTarget(raw)) = raw
+    if let Some(raw) = raw
         && let Ok(value) = HeaderValue::from_bytes(raw.as_bytes())
     {
         headers.insert(handshake::TARGET, value);

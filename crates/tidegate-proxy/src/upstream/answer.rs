@@ -14,14 +14,14 @@ use tidegate_tunnel::link::edge::{LinkIncoming, LinkTunnel};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::http1::{self, ResponseBody};
-use super::pool::StreamCount;
+use super::connect::UpstreamStream;
+use super::pool::{Home, StreamCount};
 use crate::body::{Body, BodyError};
 
 /// A response body as it comes from the backend. Dropped before its end it gives the connection, or the
 /// stream, up.
 pub(crate) enum AnswerBody {
-    Http1(ResponseBody),
+    Http1(tidegate_http1::ResponseBody<UpstreamStream, Body, Home>),
     Http2 {
         incoming: Incoming,
         _stream: StreamCount,
@@ -121,7 +121,7 @@ impl HttpBody for AnswerBody {
 
 /// A backend's side of an upgraded connection.
 pub(crate) enum Upgraded {
-    Http1(http1::Upgraded),
+    Http1(tidegate_http1::Upgraded<UpstreamStream>),
     Link(Box<LinkStream>),
 }
 

@@ -14,7 +14,7 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
-use socket2::SockRef;
+use tidegate_http1::{Connection, Quiet, Terms};
 use tidegate_model::{AcceptAny, Cluster, Fingerprint, Target, UpstreamProtocol, UpstreamTls};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
@@ -23,7 +23,6 @@ use tokio_rustls::TlsConnector;
 use crate::body::Body;
 use crate::error::{ExchangeError, ProxyError};
 use crate::upstream::AnswerBody;
-use crate::upstream::http1::{self, Terms};
 use crate::upstream::pool::StreamCount;
 
 /// A connection to a backend before HTTP.
@@ -32,25 +31,16 @@ pub(crate) enum UpstreamStream {
     Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
 }
 
-impl UpstreamStream {
-    /// Whether the peer has neither closed nor said anything. What TLS says for itself (session tickets)
-    /// does not count.
-    pub(crate) fn is_quiet(&mut self) -> bool {
+impl Quiet for UpstreamStream {
+    fn is_quiet(&mut self) -> bool {
         match self {
-            Self::Plain(tcp) => !has_news(tcp),
-            Self::Tls(tls) => {
-                let mut byte = [0];
-                let mut buf = ReadBuf::new(&mut byte);
-                let mut cx = Context::from_waker(Waker::noop());
-                // Whoever reads next sets another waker.
-                Pin::new(&mut **tls)
-                    .poll_read(&mut cx, &mut buf)
-                    .is_pending()
-                    && !has_news(tls.get_ref().0)
-            }
+            Self::Plain(tcp) => tcp.is_quiet(),
+            Self::Tls(tls) => tidegate_http1::waits(&mut **tls) && tls.get_mut().0.is_quiet(),
         }
     }
+}
 
+impl UpstreamStream {
     fn is_for_h2(&self, protocol: UpstreamProtocol) -> bool {
         match (protocol, self) {
             (UpstreamProtocol::Http2, _) => true,
@@ -60,14 +50,6 @@ impl UpstreamStream {
             }
         }
     }
-}
-
-/// Whether bytes, or the end, of a socket wait to be read. Asks the system: what the runtime knows may be
-/// older than a close that must not be missed.
-fn has_news(tcp: &TcpStream) -> bool {
-    let mut byte = [std::mem::MaybeUninit::uninit()];
-    let peeked = SockRef::from(tcp).peek(&mut byte);
-    !matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// Addresses written into a PROXY header.
@@ -145,7 +127,7 @@ fn server_name(
 
 /// HTTP on a connection.
 pub(crate) enum HttpConnection {
-    H1(Box<http1::Connection>),
+    H1(Box<Connection<UpstreamStream>>),
     H2 {
         sender: http2::SendRequest<Body>,
         /// Streams in use, of all requests of the worker.
@@ -167,13 +149,13 @@ pub(crate) async fn http(
     http1_only: bool,
 ) -> Result<HttpConnection, ProxyError> {
     if http1_only || !stream.is_for_h2(cluster.protocol) {
-        return Ok(HttpConnection::H1(http1::Connection::new(stream)));
+        return Ok(HttpConnection::H1(Connection::new(stream)));
     }
     let (sender, connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(u32::try_from(http1::MAX_HEAD).unwrap_or(u32::MAX))
+        .max_header_list_size(u32::try_from(tidegate_http1::MAX_HEAD).unwrap_or(u32::MAX))
         .keep_alive_interval(std::time::Duration::from_secs(30))
         .keep_alive_timeout(std::time::Duration::from_secs(15))
         .handshake(TokioIo::new(stream))
@@ -219,10 +201,10 @@ pub(crate) async fn exchange_once(
         // The probe has a clock of its own.
         let terms = Terms {
             first_byte: None,
-            hints: None,
+            interim: None,
             home: None,
         };
-        let connection = http1::Connection::new(stream);
+        let connection = Connection::new(stream);
         let answer = connection.exchange(&mut request, terms).await;
         Ok(answer
             .map_err(|failed| failed.error)?

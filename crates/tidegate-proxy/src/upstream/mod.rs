@@ -10,7 +10,6 @@ mod agent;
 mod answer;
 pub(crate) mod cluster;
 pub(crate) mod connect;
-pub(crate) mod http1;
 pub(crate) mod once;
 mod pool;
 mod rewind;
@@ -23,6 +22,8 @@ use std::time::Duration;
 
 use http::{HeaderValue, Request, Response, Uri, Version, header, request};
 use hyper::client::conn::http2;
+use hyper::ext::ReasonPhrase;
+use tidegate_http1::{Http1Error, Interim, Reason, Terms};
 use tidegate_model::{Cluster, LoadBalancing, Target};
 
 use crate::balance::{self, EndpointView};
@@ -32,7 +33,6 @@ use crate::exchange::EarlyHints;
 pub(crate) use answer::{AnswerBody, Relayed, Upgraded};
 use cluster::{ActiveRequest, ClusterState, Endpoint};
 use connect::{HttpConnection, ProxiedAddresses};
-use http1::{Http1Error, Terms};
 use pool::{Home, StreamCount, WorkerCluster};
 pub(crate) use pool::{REAP_INTERVAL, Upstreams};
 
@@ -317,11 +317,14 @@ impl Attempt {
                 });
                 let terms = Terms {
                     first_byte: options.first_byte,
-                    hints: options.hints.as_ref(),
+                    interim: options.hints.as_ref().map(|hints| hints as &dyn Interim),
                     home,
                 };
                 match connection.exchange(&mut request, terms).await {
-                    Ok(response) => return Ok(response.map(AnswerBody::Http1)),
+                    Ok(mut response) => {
+                        keep_reason(&mut response);
+                        return Ok(response.map(AnswerBody::Http1));
+                    }
                     Err(failed) => {
                         let again =
                             failed.unsent || (reused && self.repeatable && !failed.answered);
@@ -432,6 +435,15 @@ async fn exchange_h2(
         incoming,
         _stream: stream,
     }))
+}
+
+/// An unusual reason goes on to clients of HTTP/1, whose codec knows it by another name.
+fn keep_reason<B>(response: &mut Response<B>) {
+    if let Some(Reason(reason)) = response.extensions_mut().remove()
+        && let Ok(reason) = ReasonPhrase::try_from(reason)
+    {
+        response.extensions_mut().insert(reason);
+    }
 }
 
 fn copy_head(request: &Request<Body>) -> Request<Body> {

@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::client::conn::http2;
+use tidegate_http1::Connection;
 use tidegate_model::{Cluster, ClusterKey, LoadBalancing, UpstreamProtocol};
 use tidegate_tunnel::hub::Hub;
 
 use super::SendOptions;
 use super::cluster::ClusterState;
-use super::connect::{self, HttpConnection};
-use super::http1;
+use super::connect::{self, HttpConnection, UpstreamStream};
 use super::watch::Clusters;
 use crate::balance::{self, EndpointView};
 use crate::body::Body;
@@ -157,7 +157,7 @@ struct Slot {
 
 #[derive(Debug)]
 struct IdleConnection {
-    connection: Box<http1::Connection>,
+    connection: Box<Connection<UpstreamStream>>,
     /// The pool's tick when it came.
     since: u32,
 }
@@ -273,7 +273,7 @@ impl WorkerCluster {
         })
     }
 
-    fn give_back(&self, address: SocketAddr, connection: Box<http1::Connection>) {
+    fn give_back(&self, address: SocketAddr, connection: Box<Connection<UpstreamStream>>) {
         let mut slots = self.lock();
         let slot = slots.get_or_add(address);
         if slot.h1.len() < MAX_IDLE {
@@ -301,9 +301,8 @@ pub(crate) struct Home {
     pub(super) address: SocketAddr,
 }
 
-impl Home {
-    /// The connection is free.
-    pub(super) fn take_in(self, connection: Box<http1::Connection>) {
+impl tidegate_http1::Home<UpstreamStream> for Home {
+    fn take_in(self, connection: Box<Connection<UpstreamStream>>) {
         self.pool.give_back(self.address, connection);
     }
 }

@@ -10,38 +10,48 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body::{Body, Frame, SizeHint};
+use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::chunked::Decoder;
-use super::head::{self, HeadReader};
-use super::upload::Upload;
-use super::{Connection, Http1Error, Upgraded};
-use crate::body::Body;
-use crate::exchange::EarlyHints;
-use crate::normalize;
-use crate::upstream::pool::Home;
+use crate::chunked::Decoder;
+use crate::head::{self, HeadReader};
+use crate::upload::Upload;
+use crate::{BodyError, Connection, Http1Error, Upgraded};
 
 /// 1xx responses before the final one. RFC 9110 §15.2 has no limit; a program that sends more never ends.
 const MAX_INFORMATIONAL: usize = 100;
 
+/// Where a connection goes when its exchange is over.
+pub trait Home<S> {
+    /// The connection is free: both messages ended exactly, and nothing is left over.
+    fn take_in(self, connection: Box<Connection<S>>);
+}
+
+/// Who wants to know of 1xx responses other than 100 and 101 (RFC 9110 §15.2).
+pub trait Interim: Sync {
+    /// One came, as the backend wrote it, to a request with this method.
+    fn take(&self, head: Response<()>, request: &Method);
+}
+
 /// What an exchange keeps to.
-pub(crate) struct Terms<'a> {
+pub struct Terms<'a, H> {
     /// Time for the response's head after the request was sent whole, and for a backend that stops reading.
-    pub(crate) first_byte: Option<Duration>,
+    pub first_byte: Option<Duration>,
     /// Takes 1xx responses; without it they are dropped.
-    pub(crate) hints: Option<&'a EarlyHints>,
+    pub interim: Option<&'a dyn Interim>,
     /// Where the connection goes afterwards; None closes it.
-    pub(crate) home: Option<Home>,
+    pub home: Option<H>,
 }
 
 /// An exchange without a response. The connection is closed.
 #[derive(Debug)]
-pub(crate) struct Failed {
-    pub(crate) error: Http1Error,
-    /// Whether the backend cannot have seen anything of the request.
-    pub(crate) unsent: bool,
+pub struct Failed {
+    /// What went wrong.
+    pub error: Http1Error,
+    /// Whether the backend cannot have seen anything of the request, which then still has its body.
+    pub unsent: bool,
     /// Whether a byte of a response came.
-    pub(crate) answered: bool,
+    pub answered: bool,
 }
 
 /// Whom the exchange waits for.
@@ -54,9 +64,9 @@ enum Waiting {
     ForHead,
 }
 
-struct Running<'a> {
-    connection: Box<Connection>,
-    upload: Upload,
+struct Running<'a, S, B> {
+    connection: Box<Connection<S>>,
+    upload: Upload<B>,
     sent: bool,
     /// The backend takes no more; it may still have answered.
     write_failed: Option<Http1Error>,
@@ -64,20 +74,31 @@ struct Running<'a> {
     answered: bool,
     informational: usize,
     waiting: Waiting,
-    terms: &'a Terms<'a>,
+    first_byte: Option<Duration>,
+    interim: Option<&'a dyn Interim>,
 }
 
-impl Connection {
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Sends the request, in origin-form and with a Host, and waits for the head of the response. Of the
-    /// request only the body is consumed, and not even that when nothing was sent.
-    pub(crate) async fn exchange(
+    /// request only the body is consumed, and not even that when nothing was sent. The default of a body is
+    /// an empty one.
+    pub async fn exchange<B, H>(
         mut self: Box<Self>,
-        request: &mut Request<Body>,
-        mut terms: Terms<'_>,
-    ) -> Result<Response<ResponseBody>, Failed> {
+        request: &mut Request<B>,
+        terms: Terms<'_, H>,
+    ) -> Result<Response<ResponseBody<S, B, H>>, Failed>
+    where
+        B: Body<Data = Bytes> + Default + Unpin,
+        B::Error: Into<BodyError>,
+        H: Home<S>,
+    {
         let framing = head::write_request(self.outbox.begin(), request);
-        let body = std::mem::replace(request.body_mut(), Body::Empty);
-        let home = terms.home.take();
+        let body = std::mem::take(request.body_mut());
+        let Terms {
+            first_byte,
+            interim,
+            home,
+        } = terms;
         let before = self.outbox.total();
         let mut running = Running {
             connection: self,
@@ -88,7 +109,8 @@ impl Connection {
             answered: false,
             informational: 0,
             waiting: Waiting::ForBody,
-            terms: &terms,
+            first_byte,
+            interim,
         };
         let method = request.method();
         match poll_fn(|cx| running.poll(method, cx)).await {
@@ -116,7 +138,12 @@ impl Connection {
 
 type Head = (Response<()>, Decoder, bool);
 
-impl Running<'_> {
+impl<S, B> Running<'_, S, B>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<BodyError>,
+{
     fn poll(&mut self, method: &Method, cx: &mut Context<'_>) -> Poll<Result<Head, Http1Error>> {
         if !self.sent && self.write_failed.is_none() {
             match self.upload.poll_send(&mut self.connection, cx) {
@@ -143,7 +170,7 @@ impl Running<'_> {
     }
 
     fn poll_clock(&mut self, cx: &mut Context<'_>) -> Poll<Http1Error> {
-        let Some(limit) = self.terms.first_byte else {
+        let Some(limit) = self.first_byte else {
             return Poll::Pending;
         };
         let waiting = if self.sent || self.write_failed.is_some() {
@@ -182,8 +209,10 @@ impl Running<'_> {
                     let error = Http1Error::BadHead("too many informational ones before it");
                     return Poll::Ready(Err(error));
                 }
-                if status != StatusCode::CONTINUE {
-                    self.pass_on(head, method);
+                if status != StatusCode::CONTINUE
+                    && let Some(interim) = self.interim
+                {
+                    interim.take(head, method);
                 }
             }
             if ready!(self.connection.poll_fill(cx))? == 0 {
@@ -192,36 +221,25 @@ impl Running<'_> {
             self.answered = true;
         }
     }
-
-    /// A 1xx response: cleaned like every other, and left out when that is not possible.
-    fn pass_on(&self, head: Response<()>, method: &Method) {
-        let Some(hints) = self.terms.hints else {
-            return;
-        };
-        let (mut parts, ()) = head.into_parts();
-        if normalize::response(&mut parts, method).is_ok() {
-            hints.push(Response::from_parts(parts, ()));
-        }
-    }
 }
 
 /// The body of a response: owns the connection until its end.
-pub(crate) struct ResponseBody {
-    connection: Option<Box<Connection>>,
+pub struct ResponseBody<S, B, H: Home<S>> {
+    connection: Option<Box<Connection<S>>>,
     decoder: Decoder,
     /// The request body, where the response was faster.
-    upload: Option<Upload>,
-    home: Option<Home>,
+    upload: Option<Upload<B>>,
+    home: Option<H>,
 }
 
-impl ResponseBody {
+impl<S, B, H: Home<S>> ResponseBody<S, B, H> {
     /// The connection is closed after this response.
-    pub(crate) fn forbid_reuse(&mut self) {
+    pub fn forbid_reuse(&mut self) {
         self.home = None;
     }
 
     /// The whole body, where it has a length and came together with its head. The connection is then free.
-    pub(crate) fn take_whole(&mut self) -> Option<Bytes> {
+    pub fn take_whole(&mut self) -> Option<Bytes> {
         let connection = self.connection.as_mut()?;
         let Decoder::Length(left) = self.decoder else {
             return None;
@@ -235,7 +253,7 @@ impl ResponseBody {
     }
 
     /// The connection itself, after 101.
-    pub(crate) fn into_upgraded(mut self) -> Option<Upgraded> {
+    pub fn into_upgraded(mut self) -> Option<Upgraded<S>> {
         let connection = *self.connection.take()?;
         Some(Upgraded::new(connection.io, connection.inbox.freeze()))
     }
@@ -253,7 +271,15 @@ impl ResponseBody {
             home.take_in(connection);
         }
     }
+}
 
+impl<S, B, H> ResponseBody<S, B, H>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<BodyError>,
+    H: Home<S>,
+{
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Http1Error>>> {
         let Some(connection) = &mut self.connection else {
             // Given back at its end, or lost before: then it must not look complete, however often one asks.
@@ -287,7 +313,13 @@ impl ResponseBody {
     }
 }
 
-impl HttpBody for ResponseBody {
+impl<S, B, H> Body for ResponseBody<S, B, H>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<BodyError>,
+    H: Home<S> + Unpin,
+{
     type Data = Bytes;
     type Error = Http1Error;
 
@@ -316,7 +348,7 @@ impl HttpBody for ResponseBody {
     }
 }
 
-impl Drop for ResponseBody {
+impl<S, B, H: Home<S>> Drop for ResponseBody<S, B, H> {
     fn drop(&mut self) {
         self.settle();
     }

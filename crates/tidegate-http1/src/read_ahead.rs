@@ -7,13 +7,15 @@ use std::task::{Context, Poll};
 use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-pub(crate) struct ReadAhead<S> {
+/// A stream in front of which some bytes stand that were read from it before.
+pub struct ReadAhead<S> {
     ahead: Bytes,
     io: S,
 }
 
 impl<S> ReadAhead<S> {
-    pub(crate) fn new(io: S, ahead: Bytes) -> Self {
+    /// Yields `ahead` before anything of `io`.
+    pub fn new(io: S, ahead: Bytes) -> Self {
         Self { ahead, io }
     }
 }

@@ -10,38 +10,54 @@ use http::uri::PathAndQuery;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
 };
-use http_body::Body as _;
-use hyper::ext::ReasonPhrase;
+use http_body::Body;
 
-use super::chunked::Decoder;
-use super::upload::Framing;
-use super::{Http1Error, MAX_HEAD};
-use crate::body::Body;
-use crate::normalize;
-use crate::odd_query::RawTarget;
+use crate::chunked::Decoder;
+use crate::upload::Framing;
+use crate::{Http1Error, MAX_HEAD};
 
-/// Fields of a response head.
-const MAX_FIELDS: usize = 100;
+/// Fields of a response head. Some services in homes send more than a hundred.
+const MAX_FIELDS: usize = 256;
 
 const TOO_LARGE: Http1Error = Http1Error::BadHead("more bytes than are accepted");
 
-/// Room for the fields that the edge adds to a response.
+/// Room for the fields that are added on the way to the client.
 const EXTRA_FIELDS: usize = 4;
 
 // === requests ===
 
+/// What the request line holds instead of the request's URI: an origin-form with bytes that no URI may hold.
+/// Goes with the request as an extension; other protocols send the URI.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RawTarget(Bytes);
+
+impl RawTarget {
+    /// None when it is no path, or when the bytes could end the target or its line.
+    pub fn new(target: impl Into<Bytes>) -> Option<Self> {
+        let target = target.into();
+        let fine = |byte: &u8| matches!(byte, 0x21..=0x7e | 0x80..);
+        (target.starts_with(b"/") && target.iter().all(fine)).then_some(Self(target))
+    }
+
+    /// The bytes as they are sent.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 /// Writes the head of a request in origin-form. Returns how its body is to be sent.
-pub(super) fn write_request(out: &mut Vec<u8>, request: &Request<Body>) -> Framing {
+pub(super) fn write_request<B: Body>(out: &mut Vec<u8>, request: &Request<B>) -> Framing {
     out.extend_from_slice(request.method().as_str().as_bytes());
     out.push(b' ');
     let target = match request.extensions().get::<RawTarget>() {
-        Some(raw) => raw.0.as_str(),
+        Some(raw) => raw.as_bytes(),
         None => request
             .uri()
             .path_and_query()
-            .map_or("/", PathAndQuery::as_str),
+            .map_or("/", PathAndQuery::as_str)
+            .as_bytes(),
     };
-    out.extend_from_slice(target.as_bytes());
+    out.extend_from_slice(target);
     out.extend_from_slice(b" HTTP/1.1\r\n");
     let mut stated = None;
     for (name, value) in request.headers() {
@@ -51,7 +67,7 @@ pub(super) fn write_request(out: &mut Vec<u8>, request: &Request<Body>) -> Frami
             write_field(out, name, value.as_bytes());
         }
     }
-    let stated = stated.and_then(|value| normalize::parse_length(value.as_bytes()));
+    let stated = stated.and_then(|value| parse_length(value.as_bytes()));
     let body = request.body();
     let framing = if body.is_end_stream() {
         if stated == Some(0) {
@@ -102,6 +118,25 @@ fn write_name(out: &mut Vec<u8>, name: &str) {
 }
 
 // === responses ===
+
+/// The reason of a status line (RFC 9112 §4) where it is not the usual one; an extension of the response. Holds
+/// nothing but white space and visible characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reason(pub Bytes);
+
+/// `1*DIGIT` up to 2^63-1, as a Content-Length is (RFC 9110 §8.6).
+pub fn parse_length(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() {
+        return None;
+    }
+    digits
+        .iter()
+        .try_fold(0_u64, |length, digit| {
+            let digit = char::from(*digit).to_digit(10)?;
+            length.checked_mul(10)?.checked_add(digit.into())
+        })
+        .filter(|length| i64::try_from(*length).is_ok())
+}
 
 /// Searches for the end of a head across reads without reading twice.
 #[derive(Debug, Default)]
@@ -189,8 +224,8 @@ fn parse(head: &Bytes) -> Result<Response<()>, Http1Error> {
     *response.headers_mut() = headers;
     if let Some(reason) = parsed.reason
         && Some(reason) != code.canonical_reason()
-        && let Ok(reason) = ReasonPhrase::try_from(head.slice_ref(reason.as_bytes()))
     {
+        let reason = Reason(head.slice_ref(reason.as_bytes()));
         response.extensions_mut().insert(reason);
     }
     Ok(response)
@@ -240,7 +275,7 @@ fn length(headers: &HeaderMap) -> Result<Option<u64>, Http1Error> {
     let mut length = None;
     let fields = headers.get_all(header::CONTENT_LENGTH).iter();
     for digits in fields.flat_map(|field| field.as_bytes().split(|byte| *byte == b',')) {
-        let one = normalize::parse_length(digits.trim_ascii())
+        let one = parse_length(digits.trim_ascii())
             .ok_or(Http1Error::BadHead("an invalid Content-Length"))?;
         if length.is_some_and(|length| length != one) {
             return Err(Http1Error::BadHead("two different lengths"));

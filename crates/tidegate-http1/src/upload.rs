@@ -8,11 +8,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
-use http_body::Body as _;
-use tokio::io::AsyncWrite;
+use http_body::Body;
+use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{Connection, Http1Error};
-use crate::body::Body;
+use crate::{BodyError, Connection, Http1Error};
 
 /// Pieces up to this are copied behind what waits already; larger ones are not worth it.
 const COPIED: usize = 4 * 1024;
@@ -124,16 +123,16 @@ impl Outbox {
 }
 
 /// A request body on its way.
-pub(super) struct Upload {
-    body: Body,
+pub(super) struct Upload<B> {
+    body: B,
     framing: Framing,
     ended: bool,
     /// Whether anything was taken from the body.
     pub(super) touched: bool,
 }
 
-impl Upload {
-    pub(super) fn new(body: Body, framing: Framing) -> Self {
+impl<B> Upload<B> {
+    pub(super) fn new(body: B, framing: Framing) -> Self {
         Self {
             body,
             framing,
@@ -143,14 +142,20 @@ impl Upload {
     }
 
     /// Gives the body back, for a request that was not sent.
-    pub(super) fn into_body(self) -> Body {
+    pub(super) fn into_body(self) -> B {
         self.body
     }
+}
 
+impl<B> Upload<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<BodyError>,
+{
     /// Sends until all is sent, or somebody makes us wait.
-    pub(super) fn poll_send(
+    pub(super) fn poll_send<S: AsyncRead + AsyncWrite + Unpin>(
         &mut self,
-        connection: &mut Connection,
+        connection: &mut Connection<S>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Http1Error>> {
         loop {
@@ -176,7 +181,7 @@ impl Upload {
             let Some(frame) = frame else {
                 return self.end(outbox);
             };
-            let frame = frame.map_err(Http1Error::RequestBody)?;
+            let frame = frame.map_err(|error| Http1Error::RequestBody(error.into()))?;
             // Trailers of a request stop here: backends may merge them into the head.
             let Ok(data) = frame.into_data() else {
                 continue;

@@ -7,7 +7,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::Frame;
 
-use super::Http1Error;
+use crate::Http1Error;
 
 /// Bytes of chunk extensions and padding in one body: nobody reads them, so they must not cost much.
 const MAX_EXTENSIONS: usize = 16 * 1024;
