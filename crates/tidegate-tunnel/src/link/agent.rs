@@ -181,7 +181,7 @@ pub fn serve<I, S, F, B>(
 )
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    S: FnMut(Request<Incoming>) -> F + Send + 'static,
+    S: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: Body<Data = Bytes> + Unpin + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Unpin + Send,
@@ -231,15 +231,10 @@ struct Talk {
 /// Both halves of the control stream.
 type Control = (SendStream<Bytes>, tidegate_http2::Incoming);
 
-async fn drive<I, S, F, B>(
-    io: Watched<I>,
-    link: &AgentLink,
-    mut service: S,
-    talk: Talk,
-) -> LinkError
+async fn drive<I, S, F, B>(io: Watched<I>, link: &AgentLink, service: S, talk: Talk) -> LinkError
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    S: FnMut(Request<Incoming>) -> F + Send + 'static,
+    S: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: Body<Data = Bytes> + Unpin + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Unpin + Send,
@@ -255,17 +250,13 @@ where
     let (opened, control) = oneshot::channel::<Control>();
     let mut opened = Some(opened);
     let flows = Arc::clone(&link.flows);
+    let service = Arc::new(service);
     let mut driver = Driver::new(codec, move |request, respond| {
         let asked = asked(request, respond, &mut opened);
-        let serving = asked.map(|(request, tunnel, respond)| {
-            let ticket = flows.count();
-            stream(service(request), tunnel, respond, ticket)
-        });
-        async move {
-            if let Some(serving) = serving {
-                serving.await;
-            }
-        }
+        stream(
+            asked.map(|asked| (asked, flows.count())),
+            Arc::clone(&service),
+        )
     });
     let mut watch = pin!(watch(link, control, talk));
     // A turn is bounded by the driver itself.
@@ -301,17 +292,21 @@ where
     end
 }
 
+/// A request for the service.
+struct Asked {
+    request: Request<Incoming>,
+    /// Of a CONNECT: who waits for its stream, and the half that is there already.
+    tunnel: Option<(oneshot::Sender<AgentTunnel>, RecvStream)>,
+    respond: SendResponse<Bytes>,
+}
+
 /// Answers the control stream, which is the first of all requests; everything else is for the service. A visitor may
 /// ask for that path too.
 fn asked(
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
     opened: &mut Option<oneshot::Sender<Control>>,
-) -> Option<(
-    Request<Incoming>,
-    Option<(oneshot::Sender<AgentTunnel>, RecvStream)>,
-    SendResponse<Bytes>,
-)> {
+) -> Option<Asked> {
     let (head, body) = request.into_parts();
     if head.method == Method::POST
         && head.uri.path() == CONTROL_PATH
@@ -322,17 +317,18 @@ fn asked(
         }
         return None;
     }
-    if head.method == Method::CONNECT {
+    let (body, tunnel) = if head.method == Method::CONNECT {
         let (give, take) = oneshot::channel();
-        let request = Request::from_parts(head, Incoming::Tunnel(Agreed(take)));
-        return Some((request, Some((give, body)), respond));
-    }
-    let body = tidegate_http2::Incoming::new(body, &head.headers);
-    Some((
-        Request::from_parts(head, Incoming::Body(body)),
-        None,
+        (Incoming::Tunnel(Agreed(take)), Some((give, body)))
+    } else {
+        let body = tidegate_http2::Incoming::new(body, &head.headers);
+        (Incoming::Body(body), None)
+    };
+    Some(Asked {
+        request: Request::from_parts(head, body),
+        tunnel,
         respond,
-    ))
+    })
 }
 
 /// Everything of a link but its requests. Returns why it ends.
@@ -400,18 +396,25 @@ async fn listen(
 }
 
 /// One request, to the end of its answer. A visitor who leaves ends it.
-async fn stream<F, B>(
-    answer: F,
-    tunnel: Option<(oneshot::Sender<AgentTunnel>, RecvStream)>,
-    mut respond: SendResponse<Bytes>,
-    ticket: Ticket,
-) where
+///
+/// The service's future is made in here, where it stays: as an argument it would be moved, and have its place twice.
+async fn stream<S, F, B>(asked: Option<(Asked, Ticket)>, service: Arc<S>)
+where
+    S: Fn(Request<Incoming>) -> F,
     F: Future<Output = Response<B>>,
     B: Body<Data = Bytes> + Unpin,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Unpin,
 {
+    let Some((asked, ticket)) = asked else {
+        return;
+    };
+    let Asked {
+        request,
+        tunnel,
+        mut respond,
+    } = asked;
     let answered = {
-        let mut answer = pin!(answer);
+        let mut answer = pin!(service(request));
         poll_fn(|cx| match answer.as_mut().poll(cx) {
             Poll::Ready(response) => Poll::Ready(Some(response)),
             Poll::Pending => respond.poll_reset(cx).map(|_| None),

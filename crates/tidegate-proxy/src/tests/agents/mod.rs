@@ -244,7 +244,7 @@ impl Rig {
     /// Connects an agent whose requests the function answers.
     fn connect<F, R>(&self, way: Way, answer: F) -> TestAgent
     where
-        F: Fn(Request<Incoming>) -> R + Clone + Send + 'static,
+        F: Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,
         R: Future<Output = Response<AgentBody>> + Send + 'static,
     {
         let agent = self.runtime.block_on(async {
@@ -332,7 +332,7 @@ async fn shake(io: &mut Io, request: &Request<()>) -> Response<()> {
 fn serve<S, F, R>(io: S, instance: String, answer: F) -> TestAgent
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    F: Fn(Request<Incoming>) -> R + Clone + Send + 'static,
+    F: Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = Response<AgentBody>> + Send + 'static,
 {
     let hello = Hello {

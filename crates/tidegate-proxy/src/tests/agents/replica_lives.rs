@@ -23,7 +23,7 @@ impl Fake {
     /// Says that it has the agent, and answers like that.
     fn start<F, R>(beside: &Replica, authority: &Authority, name: &str, answer: F) -> Self
     where
-        F: Fn(Request<Incoming>) -> R + Clone + Send + 'static,
+        F: Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,
         R: Future<Output = Response<AgentBody>> + Send + 'static,
     {
         let runtime = &beside.rig.runtime;

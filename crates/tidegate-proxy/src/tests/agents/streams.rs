@@ -19,7 +19,7 @@ const ACCEPT: &str = "sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
 /// Agrees to streams of the protocol and sends back what comes.
 pub(super) fn echoes(
     protocol: &'static str,
-) -> impl Fn(Request<Incoming>) -> std::future::Ready<Response<AgentBody>> + Clone + Send {
+) -> impl Fn(Request<Incoming>) -> std::future::Ready<Response<AgentBody>> + Clone + Send + Sync {
     move |request| {
         let asked = request.extensions().get::<Protocol>();
         assert_eq!(asked.map(Protocol::as_str), Some(protocol));

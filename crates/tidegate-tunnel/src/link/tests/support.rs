@@ -62,7 +62,7 @@ pub(super) struct Pair {
 /// Connects both ends; the function answers at the agent.
 pub(super) async fn pair<F, R>(answer: F) -> Pair
 where
-    F: Fn(Request<Incoming>) -> R + Send + 'static,
+    F: Fn(Request<Incoming>) -> R + Send + Sync + 'static,
     R: Future<Output = Response<TestBody>> + Send + 'static,
 {
     pair_with(Patience::default(), answer).await
@@ -70,7 +70,7 @@ where
 
 pub(super) async fn pair_with<F, R>(patience: Patience, answer: F) -> Pair
 where
-    F: Fn(Request<Incoming>) -> R + Send + 'static,
+    F: Fn(Request<Incoming>) -> R + Send + Sync + 'static,
     R: Future<Output = Response<TestBody>> + Send + 'static,
 {
     let (edge_io, agent_io) = tokio::io::duplex(256 * 1024);
@@ -90,7 +90,7 @@ pub(super) async fn pair_over<E, A, F, R>(
 where
     E: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     A: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    F: Fn(Request<Incoming>) -> R + Send + 'static,
+    F: Fn(Request<Incoming>) -> R + Send + Sync + 'static,
     R: Future<Output = Response<TestBody>> + Send + 'static,
 {
     let (agent, driver) = agent::serve(agent_io, hello(), answer);
