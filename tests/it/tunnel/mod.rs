@@ -14,6 +14,7 @@ mod programs;
 mod proxies;
 mod service;
 mod threats;
+mod units;
 mod upgrades;
 
 use std::path::Path;
