@@ -7,6 +7,7 @@
 //! What one part does alone is tested in its crate; here is what people are promised of the whole.
 
 mod bodies;
+mod flood;
 mod fronts;
 mod life;
 mod nat;
