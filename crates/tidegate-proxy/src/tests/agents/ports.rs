@@ -2,7 +2,7 @@
 
 use std::net::{Shutdown, TcpListener, UdpSocket};
 
-use tidegate_model::{IpAccess, MappedPort, PortError, PortId, PortSet, Transport};
+use tidegate_model::{IpAccess, ListenError, MappedPort, PortId, PortSet, Transport};
 
 use super::streams::echoes;
 use super::*;
@@ -52,7 +52,7 @@ impl Rig {
     }
 
     /// What keeps each port from being open.
-    fn errors(&self) -> Vec<(PortId, Option<PortError>)> {
+    fn errors(&self) -> Vec<(PortId, Option<ListenError>)> {
         let states = self.edge.edge.ports();
         let states = states.borrow();
         let all = states.iter();
@@ -109,7 +109,7 @@ fn a_port_that_somebody_has_is_told_and_taken_when_it_is_free_and_others_notice_
     // A third is not among those that may be opened.
     let third = port(Transport::Tcp, second.id.number ^ 1);
     rig.open(&[first.clone(), second.clone(), third.clone()]);
-    let mut expected = vec![(first.id, None), (second.id, Some(PortError::InUse))];
+    let mut expected = vec![(first.id, None), (second.id, Some(ListenError::InUse))];
     expected.sort_by_key(|it| it.0);
     eventually("it is told", || rig.errors() == expected);
     drop(held);
