@@ -12,6 +12,7 @@
 
 mod chart;
 mod control_plane;
+mod daemonset;
 mod definitions;
 mod operator;
 mod pods;

@@ -58,8 +58,9 @@ impl Image<'_> {
     }
 }
 
-/// The image of one program with the shared libraries that it names, and nothing else: `/NAME`.
-pub(crate) fn of_program(name: &str, program: &Path, archive: &Path) {
+/// The image of one program with the shared libraries that it names, and nothing else. The first word of the entry
+/// point says where it is, such as `/tidegate`.
+pub(crate) fn of_program(name: &str, program: &Path, entrypoint: &[&str], archive: &Path) {
     // It ends with 1 where there are none.
     let (_, said) = program::run(Command::new("ldd").arg(program));
     let libraries: Vec<PathBuf> = said
@@ -68,15 +69,14 @@ pub(crate) fn of_program(name: &str, program: &Path, archive: &Path) {
         .map(PathBuf::from)
         .filter(|path| path.is_file())
         .collect();
-    let file = program.file_name().unwrap().to_str().unwrap();
-    let mut files = vec![(file, program)];
+    let mut files = vec![(entrypoint[0].trim_start_matches('/'), program)];
     for library in &libraries {
         files.push((library.to_str().unwrap().trim_start_matches('/'), library));
     }
     let image = Image {
         name,
         files: &files,
-        entrypoint: &[&format!("/{file}")],
+        entrypoint,
         user: "65532:65532",
     };
     image.write(archive);

@@ -160,8 +160,15 @@ impl Node {
     #[track_caller]
     pub(crate) fn import_program(&self, image: &str, program: &Path) {
         let name = program.file_name().unwrap().to_string_lossy();
-        let archive = self.folder.join(format!("{name}.tar"));
-        image::of_program(image, program, &archive);
+        self.import_as(image, program, &[&format!("/{name}")]);
+    }
+
+    /// The same with an entry point of its own, the first word of which is where the program is.
+    #[track_caller]
+    pub(crate) fn import_as(&self, image: &str, program: &Path, entrypoint: &[&str]) {
+        let file = entrypoint[0].trim_start_matches('/');
+        let archive = self.folder.join(format!("{file}.tar"));
+        image::of_program(image, program, entrypoint, &archive);
         self.import_archive(&archive);
         fs::remove_file(archive).unwrap();
     }

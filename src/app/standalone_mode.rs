@@ -84,6 +84,10 @@ pub struct Serving {
 
 /// Runs until the process is asked to end. `on_serving` is called once everything is bound and published.
 pub fn run(options: RunOptions, on_serving: impl FnOnce(&Serving)) -> Result<(), RunError> {
+    let aside = upgrade::step_aside();
+    if aside.map_err(|error| RunError::Upgrade(Box::new(error)))? {
+        return Ok(());
+    }
     process::run(async { Running::start(options, on_serving).await?.run().await })
 }
 
@@ -348,9 +352,9 @@ impl Running {
         })
         .await;
         match outcome {
-            Ok(Ok(child)) => {
-                tracing::info!(pid = child.id(), "the new process serves; this one ends");
-                Some(child.id())
+            Ok(Ok(pid)) => {
+                tracing::info!(pid, "the new process serves; this one ends");
+                Some(pid)
             }
             Ok(Err(error)) => {
                 tracing::error!(error = %chain(&error), "upgrade failed; this process goes on");

@@ -1,9 +1,13 @@
 //! Hands the edge over to a new process of the same binary without refusing a connection.
 //!
 //! ```text
-//! old: SIGUSR2 ─► spawn new (same arguments), stdin = socket ─► send lock and sockets ... wait ─► drain, end
+//! old: SIGUSR2 ─► spawn first (same arguments), stdin = socket ─► send lock and sockets ... wait ─► drain, end
+//! first:          spawn new, tell its process id, end
 //! new:            lock and sockets from stdin ─► accept from the same sockets ─► "ready"
 //! ```
+//!
+//! The one in between makes the new process a child of the service manager at once. systemd looks once at whose
+//! child a new main process is, and one that is not its own it kills at a stop instead of waiting for it.
 //!
 //! The listening sockets themselves are passed: a connection that the kernel has queued, or whose handshake is
 //! under way, is not reset when the old process closes its handle. The state folder's lock is passed too, so
@@ -11,24 +15,32 @@
 //! ADR 0021 tells why.
 
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::io::{self, BufRead, BufReader, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
 };
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Tells a new process that its standard input is the old one's socket.
 const MARK: &str = "TIDEGATE_UPGRADE_FROM";
+/// Tells a new process that nobody stands between it and the service manager any more.
+const ADOPTED: &str = "TIDEGATE_UPGRADE_ADOPTED";
+/// systemd's name for the process that is to give signs of life. The new one is another.
+const WATCHDOG_PID: &str = "WATCHDOG_PID";
 /// How long a new process may take to become ready.
 const PATIENCE: Duration = Duration::from_secs(60);
-const READY: &[u8] = b"ready\n";
+const READY: &str = "ready";
+/// Bytes of a line of a new process.
+const LONGEST_LINE: u64 = 64;
 /// Name of the state folder's lock among what is sent.
 const LOCK: &str = "lock";
 /// The kernel passes at most 253 file descriptors at once (`SCM_MAX_FD`).
@@ -65,11 +77,7 @@ impl Predecessor {
         if std::env::var_os(MARK).is_none() {
             return Ok(None);
         }
-        let stdin = io::stdin()
-            .as_fd()
-            .try_clone_to_owned()
-            .map_err(UpgradeError::Talk)?;
-        let socket = UnixStream::from(stdin);
+        let socket = standard_input().map_err(UpgradeError::Talk)?;
         socket
             .set_read_timeout(Some(PATIENCE))
             .map_err(UpgradeError::Talk)?;
@@ -90,15 +98,32 @@ impl Predecessor {
 
     /// Tells the old process that it may go.
     pub(super) fn ready(mut self) -> Result<(), UpgradeError> {
-        self.socket.write_all(READY).map_err(UpgradeError::Talk)
+        writeln!(self.socket, "{READY}").map_err(UpgradeError::Talk)
     }
 }
 
-/// Starts a new process, passes lock and sockets on and waits until it serves. Blocks.
+/// Starts the process that is to take over, if this one was started by the old process itself. Returns whether that
+/// was so; this process then has nothing more to do.
+pub(super) fn step_aside() -> Result<bool, UpgradeError> {
+    if std::env::var_os(MARK).is_none() || std::env::var_os(ADOPTED).is_some() {
+        return Ok(false);
+    }
+    let mut socket = standard_input().map_err(UpgradeError::Talk)?;
+    // Not waited for: this process ends before it.
+    let new = Command::new(program().map_err(UpgradeError::Spawn)?)
+        .args(std::env::args_os().skip(1))
+        .env(ADOPTED, "1")
+        .spawn()
+        .map_err(UpgradeError::Spawn)?;
+    writeln!(socket, "{}", new.id()).map_err(UpgradeError::Talk)?;
+    Ok(true)
+}
+
+/// Starts a new process, passes lock and sockets on and waits until it serves. Returns its process id. Blocks.
 pub(super) fn hand_over(
     lock: Option<&File>,
     listeners: &[(&'static str, TcpListener)],
-) -> Result<Child, UpgradeError> {
+) -> Result<u32, UpgradeError> {
     let mut files: Vec<(&str, BorrowedFd<'_>)> =
         lock.iter().map(|lock| (LOCK, lock.as_fd())).collect();
     files.extend(
@@ -106,51 +131,71 @@ pub(super) fn hand_over(
             .iter()
             .map(|(name, listener)| (*name, listener.as_fd())),
     );
-    let (mut ours, theirs) = UnixStream::pair().map_err(UpgradeError::Talk)?;
-    // The path, not the open file: an upgrade is a new file under the old name.
-    let program = std::env::args_os()
-        .next()
-        .map_or_else(|| "tidegate".into(), std::path::PathBuf::from);
-    let program = if program.components().count() > 1 {
-        program
-    } else {
-        std::env::current_exe().map_err(UpgradeError::Spawn)?
-    };
-    let mut child = Command::new(program)
+    let (ours, theirs) = UnixStream::pair().map_err(UpgradeError::Talk)?;
+    let mut first = Command::new(program().map_err(UpgradeError::Spawn)?)
         .args(std::env::args_os().skip(1))
         .env(MARK, std::process::id().to_string())
+        .env_remove(ADOPTED)
+        .env_remove(WATCHDOG_PID)
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .spawn()
         .map_err(UpgradeError::Spawn)?;
+    let mut new = None;
     // What does not fit is bound anew beside the others.
     let outcome = send(&ours, &files)
         .map_err(UpgradeError::Talk)
-        .and_then(|_| wait(&mut ours));
-    match outcome {
-        Ok(()) => Ok(child),
-        Err(error) => {
-            // Two edges with one state folder must not be.
-            let _ = child.kill();
-            let _ = child.wait();
-            Err(error)
+        .and_then(|_| wait(&ours, &mut new));
+    if outcome.is_err() {
+        // Two edges with one state folder must not be.
+        let _ = first.kill();
+        if let Some(new) = new {
+            let _ = kill_process(new, Signal::KILL);
         }
+        // Its end of the socket lives as long as it does.
+        let _ = io::copy(&mut &ours, &mut io::sink());
+    }
+    let _ = first.wait();
+    outcome
+}
+
+/// The path, not the open file: an upgrade is a new file under the old name.
+fn program() -> io::Result<PathBuf> {
+    let named = std::env::args_os().next().map(PathBuf::from);
+    match named.filter(|path| path.components().count() > 1) {
+        Some(path) => Ok(path),
+        None => std::env::current_exe(),
     }
 }
 
-fn wait(socket: &mut UnixStream) -> Result<(), UpgradeError> {
+fn standard_input() -> io::Result<UnixStream> {
+    Ok(UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?))
+}
+
+/// Waits until the new process serves; `new` is which it is, as soon as that is known.
+fn wait(socket: &UnixStream, new: &mut Option<Pid>) -> Result<u32, UpgradeError> {
     socket
         .set_read_timeout(Some(PATIENCE))
         .map_err(UpgradeError::Talk)?;
-    let mut said = [0; READY.len()];
-    match socket.read_exact(&mut said) {
-        Ok(()) if said == READY => Ok(()),
-        Ok(()) => Err(UpgradeError::Ended),
-        Err(error) => Err(match error.kind() {
-            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => UpgradeError::Ended,
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => UpgradeError::Late,
-            _ => UpgradeError::Talk(error),
-        }),
+    let mut lines = BufReader::new(socket);
+    let pid: i32 = line(&mut lines)?.parse().map_err(|_| UpgradeError::Ended)?;
+    *new = Pid::from_raw(pid);
+    match (&*line(&mut lines)?, u32::try_from(pid)) {
+        (READY, Ok(pid)) => Ok(pid),
+        _ => Err(UpgradeError::Ended),
     }
+}
+
+fn line(lines: &mut impl BufRead) -> Result<String, UpgradeError> {
+    let mut line = String::new();
+    let read = lines.take(LONGEST_LINE).read_line(&mut line);
+    read.map_err(|error| match error.kind() {
+        io::ErrorKind::ConnectionReset => UpgradeError::Ended,
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => UpgradeError::Late,
+        _ => UpgradeError::Talk(error),
+    })?;
+    line.strip_suffix('\n')
+        .map(str::to_owned)
+        .ok_or(UpgradeError::Ended)
 }
 
 /// Sends files with their names, one line each; of too many, the first. Returns how many.
@@ -230,8 +275,15 @@ mod tests {
 
     #[test]
     fn a_new_process_that_ends_early_is_told_from_a_late_one() {
-        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut new = None;
+        theirs.write_all(b"4711\n").unwrap();
         drop(theirs);
-        assert!(matches!(wait(&mut ours), Err(UpgradeError::Ended)));
+        assert!(matches!(wait(&ours, &mut new), Err(UpgradeError::Ended)));
+        // Known, so that it can be ended.
+        assert_eq!(new, Pid::from_raw(4711));
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(b"4711\nready\n").unwrap();
+        assert_eq!(wait(&ours, &mut new).unwrap(), 4711);
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use tidegate_model::{
-    AgentTarget, Cluster, IpAccess, MappedPort, PortError, PortId, PortSet, PortState, RouteId,
+    AgentTarget, Cluster, IpAccess, ListenError, MappedPort, PortId, PortSet, PortState, RouteId,
     Transport,
 };
 
@@ -351,23 +351,18 @@ impl Work<'_> {
                 continue;
             };
             let ip = listener.address.ip();
-            let (message, hint) = match error {
-                PortError::InUse => (
-                    format!("another program has {port} at {ip}"),
-                    format!("`sudo ss -lntup 'sport = :{number}'` tells which: stop it, or choose another port"),
+            let message = cannot_listen(error, port, ip);
+            let hint = match error {
+                ListenError::InUse => format!(
+                    "`sudo ss -lntup 'sport = :{number}'` tells which: stop it, or choose another port"
                 ),
-                PortError::NotLocal => (
-                    format!("{ip} is no address of this machine"),
-                    "correct --http and --https: the ports of agents are opened at the same addresses".to_owned(),
-                ),
-                PortError::NotPermitted => (
-                    format!("the edge may not listen on {port}"),
-                    "ports below 1024 need CAP_NET_BIND_SERVICE; choose a higher one".to_owned(),
-                ),
-                PortError::Other(error) => (
-                    format!("cannot listen on {port} at {ip}: {error}"),
-                    "it is tried again every few seconds".to_owned(),
-                ),
+                ListenError::NotLocal => {
+                    "correct --http and --https: the ports of agents are opened at the same addresses".to_owned()
+                }
+                ListenError::NotPermitted => {
+                    "ports below 1024 need CAP_NET_BIND_SERVICE; choose a higher one".to_owned()
+                }
+                ListenError::Other(_) => "it is tried again every few seconds".to_owned(),
             };
             if told.insert(message.clone()) {
                 self.add(Reason::PortUnavailable, format!("{message}{whose}"), hint);
@@ -420,6 +415,16 @@ impl Turn {
         report.retain(|_| false);
         agent.wrong.append(report);
         agent.port_verdicts.insert(self.wanted.index, verdict);
+    }
+}
+
+/// Why nobody listens, in words that are the same for every kind of port.
+pub(super) fn cannot_listen(error: &ListenError, port: PortId, ip: IpAddr) -> String {
+    match error {
+        ListenError::InUse => format!("another program has {port} at {ip}"),
+        ListenError::NotLocal => format!("{ip} is no address of this machine"),
+        ListenError::NotPermitted => format!("the edge may not listen on {port}"),
+        ListenError::Other(error) => format!("cannot listen on {port} at {ip}: {error}"),
     }
 }
 

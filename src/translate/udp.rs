@@ -7,10 +7,14 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use tidegate_model::{RuleId, UdpListenError, UdpRelay, UdpRelayMode, UdpRelayState, UdpWayState};
+use tidegate_model::{
+    ListenError, PortId, RuleId, Transport, UdpListenError, UdpRelay, UdpRelayMode, UdpRelayState,
+    UdpWayState,
+};
 
 use super::backends::{TrackerPlace, tracker_place};
 use super::balancing::count_or;
+use super::ports::cannot_listen;
 use super::references::{Found, References};
 use super::report::{Field, Report};
 use super::rules::{CompiledRule, Way, hostnames, name_of};
@@ -377,27 +381,28 @@ fn listeners(
     state: &UdpRelayState,
     whose: &str,
 ) {
-    let port = udp.tracker.port;
+    let number = udp.tracker.port;
+    let port = PortId {
+        number,
+        transport: Transport::Udp,
+    };
     for listener in &state.listeners {
-        let address = listener.address;
+        let ip = listener.address.ip();
         let (message, hint) = match &listener.error {
             None => continue,
-            Some(UdpListenError::InUse) => (
-                format!("another program has UDP port {port} at {}", address.ip()),
-                format!("`sudo ss -lunp 'sport = :{port}'` tells which; often it is the tracker itself, bound to every address: bind it to 127.0.0.1 only, or choose another tracker.udp.port"),
-            ),
-            Some(UdpListenError::NotLocal) => (
-                format!("{} is no address of this machine", address.ip()),
-                "add it to an interface (`ip address add`), or correct tracker.udp.addresses; it is tried again every few seconds".to_owned(),
-            ),
             Some(UdpListenError::NoBackend) => (
-                format!("the tracker {} has no address of the family of {}", udp.backend, address.ip()),
+                format!("the tracker {} has no address of the family of {ip}", udp.backend),
                 "an IPv6 client can only be shown to a tracker on IPv6: name a host that has both, such as localhost, or leave the address out".to_owned(),
             ),
-            Some(UdpListenError::Other(error)) => (
-                format!("cannot listen on {address}: {error}"),
-                "ports below 1024 need CAP_NET_BIND_SERVICE".to_owned(),
-            ),
+            Some(UdpListenError::Socket(error)) => {
+                let hint = match error {
+                    ListenError::InUse => format!("`sudo ss -lunp 'sport = :{number}'` tells which; often it is the tracker itself, bound to every address: bind it to 127.0.0.1 only, or choose another tracker.udp.port"),
+                    ListenError::NotLocal => "add it to an interface (`ip address add`), or correct tracker.udp.addresses; it is tried again every few seconds".to_owned(),
+                    ListenError::NotPermitted => "ports below 1024 need CAP_NET_BIND_SERVICE; choose a higher tracker.udp.port".to_owned(),
+                    ListenError::Other(_) => "it is tried again every few seconds".to_owned(),
+                };
+                (cannot_listen(error, port, ip), hint)
+            }
         };
         report.add(
             field.at("tracker").at("udp"),

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use crate::config::{Config, Edge, Proxies};
-use crate::dial::{self, Clock, DialError, Dialer, ProxyError, proxy};
+use crate::dial::{self, Clock, DialError, Dialer, proxy};
 use crate::link::{Common, Wishes, establish};
 use crate::stream::Stream;
 use crate::table::Registry;
@@ -196,24 +196,15 @@ async fn reach(examined: &mut Examined, dialer: &Dialer, edge: &Edge, proxied: b
             true
         }
         Err(error) => {
-            let fix = match &error {
-                DialError::Proxy(ProxyError::Login(_)) => {
-                    "write them into the proxy's URL: http://USER:PASSWORD@…, with what means something in a URL as %XX"
-                        .to_owned()
+            let fix = dial::advice(&error, edge).unwrap_or_else(|| {
+                if proxied {
+                    return dial::through_proxy(edge);
                 }
-                DialError::Proxy(ProxyError::Reach(..)) => {
-                    "look at the proxy's name and port, and whether it runs".to_owned()
-                }
-                _ if proxied => format!(
-                    "let the proxy allow CONNECT to {}:{}, or write a proxy that does",
-                    edge.host.in_url(),
-                    edge.port
-                ),
-                _ => format!(
+                format!(
                     "let this machine out to TCP port {}; where that goes through a proxy only, set HTTPS_PROXY",
                     edge.port
-                ),
-            };
+                )
+            });
             let found = chain(&error).to_string();
             examined.step(name, StepState::Bad, found).fix = Some(fix);
             false
@@ -335,36 +326,10 @@ async fn one_carrier(
         }
         Err(error) => {
             let found = format!("{}: {}", error.reason(), chain(&error));
-            examined.step(name, StepState::Bad, found).fix = advice(&error);
+            examined.step(name, StepState::Bad, found).fix = dial::advice(&error, edge);
             Err(error)
         }
     }
-}
-
-fn advice(error: &DialError) -> Option<String> {
-    let words = match error {
-        DialError::Token(_) => {
-            "give the agent a token that it can read: --token-file or TIDEGATE_AGENT_TOKEN"
-        }
-        DialError::Refused { status, .. } => match status.as_u16() {
-            401 => {
-                "compare the agent's name and token with the TunnelAgent and its Secret at the edge; \
-                 `tidegate agent token` makes a new token"
-            }
-            403 => "the TunnelAgent has suspend: true",
-            426 => "update the older one of agent and edge",
-            429 => "wait a minute; other agents of this address may be failing all the time",
-            503 => "the edge is about to end: try again in a moment",
-            _ => return None,
-        },
-        DialError::NotDirect => "nothing, as long as the WebSocket carrier works",
-        DialError::Answer(_) => {
-            "what answers at that name is no edge that knows agents: look at the address, and at proxies in front \
-             of the edge, which must pass WebSockets and the path /.tunnel/v1 on"
-        }
-        _ => return None,
-    };
-    Some(words.to_owned())
 }
 
 fn verdict(errors: &[(Carrier, DialError)], trusted: bool) -> String {

@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::board::{Board, Phase};
 use crate::config::Edge;
-use crate::dial::{DialError, Dialer, Memory, race};
+use crate::dial::{self, DialError, Dialer, Memory, race};
 use crate::link::{Common, Event, Link, establish};
 use crate::reconnect::{Ending, Row};
 
@@ -242,9 +242,18 @@ impl Keeper {
         let again = self.said.as_ref().is_none_or(|(said, at)| {
             *said != message || now.saturating_duration_since(*at) > Duration::from_secs(60)
         });
+        let fix = dial::advice(error, edge);
         let (link, edge, next_try_ms) = (self.number, edge.authority(), wait.as_millis());
         if again {
-            tracing::warn!(link, edge, reason, error = message, next_try_ms, "no link");
+            tracing::warn!(
+                link,
+                edge,
+                reason,
+                error = message,
+                fix,
+                next_try_ms,
+                "no link"
+            );
             self.said = Some((message, now));
         } else {
             tracing::debug!(link, edge, reason, error = message, next_try_ms, "no link");

@@ -42,7 +42,7 @@ pub use observed::{
     EndpointState, ListenerState, Observed, ObservedCluster, ObservedListener, ObservedPeers,
 };
 pub use port::{
-    MappedPort, PortError, PortId, PortListener, PortSet, PortSetError, PortState, Transport,
+    ListenError, MappedPort, PortId, PortListener, PortSet, PortSetError, PortState, Transport,
 };
 pub use reach::{Reach, Special};
 pub use rule::{

@@ -4,6 +4,7 @@
 //! A number stands for two ports, one of each [`Transport`].
 
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -77,12 +78,12 @@ pub struct PortListener {
     /// The address.
     pub address: SocketAddr,
     /// What keeps it from listening. It is tried again every few seconds.
-    pub error: Option<PortError>,
+    pub error: Option<ListenError>,
 }
 
-/// Why nobody can listen at an address.
+/// Why nobody can listen at an address, whatever the transport.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PortError {
+pub enum ListenError {
     /// Somebody else has the port.
     InUse,
     /// This machine does not have the address.
@@ -91,6 +92,17 @@ pub enum PortError {
     NotPermitted,
     /// What else the system said.
     Other(String),
+}
+
+impl From<&io::Error> for ListenError {
+    fn from(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::AddrInUse => Self::InUse,
+            io::ErrorKind::AddrNotAvailable => Self::NotLocal,
+            io::ErrorKind::PermissionDenied => Self::NotPermitted,
+            _ => Self::Other(error.to_string()),
+        }
+    }
 }
 
 /// A set of ports, written as numbers and ranges: `25565`, `51820/udp`, `20000-20100`.

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::{RuleId, Target};
+use crate::{ListenError, RuleId, Target};
 
 /// A UDP tracker (BEP 15) whose datagrams pass through this process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,14 +57,10 @@ pub struct UdpListenerState {
 /// Why nothing can be received at an address. It is tried again every few seconds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UdpListenError {
-    /// Somebody else has the port.
-    InUse,
-    /// This machine does not have the address.
-    NotLocal,
+    /// Of the socket.
+    Socket(ListenError),
     /// The tracker has no address of this family, so that nothing could be passed on.
     NoBackend,
-    /// What else the system said.
-    Other(String),
 }
 
 /// The way to one address of a tracker.

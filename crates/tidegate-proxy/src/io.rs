@@ -116,6 +116,62 @@ impl AsyncWrite for Socket {
     }
 }
 
+// === Counting ===
+
+/// Told of bytes as they pass.
+pub(crate) trait CountBytes {
+    /// So many were read.
+    fn read(&self, bytes: usize);
+
+    /// So many were written.
+    fn written(&self, bytes: usize);
+}
+
+/// A stream whose bytes are counted.
+pub(crate) struct Counting<S, C> {
+    io: S,
+    counts: C,
+}
+
+impl<S, C> Counting<S, C> {
+    pub(crate) fn new(io: S, counts: C) -> Self {
+        Self { io, counts }
+    }
+}
+
+impl<S: AsyncRead + Unpin, C: CountBytes + Unpin> AsyncRead for Counting<S, C> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+        self.counts.read(buf.filled().len() - before);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin, C: CountBytes + Unpin> AsyncWrite for Counting<S, C> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(Pin::new(&mut self.io).poll_write(cx, buf))?;
+        self.counts.written(written);
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
 // === ConnectionClock ===
 
 /// When what happened on a connection, in milliseconds since its start.

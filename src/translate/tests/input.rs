@@ -11,9 +11,9 @@ use rcgen::{CertificateParams, DnType, KeyPair, SerialNumber};
 use serde::Deserialize;
 use serde_json::Value;
 use tidegate_model::{
-    Carrier, CertificateOrigin, Hop, ObjectName, ObservedAgent, ObservedProbe, ObservedSession,
-    PortError, PortId, PortListener, PortSet, PortState, ProbeFailure, Reach, RequestedMapping,
-    RouteId, RuleId, Transport,
+    Carrier, CertificateOrigin, Hop, ListenError, ObjectName, ObservedAgent, ObservedProbe,
+    ObservedSession, PortId, PortListener, PortSet, PortState, ProbeFailure, Reach,
+    RequestedMapping, RouteId, RuleId, Transport,
 };
 
 use super::now;
@@ -277,9 +277,9 @@ pub(super) fn add(inputs: &mut Inputs, document: Value) {
                     listeners: vec![PortListener {
                         address: SocketAddr::from(([0, 0, 0, 0], number)),
                         error: Some(match &*said {
-                            "InUse" => PortError::InUse,
-                            "NotPermitted" => PortError::NotPermitted,
-                            _ => PortError::Other(said),
+                            "InUse" => ListenError::InUse,
+                            "NotPermitted" => ListenError::NotPermitted,
+                            _ => ListenError::Other(said),
                         }),
                     }],
                 });

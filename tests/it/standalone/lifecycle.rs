@@ -137,6 +137,50 @@ fn the_watchdog_of_the_service_manager_is_fed() {
     );
 }
 
+/// systemd kills a main process that is another one's child instead of waiting for its end.
+#[test]
+fn a_new_process_gives_signs_of_life_and_is_not_the_old_one_s_child() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let tells = |words: &str| loop {
+        let mut buffer = [0; 512];
+        let length = socket.recv(&mut buffer).unwrap();
+        let told = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        if let Some(rest) = told.strip_prefix(words) {
+            break rest.trim().to_owned();
+        }
+    };
+    // A visitor whose answer does not come keeps the old process.
+    let origin = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut edge = Edge::builder()
+        .object(route("a", "a.test", origin.local_addr().unwrap()))
+        .env("NOTIFY_SOCKET", &path.display().to_string())
+        .env("WATCHDOG_USEC", "200000")
+        // As systemd says it.
+        .under(&["sh", "-c", "export WATCHDOG_PID=$$; exec \"$0\" \"$@\""])
+        .start();
+    tells("WATCHDOG=1");
+    let client = edge.client();
+    let visitor = std::thread::spawn(move || client.try_get("a.test", "/"));
+    let held = origin.accept().unwrap();
+    let old = edge.program().pid();
+    edge.program().signal("USR2");
+    let new = tells("MAINPID=");
+    let stat = std::fs::read_to_string(format!("/proc/{new}/stat")).unwrap();
+    let (_, fields) = stat.rsplit_once(')').unwrap();
+    let parent = fields.split_whitespace().nth(1).unwrap();
+    assert_ne!(parent, old.to_string(), "{stat}");
+    // The old one gives none while it drains.
+    tells("WATCHDOG=1");
+    assert!(edge.program().ended().is_none(), "{}", edge.log());
+    drop((held, origin));
+    let _ = visitor.join().unwrap();
+    let status = edge.program().wait(PATIENCE);
+    assert!(status.success(), "{status}: {}", edge.log());
+}
+
 #[test]
 fn a_folder_that_becomes_unreadable_loses_nothing_and_says_so() {
     if not_root("taking a folder away from another user") || missing(&["setpriv"]) {

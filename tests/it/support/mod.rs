@@ -19,6 +19,7 @@ pub(crate) mod origin;
 pub(crate) mod ports;
 pub(crate) mod program;
 pub(crate) mod raw;
+pub(crate) mod systemd;
 pub(crate) mod trackers;
 
 pub(crate) use client::{Client, Reply};

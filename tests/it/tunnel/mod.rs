@@ -7,6 +7,7 @@
 //! What one part does alone is tested in its crate; here is what people are promised of the whole.
 
 mod bodies;
+mod flood;
 mod fronts;
 mod life;
 mod nat;
@@ -14,6 +15,7 @@ mod programs;
 mod proxies;
 mod service;
 mod threats;
+mod units;
 mod upgrades;
 
 use std::path::Path;

@@ -7,6 +7,7 @@
 //! ```
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
@@ -83,6 +84,11 @@ pub(super) fn agent(on: &Machine, edge: &Edge, token: &str) -> Command {
 
 /// The same with one of its subcommands.
 pub(super) fn agent_does(what: Option<&str>, on: &Machine, edge: &Edge, token: &str) -> Command {
+    agent_trusting(what, on, &edge.ca_file(), token)
+}
+
+/// The same with a file of authorities of its own.
+pub(super) fn agent_trusting(what: Option<&str>, on: &Machine, ca: &Path, token: &str) -> Command {
     let mut command = on.command(Edge::binary());
     command
         .arg("agent")
@@ -90,18 +96,18 @@ pub(super) fn agent_does(what: Option<&str>, on: &Machine, edge: &Edge, token: &
         .args(["--edge", &format!("https://{DIAL}")])
         .args(["--agent", "default/homelab", "--status", "off"])
         .arg("--ca-file")
-        .arg(edge.ca_file())
+        .arg(ca)
         .env("TIDEGATE_AGENT_TOKEN", token);
     command
 }
 
 /// What a visitor gets: the status, or why there is none, and the body.
-fn visit(visitor: &Machine, edge: &Edge) -> (String, String) {
+pub(super) fn visit(visitor: &Machine, ca: &Path) -> (String, String) {
     let mut curl = visitor.command("curl");
     curl.args(["-sS", "--max-time", "30", "-w", "\n%{http_code}"])
         .args(["--resolve", &format!("{APP}:443:{}", Network::V4)])
         .arg("--cacert")
-        .arg(edge.ca_file())
+        .arg(ca)
         .arg(format!("https://{APP}/page"));
     let (_, said) = run(&mut curl);
     let (body, status) = said.trim_end().rsplit_once('\n').unwrap_or(("", &said));
@@ -110,13 +116,15 @@ fn visit(visitor: &Machine, edge: &Edge) -> (String, String) {
 
 #[track_caller]
 pub(super) fn wait_for_page(visitor: &Machine, edge: &Edge, agent: &Program) -> Value {
-    eventually("the page", PATIENCE, || match visit(visitor, edge) {
-        (status, body) if status == "200" => Ok(serde_json::from_str(&body).unwrap()),
-        other => Err(format!(
-            "{other:?}; agent:\n{}\nedge:\n{}",
-            agent.log(),
-            edge.log()
-        )),
+    eventually("the page", PATIENCE, || {
+        match visit(visitor, &edge.ca_file()) {
+            (status, body) if status == "200" => Ok(serde_json::from_str(&body).unwrap()),
+            other => Err(format!(
+                "{other:?}; agent:\n{}\nedge:\n{}",
+                agent.log(),
+                edge.log()
+            )),
+        }
     })
 }
 
@@ -207,7 +215,7 @@ fn a_service_behind_nat_is_served_and_comes_back_with_the_network() {
         println!("a pulled cable was found after {:?}", before.elapsed());
         // Who comes now waits, and gets the page when the cable is back.
         let answered = std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| visit(&visitor, &edge));
+            let waiting = scope.spawn(|| visit(&visitor, &edge.ca_file()));
             eventually("somebody waits", PATIENCE, || {
                 let metrics = edge.admin("/metrics").unwrap();
                 let flying = "tidegate_http_requests_in_flight 1";

@@ -166,7 +166,7 @@ struct ConfigArgs {
     )]
     proxy: Option<String>,
 
-    /// File of more authorities in PEM that may have issued the edge's certificate.
+    /// File of more authorities in PEM that may have issued the edge's certificate, or that of an https:// proxy.
     #[arg(long, env = "TIDEGATE_AGENT_CA_FILE", value_name = "FILE")]
     ca_file: Option<PathBuf>,
 

@@ -3,6 +3,7 @@
 //! Two carriers are raced (`race`): TLS with an ALPN of its own, and WebSocket for networks that let nothing else
 //! pass. Each step has a clock; the token is read for each handshake.
 
+mod advice;
 mod clock;
 mod error;
 pub(crate) mod proxy;
@@ -34,6 +35,7 @@ use crate::config::{Edge, Proxies, TokenSource};
 use crate::stream::Stream;
 use crate::trust::Trust;
 
+pub(crate) use advice::{advice, through_proxy};
 pub(crate) use clock::Clock;
 pub use error::DialError;
 pub use proxy::ProxyError;

@@ -19,7 +19,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tidegate_model::{MappedPort, PortError, PortId, PortListener, PortState, RouteId, Transport};
+use tidegate_model::{
+    ListenError, MappedPort, PortId, PortListener, PortState, RouteId, Transport,
+};
 use tidegate_tracker::udp::flood::FloodLimit;
 use tidegate_tracker::udp::socket::Listener;
 use tokio::sync::{mpsc, watch};
@@ -201,7 +203,7 @@ impl Tally {
 struct Place {
     address: SocketAddr,
     bound: bool,
-    error: Option<PortError>,
+    error: Option<ListenError>,
 }
 
 /// A port that is open, or should be.
@@ -231,7 +233,7 @@ impl Live {
                 }
                 Err(error) => {
                     left = true;
-                    let error = said(&error);
+                    let error = ListenError::from(&error);
                     if place.error.as_ref() != Some(&error) {
                         tracing::warn!(port = %id, address = %place.address, mapping = %self.tenure.route, ?error, "cannot listen for an agent; it is tried again");
                         place.error = Some(error);
@@ -302,15 +304,6 @@ fn bind(
             let listener = Listener::bind(address, sharing)?;
             Ok(vec![Opened::Udp(listener, Arc::clone(tenure))])
         }
-    }
-}
-
-fn said(error: &io::Error) -> PortError {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => PortError::InUse,
-        io::ErrorKind::AddrNotAvailable => PortError::NotLocal,
-        io::ErrorKind::PermissionDenied => PortError::NotPermitted,
-        _ => PortError::Other(error.to_string()),
     }
 }
 

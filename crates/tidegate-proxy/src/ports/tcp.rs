@@ -4,15 +4,12 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Tally, Tenure, port_of};
 use crate::ProxyProtocolMode;
 use crate::access_log::{self, StreamLine};
-use crate::io::Socket;
+use crate::io::{CountBytes, Counting, Socket};
 use crate::listener::{self, OpenConnection, canonical};
 use crate::upgrade::{self, Ended};
 use crate::upstream::connect::ProxiedAddresses;
@@ -201,11 +198,12 @@ impl Connection {
                 );
             }
         };
-        let client = Measured {
-            inner: Socket::new(tcp, ahead, shared.settings.timeouts.write_stall),
+        let socket = Socket::new(tcp, ahead, shared.settings.timeouts.write_stall);
+        let counts = OfClient {
             tenure: Arc::clone(tenure),
             tally: Arc::clone(tally),
         };
+        let client = Counting::new(socket, counts);
         let cut = tenure.cut.clone();
         match copied(client, stream, cut).await {
             Ended::Closed => (None, None),
@@ -216,7 +214,11 @@ impl Connection {
     }
 }
 
-async fn copied(client: Measured, stream: Opened, cut: CancellationToken) -> Ended {
+async fn copied(
+    client: Counting<Socket, OfClient>,
+    stream: Opened,
+    cut: CancellationToken,
+) -> Ended {
     match stream {
         Opened::Socket(stream) => upgrade::copy(client, stream, Some(IDLE), cut).await,
         Opened::Link(stream) => upgrade::copy(client, stream, Some(IDLE), cut).await,
@@ -228,43 +230,18 @@ fn reset(tcp: &TcpStream) {
     let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
 }
 
-/// The client's side, counted.
-struct Measured {
-    inner: Socket,
+/// Who counts what passes a client's side.
+struct OfClient {
     tenure: Arc<Tenure>,
     tally: Arc<Tally>,
 }
 
-impl AsyncRead for Measured {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
-        self.tally
-            .received(&self.tenure, buf.filled().len() - before);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Measured {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.inner).poll_write(cx, buf))?;
-        self.tally.sent(&self.tenure, written);
-        Poll::Ready(Ok(written))
+impl CountBytes for OfClient {
+    fn read(&self, bytes: usize) {
+        self.tally.received(&self.tenure, bytes);
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
+    fn written(&self, bytes: usize) {
+        self.tally.sent(&self.tenure, bytes);
     }
 }

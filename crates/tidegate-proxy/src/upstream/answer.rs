@@ -17,6 +17,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::connect::UpstreamStream;
 use super::pool::{Home, StreamCount};
 use crate::body::{Body, BodyError};
+use crate::io::{CountBytes, Counting};
 
 /// A response body as it comes from the backend. Dropped before its end it gives the connection, or the
 /// stream, up.
@@ -37,7 +38,7 @@ pub(crate) enum AnswerBody {
 
 impl AnswerBody {
     pub(super) fn switched(io: LinkTunnel, meter: Meter) -> Self {
-        Self::Switched(Box::new(LinkStream { io, meter }))
+        Self::Switched(Box::new(Counting::new(io, meter)))
     }
 
     /// The message had two readings: its connection carries no other one.
@@ -126,10 +127,7 @@ pub(crate) enum Upgraded {
 }
 
 /// A stream of a link that carries bytes.
-pub(crate) struct LinkStream {
-    io: LinkTunnel,
-    meter: Meter,
-}
+pub(crate) type LinkStream = Counting<LinkTunnel, Meter>;
 
 macro_rules! on_upgraded {
     ($self:ident, $io:ident => $body:expr) => {
@@ -165,39 +163,6 @@ impl AsyncWrite for Upgraded {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         on_upgraded!(self, io => Pin::new(io).poll_shutdown(cx))
-    }
-}
-
-impl AsyncRead for LinkStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
-        self.meter.received(buf.filled().len() - before);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for LinkStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.io).poll_write(cx, buf))?;
-        self.meter.sent(written);
-        Poll::Ready(Ok(written))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 
@@ -269,7 +234,7 @@ impl Relayed {
     }
 
     pub(crate) fn tunnel(self, io: LinkTunnel) -> LinkStream {
-        LinkStream { io, meter: self.0 }
+        Counting::new(io, self.0)
     }
 }
 
@@ -328,5 +293,15 @@ impl Meter {
         for traffic in self.each() {
             traffic.received.fetch_add(bytes, Ordering::Relaxed);
         }
+    }
+}
+
+impl CountBytes for Meter {
+    fn read(&self, bytes: usize) {
+        self.received(bytes);
+    }
+
+    fn written(&self, bytes: usize) {
+        self.sent(bytes);
     }
 }

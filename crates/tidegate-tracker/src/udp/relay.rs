@@ -214,7 +214,7 @@ impl Relay {
                     place.error = None;
                 }
                 Err(error) => {
-                    let found = listen_error(&error);
+                    let found = UdpListenError::Socket((&error).into());
                     if place.error.as_ref() != Some(&found) {
                         tracing::warn!(relay = %self.wanted.name(), address = %place.address, %error, "cannot listen for datagrams; it is tried again");
                     }
@@ -475,14 +475,6 @@ fn open(
     let fd = upstream.as_raw_fd();
     registry.register(&mut SourceFd(&fd), token.into(), Interest::READABLE)?;
     Ok(upstream)
-}
-
-fn listen_error(error: &io::Error) -> UdpListenError {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => UdpListenError::InUse,
-        io::ErrorKind::AddrNotAvailable => UdpListenError::NotLocal,
-        _ => UdpListenError::Other(error.to_string()),
-    }
 }
 
 /// Whether process or machine have no descriptors left.

@@ -2,9 +2,9 @@
 
 use std::net::{Shutdown, TcpListener, UdpSocket};
 
-use tidegate_model::{IpAccess, MappedPort, PortError, PortId, PortSet, Transport};
+use tidegate_model::{IpAccess, ListenError, MappedPort, PortId, PortSet, Transport};
 
-use super::streams::echoes;
+use super::streams::{echoes, near_and_far_with};
 use super::*;
 
 const TCP: &str = "tidegate-tcp";
@@ -24,12 +24,25 @@ fn port(transport: Transport, number: u16) -> MappedPort {
     }
 }
 
-fn rig(allowed: &[String]) -> Rig {
+/// Settings of an edge that may open these.
+fn opening(allowed: &[String]) -> impl Fn(&mut Settings) {
     let allowed = PortSet::parse(allowed).unwrap();
-    Rig::with(forward_to(&[behind_agent()]), |settings| {
-        settings.tunnel_ports = allowed;
+    move |settings| {
+        settings.tunnel_ports = allowed.clone();
         settings.timeouts.drain = Duration::from_millis(10);
-    })
+    }
+}
+
+fn rig(allowed: &[String]) -> Rig {
+    Rig::with(forward_to(&[behind_agent()]), opening(allowed))
+}
+
+/// A port of the replica that visitors come to leads to an agent of that one, and to one of another replica.
+fn near_and_far(allowed: &[String], test: impl Fn(&Rig, &Rig)) {
+    let rule = || forward_to(&[behind_agent()]);
+    let here = near_and_far_with(rule, opening(allowed), test);
+    let (all, answered) = (here.forwarded(""), here.forwarded("Answered"));
+    assert!(all > 0 && answered == all, "{answered} of {all}");
 }
 
 impl Rig {
@@ -52,7 +65,7 @@ impl Rig {
     }
 
     /// What keeps each port from being open.
-    fn errors(&self) -> Vec<(PortId, Option<PortError>)> {
+    fn errors(&self) -> Vec<(PortId, Option<ListenError>)> {
         let states = self.edge.edge.ports();
         let states = states.borrow();
         let all = states.iter();
@@ -73,8 +86,13 @@ fn visit(number: u16) -> TcpStream {
 fn bytes_go_both_ways_and_each_direction_ends_by_itself() {
     let (number, socket) = number();
     drop(socket);
-    let rig = rig(&[number.to_string()]);
-    let _agent = rig.connect(Way::Direct, echoes(TCP));
+    let test = |rig: &Rig, agents: &Rig| bytes_both_ways(rig, agents, number);
+    near_and_far(&[number.to_string()], test);
+}
+
+fn bytes_both_ways(rig: &Rig, agents: &Rig, number: u16) {
+    let _agent = agents.connect(Way::Direct, echoes(TCP));
+    rig.sees_a_link();
     rig.open(&[port(Transport::Tcp, number)]);
     let mut visitor = visit(number);
     let sent = vec![7; 3 << 20];
@@ -88,10 +106,11 @@ fn bytes_go_both_ways_and_each_direction_ends_by_itself() {
     visitor.read_to_end(&mut back).unwrap();
     writer.join().unwrap();
     assert!(back == sent);
-    eventually("nothing is left", || rig.in_flight() == 0);
+    eventually("nothing is left", || agents.in_flight() == 0);
     let labels = format!("{{mapping=\"default/homelab:port\",protocol=\"TCP\",port=\"{number}\"}}");
     let metric = |name: &str| rig.edge.metric(&format!("tidegate_port_{name}{labels}"));
-    assert_eq!((metric("listening"), metric("sessions_open")), (1, 0));
+    eventually("it is over", || metric("sessions_open") == 0);
+    assert_eq!(metric("listening"), 1);
     assert_eq!(metric("received_bytes_total"), 3 << 20);
     assert_eq!(metric("sent_bytes_total"), 3 << 20);
 }
@@ -109,7 +128,7 @@ fn a_port_that_somebody_has_is_told_and_taken_when_it_is_free_and_others_notice_
     // A third is not among those that may be opened.
     let third = port(Transport::Tcp, second.id.number ^ 1);
     rig.open(&[first.clone(), second.clone(), third.clone()]);
-    let mut expected = vec![(first.id, None), (second.id, Some(PortError::InUse))];
+    let mut expected = vec![(first.id, None), (second.id, Some(ListenError::InUse))];
     expected.sort_by_key(|it| it.0);
     eventually("it is told", || rig.errors() == expected);
     drop(held);
@@ -166,8 +185,13 @@ fn a_visitor_who_comes_while_the_agent_is_away_waits_for_it() {
 fn datagrams_come_back_to_whom_they_are_for() {
     let (number, socket) = number();
     drop(socket);
-    let rig = rig(&[format!("{number}/udp")]);
-    let _agent = rig.connect(Way::WebSocket, echoes("tidegate-udp"));
+    let test = |rig: &Rig, agents: &Rig| datagrams(rig, agents, number);
+    near_and_far(&[format!("{number}/udp")], test);
+}
+
+fn datagrams(rig: &Rig, agents: &Rig, number: u16) {
+    let _agent = agents.connect(Way::WebSocket, echoes("tidegate-udp"));
+    rig.sees_a_link();
     let mut port = port(Transport::Udp, number);
     rig.open(std::slice::from_ref(&port));
     let visitor = || {
@@ -197,7 +221,7 @@ fn datagrams_come_back_to_whom_they_are_for() {
             assert!(back[..got].iter().all(|it| *it == byte));
         }
     }
-    assert_eq!(rig.in_flight(), 2);
+    assert_eq!(agents.in_flight(), 2);
     assert_eq!(rig.edge.metric("tidegate_port_sessions_open"), 2);
 
     // Who may not come costs nobody anything.
@@ -214,5 +238,5 @@ fn datagrams_come_back_to_whom_they_are_for() {
     assert_eq!(rig.edge.metric("tidegate_port_sessions_open"), 2);
     // Taken away: sessions end, and their streams.
     rig.open(&[]);
-    eventually("nothing is left", || rig.in_flight() == 0);
+    eventually("nothing is left", || agents.in_flight() == 0);
 }

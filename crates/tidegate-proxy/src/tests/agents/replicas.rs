@@ -57,7 +57,7 @@ impl Replica {
         let certificate = certificate(&[HOST]);
         let tls = policy(Arc::clone(&certificate));
         let hosts = vec![virtual_host(HOST, rule, tls)];
-        Self::start_hosts(name, identity, hosts, &certificate, hold)
+        Self::start_hosts(name, identity, hosts, &certificate, hold, |_| {})
     }
 
     /// Starts one that holds visitors for so long.
@@ -71,9 +71,11 @@ impl Replica {
         hosts: Vec<VirtualHost>,
         certificate: &Arc<Certificate>,
         hold: Duration,
+        change: impl FnOnce(&mut Settings),
     ) -> Self {
         let (identity, known) = watch::channel(identity);
         let rig = Rig::hosts(hosts, Arc::clone(certificate), hold, |settings| {
+            change(settings);
             // What is on its way when an edge begins to drain may take as long as the machine does.
             settings.timeouts.request_grace = PATIENCE;
             settings.replica = name.to_owned();

@@ -6,6 +6,7 @@ use http::StatusCode;
 use tidegate_model::{AddressParameters, HttpTracker};
 
 use super::super::h2_peers::h2_request;
+use super::streams::near_and_far_with;
 use super::*;
 
 #[test]
@@ -189,15 +190,23 @@ fn another_backend_of_the_rule_serves_while_the_agent_is_away() {
 
 #[test]
 fn a_tracker_behind_an_agent_gets_the_target_as_it_was_asked_for() {
-    let mut rule = forward_to(&[behind_agent()]);
-    rule.tracker = Some(HttpTracker {
-        address_parameters: AddressParameters::Pass,
-    });
-    let rig = Rig::with(rule, |_| {});
-    let _agent = rig.connect(Way::Direct, describe);
+    let rule = || {
+        let mut rule = forward_to(&[behind_agent()]);
+        rule.tracker = Some(HttpTracker {
+            address_parameters: AddressParameters::Pass,
+        });
+        rule
+    };
+    let here = near_and_far_with(rule, |_| {}, raw_target);
+    assert_eq!((here.forwarded("Answered"), here.forwarded("")), (1, 1));
+}
+
+fn raw_target(rig: &Rig, agents: &Rig) {
+    let _agent = agents.connect(Way::Direct, describe);
+    rig.sees_a_link();
     let target = "/announce?info_hash=a\"<b>%00&port=1";
     let answer = rig.edge.exchange(&get(target));
     assert_eq!(status_of(&answer), 200, "{answer}");
     let line = format!("tidegate-tunnel-target: {target}\n");
-    assert!(answer.contains(&line), "{answer}");
+    assert_eq!(answer.matches(&line).count(), 1, "{answer}");
 }

@@ -8,7 +8,7 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 
 use super::super::h2_peers::{h2_body, h2_request, h2_send};
-use super::replicas::{Replica, replicas, replicas_from};
+use super::replicas::{Replica, replicas_from};
 use super::*;
 
 /// RFC 6455 §1.3 has this key, and what is to be answered.
@@ -46,12 +46,28 @@ pub(super) fn echoes(
 
 /// The same over a link of the replica that visitors come to, and over one of another replica.
 fn near_and_far(test: impl Fn(&Rig, &Rig)) {
-    let rig = Rig::new();
-    test(&rig, &rig);
-    let all = replicas(&["a", "b"], PATIENCE);
-    test(&all[0].rig, &all[1].rig);
-    let failed = all[0].forwarded("") - all[0].forwarded("Answered");
+    let here = near_and_far_with(|| forward_to(&[behind_agent()]), |_| {}, test);
+    let failed = here.forwarded("") - here.forwarded("Answered");
     assert_eq!(failed, 0);
+}
+
+/// The same with another rule and other settings; returns the replica that passed everything on.
+pub(super) fn near_and_far_with(
+    rule: impl Fn() -> Rule,
+    change: impl Fn(&mut Settings),
+    test: impl Fn(&Rig, &Rig),
+) -> Replica {
+    let near = Rig::with(rule(), &change);
+    test(&near, &near);
+    // The next one may want its ports.
+    drop(near);
+    let certificate = certificate(&[HOST]);
+    let hosts = || vec![virtual_host(HOST, rule(), policy(Arc::clone(&certificate)))];
+    let mut all = replicas_from(&["a", "b"], PATIENCE, |name, identity| {
+        Replica::start_hosts(name, identity, hosts(), &certificate, PATIENCE, &change)
+    });
+    test(&all[0].rig, &all[1].rig);
+    all.swap_remove(0)
 }
 
 #[test]
@@ -132,7 +148,8 @@ fn tls_that_is_not_opened_goes_to_a_tcp_mapping() {
     };
     let rig = Rig::hosts(hosts(), Arc::clone(&cert), PATIENCE, |_| {});
     passed_through(&rig, &rig);
-    let start = |name, identity| Replica::start_hosts(name, identity, hosts(), &cert, PATIENCE);
+    let start =
+        |name, identity| Replica::start_hosts(name, identity, hosts(), &cert, PATIENCE, |_| {});
     let all = replicas_from(&["a", "b"], PATIENCE, start);
     passed_through(&all[0].rig, &all[1].rig);
 }
@@ -226,9 +243,15 @@ fn large_bodies(rig: &Rig, agents: &Rig) {
 
 #[test]
 fn visitors_who_do_not_read_leave_the_link_to_the_others() {
+    let here = near_and_far_with(|| forward_to(&[behind_agent()]), |_| {}, slow_visitors);
+    // Whoever was refused there was refused because of the budget.
+    let others = ["Answered", "LinkBusy", "LinkStalled"].map(|outcome| here.forwarded(outcome));
+    assert_eq!(here.forwarded(""), others.iter().sum::<u64>());
+}
+
+fn slow_visitors(rig: &Rig, agents: &Rig) {
     const SLOW: usize = 30;
-    let rig = Rig::new();
-    let agent = rig.connect(Way::Direct, |request: Request<Incoming>| async move {
+    let agent = agents.connect(Way::Direct, |request: Request<Incoming>| async move {
         if request.uri().path() == "/small" {
             return Response::new(full("small"));
         }
@@ -237,6 +260,7 @@ fn visitors_who_do_not_read_leave_the_link_to_the_others() {
         });
         Response::new(StreamBody::new(endless).boxed_unsync())
     });
+    rig.sees_a_link();
     let slow: Vec<TcpStream> = (0..SLOW)
         .map(|_| {
             let mut visitor = rig.edge.connect();
