@@ -66,11 +66,11 @@ async fn bodies_and_trailers_go_there_and_back() {
     let body = StreamBody::new(futures_util::stream::iter(frames.map(Ok::<_, Infallible>)));
     let (response, send) = ask(echo, None).await;
     let mut outgoing = Outgoing::new(send, body);
-    let sent = tokio::spawn(async move { poll_fn(|cx| outgoing.poll(cx)).await.unwrap() });
+    let task = tokio::spawn(async move { poll_fn(|cx| outgoing.poll(cx)).await.unwrap() });
     let collected = answered(response).await.collect().await.unwrap();
     assert_eq!(collected.trailers(), Some(&trailers));
     assert_eq!(collected.to_bytes(), vec![7; 1_000_000]);
-    sent.await.unwrap();
+    task.await.unwrap();
 }
 
 /// Whoever gives up says CANCEL. A body must not look whole because of that.

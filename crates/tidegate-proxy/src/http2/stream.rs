@@ -123,8 +123,8 @@ async fn answer(
         return Ok(());
     }
     let mut outgoing = Outgoing::new(send, body);
-    let sent = poll_fn(|cx| outgoing.poll(cx)).await;
-    sent.map_err(|error| match error {
+    let outcome = poll_fn(|cx| outgoing.poll(cx)).await;
+    outcome.map_err(|error| match error {
         SendBodyError::Reset(reason) => Broken::Reset(reason),
         SendBodyError::Send(error) => Broken::Send(error),
         SendBodyError::Body(error) => {

@@ -88,7 +88,7 @@ pub(super) async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>)
                     _ => handshake::LINK_LOST,
                 };
                 let replay = replay.filter(|_| word == handshake::NOT_BEGUN);
-                match unsent.or(replay) {
+                match unsent.map(|unsent| *unsent).or(replay) {
                     Some(unsent) => request = unsent,
                     None => break,
                 }

@@ -311,7 +311,7 @@ impl<'a> Attempt<'a> {
                 // The agent did not begin with it, or is gone with the link and repeating harms nobody.
                 let untouched = matches!(error, SendLinkError::Untouched(_));
                 let may_repeat = untouched || (self.repeatable && live.link.is_closed());
-                self.request = unsent.map(Box::new);
+                self.request = unsent;
                 if self.request.is_none() && may_repeat {
                     self.request = again.request();
                 }

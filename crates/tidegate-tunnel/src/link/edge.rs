@@ -5,12 +5,11 @@
 
 use std::fmt;
 use std::future::Future;
-use std::io;
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
@@ -18,17 +17,18 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use h2::{Ping as Http2Ping, PingPong, SendStream};
 use http::{Method, Request, Response, StatusCode};
-use http_body::{Body, Frame, SizeHint};
-use tidegate_http2::{Incoming, StreamIo};
+use http_body::Body;
+use tidegate_http2::Incoming;
 use tidegate_model::ObjectName;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout, timeout_at};
 
+pub use super::answer::{IncomingError, LinkIncoming, LinkTunnel};
 use super::control::{self, Reader, Writer};
 use super::lifeline::{CutOnDrop, Lifeline, Watched};
-use super::stall::{Flows, Held, Patience, Watch, lock};
+use super::stall::{Flows, Patience, Watch, lock};
 use super::upload::Upload;
 use super::{CONTROL_PATH, CONTROL_QUEUE, LinkError, complete};
 use crate::settings;
@@ -129,7 +129,7 @@ pub struct SendFailed<B> {
     /// Why.
     pub error: SendError,
     /// The request, when nothing of it was sent.
-    pub unsent: Option<Request<B>>,
+    pub unsent: Option<Box<Request<B>>>,
 }
 
 /// Starts HTTP/2 on a connection whose handshake is over, opens the control stream and waits for the agent's Hello.
@@ -232,11 +232,11 @@ where
         to_agent,
     };
     let driver = driver.run(reader, forward, control::writer(send, messages));
-    let link = EdgeLink {
+    let edge = EdgeLink {
         shared,
         bodies: PhantomData,
     };
-    Ok((link, control, driver))
+    Ok((edge, control, driver))
 }
 
 /// The codec's task has ended.
@@ -530,7 +530,7 @@ where
             None
         };
         if let Some(error) = refused {
-            let unsent = Some(request);
+            let unsent = Some(Box::new(request));
             return Err(SendFailed { error, unsent });
         }
         let connect = request.method() == Method::CONNECT;
@@ -548,16 +548,16 @@ where
             Poll::Pending => *sender = sender.clone(),
             Poll::Ready(Err(_)) => {
                 self.shared.closing.store(true, Ordering::Release);
-                let unsent = Some(request);
+                let unsent = Some(Box::new(request));
                 let error = SendError::Closed;
                 return Err(SendFailed { error, unsent });
             }
         }
         let (head, body) = request.into_parts();
-        let sent = sender.send_request(Request::from_parts(head, ()), end);
+        let handed = sender.send_request(Request::from_parts(head, ()), end);
         drop(sender);
         // Nothing has left: the link is gone since it was asked a moment ago, or the head is one that HTTP/2 cannot say.
-        let (response, send) = sent.map_err(|error| SendFailed {
+        let (response, send) = handed.map_err(|error| SendFailed {
             error: SendError::Untouched(error),
             unsent: None,
         })?;
@@ -597,160 +597,5 @@ impl<B> EdgeLink<B> {
 
     pub(super) fn look(&self) {
         self.shared.flows.look();
-    }
-}
-
-/// Body of an agent's answer.
-#[derive(Debug)]
-pub struct LinkIncoming {
-    watch: Watch,
-    hint: SizeHint,
-}
-
-/// Why an answer's body broke off.
-#[derive(Debug, thiserror::Error)]
-pub enum IncomingError {
-    /// The stream was reset because nobody read it while many others were not read either.
-    #[error("the stream was not read for too long")]
-    Stalled,
-    /// The link or the agent failed.
-    #[error("read an answer from the link")]
-    Http2(#[source] h2::Error),
-}
-
-impl LinkIncoming {
-    fn new(body: Incoming, connect: Option<SendStream<Bytes>>, mut watch: Watch) -> Self {
-        let hint = body.size_hint();
-        watch.ended = body.is_end_stream();
-        *lock(&watch.flow.held) = Held::Body(body, connect);
-        Self { watch, hint }
-    }
-
-    /// The whole body, if it is short and came together with its head. None of it is lost otherwise.
-    pub fn take_whole(&mut self) -> Option<Bytes> {
-        let Held::Body(body, _) = &mut *lock(&self.watch.flow.held) else {
-            return None;
-        };
-        let whole = body.take_whole();
-        self.watch.ended |= whole.is_some();
-        whole
-    }
-
-    /// The stream that an agreed CONNECT has become; None where there was none, or it is gone.
-    pub fn into_tunnel(self) -> Option<LinkTunnel> {
-        let mut watch = self.watch;
-        let mut held = lock(&watch.flow.held);
-        *held = match std::mem::take(&mut *held) {
-            Held::Body(body, Some(send)) => Held::Tunnel(StreamIo::new(body.into_stream(), send)),
-            _ => return None,
-        };
-        drop(held);
-        watch.ended = false;
-        Some(LinkTunnel { watch })
-    }
-}
-
-impl Body for LinkIncoming {
-    type Data = Bytes;
-    type Error = IncomingError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, IncomingError>>> {
-        let Self { watch, hint } = self.get_mut();
-        if watch.ended {
-            return Poll::Ready(None);
-        }
-        let flow = &watch.flow;
-        flow.download_taken();
-        let mut held = lock(&flow.held);
-        let Held::Body(body, _) = &mut *held else {
-            watch.ended = true;
-            return Poll::Ready(Some(Err(IncomingError::Stalled)));
-        };
-        flow.reader.register(cx.waker());
-        let polled = ready!(Pin::new(&mut *body).poll_frame(cx));
-        *hint = body.size_hint();
-        match polled {
-            Some(Ok(frame)) => {
-                watch.ended = body.is_end_stream();
-                if !watch.ended {
-                    flow.download_given();
-                }
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Some(Err(error)) => {
-                watch.ended = true;
-                Poll::Ready(Some(Err(IncomingError::Http2(error))))
-            }
-            None => {
-                watch.ended = true;
-                Poll::Ready(None)
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.watch.ended
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.hint
-    }
-}
-
-/// The stream that an agreed CONNECT has become: what is written is sent, what is read was received. Counted and
-/// watched as any other stream of the link.
-#[derive(Debug)]
-pub struct LinkTunnel {
-    watch: Watch,
-}
-
-impl LinkTunnel {
-    fn with<T>(
-        &self,
-        act: impl FnOnce(Pin<&mut StreamIo>) -> Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        match &mut *lock(&self.watch.flow.held) {
-            Held::Tunnel(stream) => act(Pin::new(stream)),
-            _ => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-        }
-    }
-}
-
-impl AsyncRead for LinkTunnel {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let flow = &self.watch.flow;
-        flow.download_taken();
-        flow.reader.register(cx.waker());
-        let before = buf.filled().len();
-        let polled = self.with(|stream| stream.poll_read(cx, buf));
-        if polled.is_ready() && buf.filled().len() > before {
-            flow.download_given();
-        }
-        polled
-    }
-}
-
-impl AsyncWrite for LinkTunnel {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.with(|stream| stream.poll_write(cx, buf))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.with(|stream| stream.poll_flush(cx))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.with(|stream| stream.poll_shutdown(cx))
     }
 }

@@ -6,11 +6,12 @@
 //!      └─ EdgeControl ◄═══ POST /.tunnel/control ═══► AgentControl
 //! ```
 //!
-//! Files: `edge` and `agent` are the two ends; `control` is the endless pair of bodies; `body` evens out what both
+//! Files: `edge` and `agent` are the two ends, `answer` is what comes to the edge; `control` is the endless pair of bodies; `body` evens out what both
 //! ends send, `upload` is what the edge sends of a visitor; `stall` bounds what visitors who stop reading may cost;
 //! `lifeline` finds dead links and ends them.
 
 pub mod agent;
+mod answer;
 pub mod body;
 mod control;
 pub mod edge;
