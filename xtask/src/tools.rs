@@ -49,6 +49,8 @@ const TEST_PACKAGES: &[Package] = &[
         "pdns-backend-sqlite3",
     ),
     ("sqlite3", "sqlite3"),
+    // Runs what Argo CD is told of health.
+    ("lua5.4", "lua5.4"),
     ("aria2c", "aria2"),
     ("transmission-daemon", "transmission-daemon"),
     ("transmission-remote", "transmission-cli"),
