@@ -18,6 +18,11 @@ impl<S> ReadAhead<S> {
     pub fn new(io: S, ahead: Bytes) -> Self {
         Self { ahead, io }
     }
+
+    /// The stream itself.
+    pub fn get_ref(&self) -> &S {
+        &self.io
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for ReadAhead<S> {

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
+use tidegate_http1::ReadAhead;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
@@ -22,8 +23,7 @@ use crate::odd_query::RequestLines;
 /// A TCP socket that first yields bytes read ahead (PROXY header leftovers, ClientHello) and fails a
 /// write that makes no progress for `write_stall`.
 pub(crate) struct Socket {
-    tcp: TcpStream,
-    ahead: Bytes,
+    tcp: ReadAhead<TcpStream>,
     write_stall: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
     waiting: bool,
@@ -32,8 +32,7 @@ pub(crate) struct Socket {
 impl Socket {
     pub(crate) fn new(tcp: TcpStream, ahead: Bytes, write_stall: Duration) -> Self {
         Self {
-            tcp,
-            ahead,
+            tcp: ReadAhead::new(tcp, ahead),
             write_stall,
             stalled: None,
             waiting: false,
@@ -75,11 +74,6 @@ impl AsyncRead for Socket {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.ahead.has_remaining() {
-            let n = self.ahead.len().min(buf.remaining());
-            buf.put_slice(&self.ahead.split_to(n));
-            return Poll::Ready(Ok(()));
-        }
         Pin::new(&mut self.tcp).poll_read(cx, buf)
     }
 }
@@ -367,8 +361,8 @@ impl ClientStream {
 
     pub(crate) fn tcp(&self) -> &TcpStream {
         match &self.inner {
-            Transport::Plain(socket) => &socket.tcp,
-            Transport::Tls(tls) => &tls.get_ref().0.tcp,
+            Transport::Plain(socket) => socket.tcp.get_ref(),
+            Transport::Tls(tls) => tls.get_ref().0.tcp.get_ref(),
         }
     }
 }

@@ -12,6 +12,8 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::process::Command;
 
+use serde_json::Value;
+
 use super::links;
 use super::nat::{DIAL, Home, agent, agent_does, agent_trusting, edge, wait_for_page};
 use super::service::Service;
@@ -73,6 +75,27 @@ fn haproxy(on: &Machine, folder: &Path, ca: &Ca) -> Program {
 /// What `tidegate agent doctor` says of the way from here with these variables, and whether all is well.
 fn doctor(on: &Machine, edge: &Edge, token: &str, variables: &[(&str, &str)]) -> (bool, String) {
     examine(agent_does(Some("doctor"), on, edge, token), variables)
+}
+
+/// The visitor gets the page by way of the proxy, as the links and the proxy's own log tell. Returns the links.
+#[track_caller]
+fn goes_through(
+    office: &Machine,
+    proxy: &Program,
+    visitor: &Machine,
+    edge: &Edge,
+    agent: &Program,
+) -> Vec<Value> {
+    let page = wait_for_page(visitor, edge, agent);
+    assert_eq!(page["headers"]["x-forwarded-for"], visitor.v4.to_string());
+    let all = links(edge);
+    for link in &all {
+        let address = link["address"].as_str().unwrap();
+        assert!(address.starts_with(&format!("{}:", office.v4)), "{all:?}");
+    }
+    let seen = proxy.log();
+    assert!(seen.contains("CONNECT edge.example.com:443"), "{seen}");
+    all
 }
 
 fn examine(mut command: Command, variables: &[(&str, &str)]) -> (bool, String) {
@@ -160,15 +183,7 @@ fn an_agent_reaches_its_edge_through_a_proxy_alone() {
 
         // And the agent goes that way, as its links and the proxy's own log tell.
         let program = Program::start(agent(&home, &edge, &token).envs(right));
-        let page = wait_for_page(&visitor, &edge, &program);
-        assert_eq!(page["headers"]["x-forwarded-for"], visitor.v4.to_string());
-        let all = links(&edge);
-        for link in &all {
-            let address = link["address"].as_str().unwrap();
-            assert!(address.starts_with(&format!("{}:", office.v4)), "{all:?}");
-        }
-        let seen = proxy.log();
-        assert!(seen.contains("CONNECT edge.example.com:443"), "{seen}");
+        let all = goes_through(&office, &proxy, &visitor, &edge, &program);
         println!(
             "a page through {} links from the proxy's address",
             all.len()
@@ -272,15 +287,7 @@ fn a_proxy_that_does_tls_leads_to_the_edge_and_its_authority_is_asked_for() {
         let next = folder.path().join("next.pem");
         fs::write(&next, &both).unwrap();
         fs::rename(&next, &authorities).unwrap();
-        let page = wait_for_page(&visitor, &edge, &program);
-        assert_eq!(page["headers"]["x-forwarded-for"], visitor.v4.to_string());
-        let all = links(&edge);
-        for link in &all {
-            let address = link["address"].as_str().unwrap();
-            assert!(address.starts_with(&format!("{}:", office.v4)), "{all:?}");
-        }
-        let seen = proxy.log();
-        assert!(seen.contains("CONNECT edge.example.com:443"), "{seen}");
+        let all = goes_through(&office, &proxy, &visitor, &edge, &program);
         let doctor = agent_trusting(Some("doctor"), &home, &complete, &token);
         let (well, said) = examine(doctor, &[("HTTPS_PROXY", &right)]);
         assert!(well && said.contains("both carriers work"), "{said}");
